@@ -1,0 +1,156 @@
+"""The frame of every command line: lazily imported commands, one-line errors, exit status 2, `--json`, `--debug`.
+
+A package's `cli.py` is a table:
+
+    app = make_app("linear-ag", {"fit": Command("noiseworks.linear_ag.linear:fit_linear", "Fit LinearAG.")})
+
+    def main() -> None:
+        run(app)
+
+The functions that the commands name are the package's public Python functions; nothing is imported before its
+command runs, so `--help` stays fast. A command's result is printed as readable lines, or as JSON with `--json`.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from importlib.metadata import EntryPoint, entry_points, metadata
+from pathlib import Path
+from typing import Any
+
+from cyclopts import App, CycloptsError
+
+from noiseworks.core.errors import NoiseworksError
+
+METHOD_GROUP = "noiseworks.methods"
+COMMAND_GROUP = "noiseworks.commands"
+EXIT_BAD_INPUT = 2
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: the import path `module:function` of the public function it runs, and one line of help."""
+
+    target: str
+    help: str
+
+
+def make_app(slug: str, commands: Mapping[str, Command], *, distribution: str | None = None) -> App:
+    """Return the command line of one package.
+
+    Args:
+        slug: The method's slug; the command is called `noiseworks-<slug>`.
+        commands: Verb -> command. Targets are imported when their verb runs.
+        distribution: The distribution whose summary and version are shown, by default `noiseworks-<slug>`.
+    """
+    about = metadata(distribution or f"noiseworks-{slug}")
+    app = App(name=f"noiseworks-{slug}", help=about["Summary"], version=about["Version"], result_action="return_value")
+    for verb, command in commands.items():
+        app.command(command.target, name=verb, help=command.help, result_action="return_value")
+    return app
+
+
+def run(app: App, arguments: Sequence[str] | None = None) -> None:
+    """Run a command line and leave the process: 0 when it worked, 2 on bad input, 1 when a result says failure.
+
+    Bad input is one line on stderr. `--debug` anywhere shows the trace instead, `--json` anywhere prints the
+    result as JSON. A result with a true attribute `failed` ends with status 1.
+
+    Args:
+        app: The app of `make_app`.
+        arguments: Words after the command's name, by default those of the process.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug, as_json = "--debug" in words, "--json" in words
+    words = [word for word in words if word not in ("--debug", "--json")]
+    try:
+        result = app(words, exit_on_error=False, print_error=False)
+    except KeyboardInterrupt:
+        print("stopped; finished work is kept, run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+    except (NoiseworksError, CycloptsError, FileNotFoundError, PermissionError) as error:
+        if debug:
+            raise
+        print(f"{app.name[0]}: {one_line(error)}", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
+    show(result, as_json)
+    sys.exit(1 if getattr(result, "failed", False) else 0)
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message folded to one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def show(result: Any, as_json: bool = False) -> None:
+    """Print what a command returned: JSON, or a `__rich__` view, or `name: value` lines; None prints nothing."""
+    if result is None:
+        return
+    if as_json:
+        print(json.dumps(_plain(result), indent=2))
+    elif hasattr(result, "__rich__"):
+        from rich.console import Console
+
+        Console().print(result)
+    else:
+        plain = _plain(result)
+        lines = [f"{name}: {value}" for name, value in plain.items()] if isinstance(plain, dict) else [str(plain)]
+        print("\n".join(lines))
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "to_dict"):
+        return _plain(value.to_dict())
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return value
+
+
+def installed_methods() -> dict[str, EntryPoint]:
+    """Return the installed methods by slug, sorted."""
+    return {entry.name: entry for entry in sorted(entry_points(group=METHOD_GROUP), key=lambda entry: entry.name)}
+
+
+def list_methods() -> dict[str, str]:
+    """List the installed methods.
+
+    Returns:
+        Slug -> one-line summary of the distribution.
+    """
+    return {slug: entry.dist.metadata["Summary"] if entry.dist else "" for slug, entry in installed_methods().items()}
+
+
+def root_app() -> App:
+    """Return the app of `noiseworks`: lists what is installed and dispatches `noiseworks <slug> ...`."""
+    about = metadata("noiseworks-core")
+    methods = list_methods()
+    app = App(
+        name="noiseworks",
+        help="Diffusion papers as methods that plug into the models you already have, and as claims that anyone can run.",
+        version=about["Version"],
+        result_action="return_value",
+    )
+    app.command(list_methods, name="list", help="List the installed methods.", result_action="return_value")
+    app.command(
+        "noiseworks.core.kernels.cli:app", name="kernels", help="Show and measure the GPU kernels of the core."
+    )
+    for entry in entry_points(group=COMMAND_GROUP):
+        summary = entry.dist.metadata["Summary"] if entry.dist else ""
+        app.command(entry.value, name=entry.name, help=summary)
+    for slug, entry in installed_methods().items():
+        app.command(entry.value, name=slug, help=methods[slug])
+    return app
+
+
+def main() -> None:
+    """Run `noiseworks`."""
+    run(root_app())

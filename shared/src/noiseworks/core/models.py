@@ -1,0 +1,49 @@
+"""What a model's name means: a directory, `testbed:<name>` (a small trained model that ships), or a hub id."""
+
+import re
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from noiseworks.core.errors import ModelNotFoundError
+
+TESTBED_PREFIX = "testbed:"
+TESTBED_GROUP = "noiseworks.testbeds"
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*$")
+
+
+def testbed_models() -> dict[str, Path]:
+    """Return the shipped testbed models by name, as directories in their hosts' own formats.
+
+    A testbed registers a function under the entry-point group `noiseworks.testbeds` that maps names to paths.
+    """
+    found: dict[str, Path] = {}
+    for entry in entry_points(group=TESTBED_GROUP):
+        found.update(entry.load()())
+    return found
+
+
+def resolve_model(name: str | Path) -> str:
+    """Return the local directory of a model, or the hub id itself when the user named one.
+
+    Args:
+        name: A directory, `testbed:<name>`, or a hub id such as `"org/model"`.
+
+    Returns:
+        A string for the host's `from_pretrained`.
+
+    Raises:
+        ModelNotFoundError: When the name is none of the three.
+    """
+    text = str(name)
+    if text.startswith(TESTBED_PREFIX):
+        models = testbed_models()
+        short = text.removeprefix(TESTBED_PREFIX)
+        if short not in models:
+            known = ", ".join(TESTBED_PREFIX + known for known in sorted(models)) or "none; install noiseworks-bench"
+            raise ModelNotFoundError(f"unknown testbed model {text!r}; available: {known}")
+        return str(models[short])
+    if Path(text).is_dir():
+        return text
+    if _HUB_ID.match(text) and not Path(text).exists():
+        return text
+    raise ModelNotFoundError(f"no model at {text!r}: name a directory, a hub id (org/name) or testbed:<name>")
