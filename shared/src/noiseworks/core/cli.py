@@ -129,28 +129,33 @@ def list_methods() -> dict[str, str]:
     return {slug: entry.dist.metadata["Summary"] if entry.dist else "" for slug, entry in installed_methods().items()}
 
 
+def dispatched() -> dict[str, EntryPoint]:
+    """Return what `noiseworks <word>` hands over to: the kernel tools, installed commands and methods."""
+    kernels = EntryPoint("kernels", "noiseworks.core.kernels.cli:app", COMMAND_GROUP)
+    commands = {entry.name: entry for entry in entry_points(group=COMMAND_GROUP)}
+    return {"kernels": kernels, **commands, **installed_methods()}
+
+
 def root_app() -> App:
-    """Return the app of `noiseworks`: lists what is installed and dispatches `noiseworks <slug> ...`."""
+    """Return the app of `noiseworks`: lists what is installed; `main` dispatches `noiseworks <slug> ...`."""
     about = metadata("noiseworks-core")
-    methods = list_methods()
     app = App(
         name="noiseworks",
-        help="Diffusion papers as methods that plug into the models you already have, and as claims that anyone can run.",
+        help="Diffusion papers as methods that plug into the models you have, and as claims that anyone can run.",
         version=about["Version"],
         result_action="return_value",
     )
     app.command(list_methods, name="list", help="List the installed methods.", result_action="return_value")
-    app.command(
-        "noiseworks.core.kernels.cli:app", name="kernels", help="Show and measure the GPU kernels of the core."
-    )
-    for entry in entry_points(group=COMMAND_GROUP):
-        summary = entry.dist.metadata["Summary"] if entry.dist else ""
-        app.command(entry.value, name=entry.name, help=summary)
-    for slug, entry in installed_methods().items():
-        app.command(entry.value, name=slug, help=methods[slug])
+    for name, entry in dispatched().items():
+        summary = entry.dist.metadata["Summary"] if entry.dist else "Show and measure the GPU kernels of the core."
+        app.command(entry.value, name=name, help=summary)
     return app
 
 
 def main() -> None:
     """Run `noiseworks`."""
-    run(root_app())
+    words = sys.argv[1:]
+    targets = dispatched()
+    if words and words[0] in targets:
+        run(targets[words[0]].load(), words[1:])
+    run(root_app(), words)

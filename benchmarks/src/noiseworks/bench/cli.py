@@ -1,0 +1,1 @@
+"""The command line of the runner: `noiseworks bench [compose|train-testbed|cards|...]`."""
