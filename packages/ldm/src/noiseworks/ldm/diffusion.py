@@ -1,0 +1,397 @@
+"""Training of the second stage: a denoiser in the latent space of a frozen first stage (sections 3.2 and 3.3)."""
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import lightning as L  # noqa: TID253
+import numpy as np
+import torch
+from noiseworks.core.checks import check_choice, check_finite, check_number
+from noiseworks.core.errors import InputError
+from noiseworks.ldm.conditioning import KINDS, Condition, Conditioner
+from torch import Tensor, nn
+
+LOSSES = ("l2", "l1")
+PREDICTIONS = ("epsilon", "sample", "v_prediction")
+
+
+def make_scheduler(
+    beta_schedule: str = "scaled_linear",
+    beta_start: float = 0.0015,
+    beta_end: float = 0.0195,
+    num_train_timesteps: int = 1000,
+    prediction_type: str = "epsilon",
+):
+    """Return the training schedule as a diffusers `DDIMScheduler` with the paper code's sampling conventions.
+
+    Args:
+        beta_schedule: `"scaled_linear"` (the paper's, β = (linear in √β)²), `"linear"`, `"cosine"`, or `"sqrt"`
+            (β = √ of linear).
+        beta_start: First β; (.0015, .0195) is the default of class and face models.
+        beta_end: Last β.
+        num_train_timesteps: T.
+        prediction_type: What the U-Net predicts, one of `PREDICTIONS`.
+
+    Raises:
+        InputError: When a value is out of its range.
+    """
+    from diffusers import DDIMScheduler
+
+    check_choice("beta_schedule", beta_schedule, ("scaled_linear", "linear", "cosine", "sqrt"))
+    check_choice("prediction_type", prediction_type, PREDICTIONS)
+    check_number("beta_start", beta_start, low=0, high=beta_end, low_open=True)
+    check_number("beta_end", beta_end, high=1, high_open=True)
+    names = {"cosine": "squaredcos_cap_v2", "sqrt": "linear"}
+    betas = np.linspace(beta_start, beta_end, num_train_timesteps) ** 0.5 if beta_schedule == "sqrt" else None
+    return DDIMScheduler(
+        num_train_timesteps=num_train_timesteps,
+        beta_start=beta_start,
+        beta_end=beta_end,
+        beta_schedule=names.get(beta_schedule, beta_schedule),
+        trained_betas=None if betas is None else betas.tolist(),
+        prediction_type=prediction_type,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def diffuse(latents: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> Tensor:
+    """Return z_t = √ᾱ_t z + √(1 - ᾱ_t) ε for ᾱ_t of shape `[B]` (equation 4's marginal)."""
+    abar = alphas_cumprod.view(-1, *[1] * (latents.ndim - 1))
+    return abar.sqrt() * latents + (1 - abar).sqrt() * noise
+
+
+def prediction_target(latents: Tensor, noise: Tensor, alphas_cumprod: Tensor, prediction_type: str) -> Tensor:
+    """Return what the U-Net has to predict: ε, z itself ("sample"), or v = √ᾱ ε - √(1 - ᾱ) z."""
+    if prediction_type == "epsilon":
+        return noise
+    if prediction_type == "sample":
+        return latents
+    return diffuse(noise, -latents, alphas_cumprod)
+
+
+def elbo_weights(alphas_cumprod: Tensor, prediction_type: str) -> Tensor:
+    """Return the weights `[T]` that turn squared errors into the variational bound's terms.
+
+    On z the weight is (SNR(t-1) - SNR(t)) / 2; an error of ε is one of z times √((1-ᾱ)/ᾱ), an error of v one of z
+    times √(1-ᾱ). The first entry, infinite in the bound, takes the second one's value, as in the authors' code.
+    """
+    abar = alphas_cumprod.double()
+    snr = abar / (1 - abar)
+    weights = torch.cat([(snr[:1] - snr[1:2]), snr[:-1] - snr[1:]]) / 2
+    weights = weights * {"epsilon": 1 / snr, "sample": 1.0, "v_prediction": 1 - abar}[prediction_type]
+    weights[0] = weights[1]
+    return weights.float()
+
+
+def ema_decay(updates: int, decay: float = 0.9999) -> float:
+    """Return the decay of the n-th update, min(decay, (1 + n) / (10 + n)), n counted from 1."""
+    return min(decay, (1 + updates) / (10 + updates))
+
+
+def run_unet(unet: nn.Module, latents: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+    """Return the U-Net's prediction `[B, C, h, w]` for noisy latents under a condition."""
+    inputs = latents if condition.concat is None else torch.cat([latents, condition.concat], dim=1)
+    arguments = {} if condition.adm is None else {"class_labels": condition.adm}
+    if condition.crossattn is not None:
+        arguments["encoder_hidden_states"] = condition.crossattn
+    return unet(inputs, timesteps, return_dict=False, **arguments)[0]
+
+
+class LatentDiffusionTrainer(L.LightningModule):
+    """Trains a diffusers U-Net on the latents of a frozen first stage.
+
+    A batch is a mapping that holds the latents in one of three forms, and the conditioner's keys:
+    `"image"` `[B, 3, H, W]` in [-1, 1] (encoded with `vae`); `"mean"` with `"logvar"` `[B, C, h, w]`, a cached
+    posterior that is sampled anew at every visit; or `"latents"` `[B, C, h, w]`, un-scaled.
+
+    Noise, timesteps and dropped conditions of batch n are drawn from (seed, n, rank), so a resumed run repeats the
+    numbers of an uninterrupted one. The averaged weights are `ema["unet"]` and `ema["conditioner"]`.
+
+    Args:
+        unet: `UNet2DModel` or `UNet2DConditionModel`.
+        vae: `AutoencoderKL` or `VQModel`, frozen here; optional when batches hold latents.
+        conditioner: None for an unconditional model.
+        scheduler: The schedule (see `make_scheduler`); its `prediction_type` says what the U-Net predicts.
+        kind: How the condition enters, one of `KINDS`; by default the conditioner's own kind.
+        loss: `"l2"` or `"l1"`, the mean over channels and pixels.
+        learning_rate: Base rate; multiplied as `scale_lr` says.
+        scale_lr: Whether the rate is base × processes × batch × accumulation (the paper code's default).
+        batch_size: Rows of one process's batch, needed by `scale_lr`.
+        scale_factor: A number that latents are multiplied with, or `"std"`: one over the standard deviation of all
+            latent values of the first batch, estimated once on rank 0 and kept in checkpoints.
+        learn_logvar: Whether a log-variance ℓ_t per timestep is learned: L / exp(ℓ_t) + ℓ_t.
+        elbo_weight: Weight of the variational bound beside the simple loss.
+        condition_drop: Share of rows trained without condition; by default the conditioner's `default_drop`.
+        ema_decay: Largest decay of the averaged weights.
+        weight_decay: Of AdamW.
+        warmup_steps: Steps of linear warm-up.
+        lr_schedule: Step -> factor of the rate, on top of the warm-up.
+        seed: Of noise, timesteps and dropped conditions.
+
+    Raises:
+        InputError: When values or shapes do not fit each other.
+    """
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        vae: nn.Module | None = None,
+        conditioner: Conditioner | None = None,
+        scheduler: Any = None,
+        kind: str | None = None,
+        *,
+        loss: str = "l2",
+        learning_rate: float = 1e-4,
+        scale_lr: bool = False,
+        batch_size: int | None = None,
+        scale_factor: float | str = "std",
+        learn_logvar: bool = False,
+        elbo_weight: float = 0.0,
+        condition_drop: float | None = None,
+        ema_decay: float = 0.9999,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 0,
+        lr_schedule: Callable[[int], float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_choice("loss", loss, LOSSES)
+        check_number("learning_rate", learning_rate, low=0, low_open=True)
+        check_number("elbo_weight", elbo_weight, low=0)
+        check_number("ema_decay", ema_decay, low=0, high=1)
+        if scale_factor != "std":
+            check_number("scale_factor", scale_factor, low=0, low_open=True)
+        if scale_lr and batch_size is None:
+            raise InputError(
+                "scale_lr multiplies the rate by the batch size: give batch_size, or scale_lr=False"
+            )
+        self.unet, self.conditioner = unet, conditioner
+        self.vae = None if vae is None else vae.eval().requires_grad_(False)
+        self.scheduler = make_scheduler() if scheduler is None else scheduler
+        self.kind = _checked_kind(kind, conditioner)
+        self.loss_kind, self.elbo_weight = loss, elbo_weight
+        self.base_rate, self.scale_lr, self.batch_size = learning_rate, scale_lr, batch_size
+        self.weight_decay, self.warmup_steps, self.lr_schedule = weight_decay, warmup_steps, lr_schedule
+        self.max_decay, self.seed = ema_decay, seed
+        self.condition_drop = self._checked_drop(condition_drop)
+        self.prediction_type = self.scheduler.config.prediction_type
+        check_choice("prediction_type", self.prediction_type, PREDICTIONS)
+        abar = self.scheduler.alphas_cumprod
+        self.register_buffer("alphas_cumprod", abar.float(), persistent=False)
+        self.register_buffer("vlb_weights", elbo_weights(abar, self.prediction_type), persistent=False)
+        fixed = math.nan if scale_factor == "std" else float(scale_factor)
+        self.register_buffer("scale_factor", torch.tensor(fixed))
+        self.logvar = nn.Parameter(torch.zeros(len(abar))) if learn_logvar else None
+        self.ema = nn.ModuleDict(
+            {name: _frozen_copy(module) for name, module in self.trained_modules().items()}
+        )
+        self.batches_seen, self.ema_updates = 0, 0
+
+    def trained_modules(self) -> dict[str, nn.Module]:
+        """Return the modules that train and are averaged: the U-Net, and the conditioner when it has weights."""
+        modules = {"unet": self.unet}
+        if self.conditioner is not None and any(p.requires_grad for p in self.conditioner.parameters()):
+            modules["conditioner"] = self.conditioner
+        return modules
+
+    def _checked_drop(self, drop: float | None) -> float:
+        if self.conditioner is None:
+            return 0.0
+        drop = self.conditioner.default_drop if drop is None else drop
+        check_number("condition_drop", drop, low=0, high=1)
+        return drop
+
+    # --- latents -------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def raw_latents(self, batch: Mapping[str, Any], generator: torch.Generator) -> Tensor:
+        """Return un-scaled latents `[B, C, h, w]`: a posterior sample (KL) or the un-quantised code (VQ)."""
+        if "latents" in batch:
+            return batch["latents"].float()
+        if "mean" in batch:
+            mean, logvar = batch["mean"].float(), batch["logvar"].float().clamp(-30, 20)
+        else:
+            if self.vae is None:
+                raise InputError(
+                    f"batches hold no latents ({', '.join(batch)}) and no vae was given; give one"
+                )
+            encoded = self.vae.encode(batch["image"])
+            if hasattr(encoded, "latents"):
+                return encoded.latents.float()
+            mean, logvar = encoded.latent_dist.mean.float(), encoded.latent_dist.logvar.float()
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        return mean + (0.5 * logvar).exp() * noise
+
+    def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Estimate the scale factor on the first batch ever seen; a resumed run keeps the one it was trained with."""
+        if not torch.isnan(self.scale_factor):
+            return
+        latents = self.raw_latents(batch, self.generator(stream=1))
+        scale = 1.0 / latents.flatten().std()
+        check_finite("the scale factor 1/std of the first batch", scale)
+        scale = self.trainer.strategy.broadcast(scale, src=0)
+        self.scale_factor.copy_(scale)
+
+    def generator(self, stream: int = 0) -> torch.Generator:
+        """Return the generator of the batch at hand: a function of (seed, batches seen, rank, stream)."""
+        words = np.random.SeedSequence([self.seed, self.batches_seen, self.global_rank, stream])
+        state = int(words.generate_state(1, np.uint64)[0]) >> 1
+        return torch.Generator(device=self.device).manual_seed(state)
+
+    # --- the loss ------------------------------------------------------------------------------------------
+
+    def diffusion_loss(
+        self,
+        batch: Mapping[str, Any],
+        generator: torch.Generator,
+        *,
+        condition_drop: float = 0.0,
+        ema: bool = False,
+    ) -> dict[str, Tensor]:
+        """Return the loss and its parts of one batch, each a scalar.
+
+        Args:
+            batch: See the class.
+            generator: Source of posterior noise, timesteps, noise and dropped conditions.
+            condition_drop: Share of rows that get the null condition.
+            ema: Whether the averaged weights are used.
+        """
+        unet = self.ema["unet"] if ema else self.unet
+        latents = self.raw_latents(batch, generator) * self.scale_factor
+        rows, device = len(latents), latents.device
+        timesteps = torch.randint(len(self.alphas_cumprod), (rows,), generator=generator, device=device)
+        noise = torch.randn(latents.shape, generator=generator, device=device)
+        drop = None
+        if condition_drop > 0:
+            drop = torch.rand(rows, generator=generator, device=device) < condition_drop
+        abar = self.alphas_cumprod[timesteps]
+        condition = self.condition(batch, drop, ema=ema)
+        predicted = run_unet(unet, diffuse(latents, noise, abar), timesteps, condition).float()
+        error = predicted - prediction_target(latents, noise, abar, self.prediction_type)
+        error = error.abs() if self.loss_kind == "l1" else error.square()
+        per_row = error.flatten(1).mean(1)
+        simple = per_row.mean()
+        parts = {"loss_simple": simple, "loss": simple}
+        if self.logvar is not None:
+            logvar = self.logvar[timesteps]
+            parts["loss"] = (per_row / logvar.exp() + logvar).mean()
+        if self.elbo_weight > 0:
+            parts["loss_vlb"] = (self.vlb_weights[timesteps] * per_row).mean()
+            parts["loss"] = parts["loss"] + self.elbo_weight * parts["loss_vlb"]
+        return parts
+
+    def condition(self, batch: Mapping[str, Any], drop: Tensor | None, *, ema: bool = False) -> Condition:
+        """Return the condition of a batch, from the averaged conditioner when `ema`."""
+        if self.conditioner is None:
+            return Condition()
+        averaged = ema and "conditioner" in self.ema
+        return (self.ema["conditioner"] if averaged else self.conditioner)(batch, drop)
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Return the loss of a batch.
+
+        Raises:
+            NonFiniteError: When the loss is NaN or infinite.
+        """
+        parts = self.diffusion_loss(batch, self.generator(), condition_drop=self.condition_drop)
+        check_finite("loss", parts["loss"], self.global_step)
+        self.log_dict({f"train/{name}": value.detach() for name, value in parts.items()})
+        self.log("train/loss_shown", parts["loss_simple"].detach(), prog_bar=True, logger=False)
+        self.batches_seen += 1
+        return parts["loss"]
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Log the loss with the trained and with the averaged weights, on the same noise at every validation."""
+        words = np.random.SeedSequence([self.seed, batch_idx, self.global_rank, 2])
+        state = int(words.generate_state(1, np.uint64)[0]) >> 1
+        for name, ema in (("val/loss", False), ("val/loss_ema", True)):
+            generator = torch.Generator(device=self.device).manual_seed(state)
+            parts = self.diffusion_loss(batch, generator, ema=ema)
+            self.log(name, parts["loss_simple"], sync_dist=True, batch_size=1)
+
+    # --- optimisation --------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Return AdamW over U-Net, trained conditioner and log-variances, with warm-up and schedule."""
+        parameters = [
+            p for module in self.trained_modules().values() for p in module.parameters() if p.requires_grad
+        ]
+        if self.logvar is not None:
+            parameters.append(self.logvar)
+        rate = self.base_rate
+        if self.scale_lr:
+            rate *= self.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        fused = self.device.type in ("cpu", "cuda")
+        optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=self.weight_decay, fused=fused)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def rate_factor(self, step: int) -> float:
+        """Return the factor of the learning rate at a step."""
+        warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        return warm * (self.lr_schedule(step) if self.lr_schedule else 1.0)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step the optimiser, then the averaged weights (before any checkpoint callback sees the step)."""
+        super().optimizer_step(*args, **kwargs)
+        self.update_ema()
+
+    @torch.no_grad()
+    def update_ema(self) -> None:
+        """Move the averaged weights towards the trained ones: shadow += (1 - decay)(weight - shadow)."""
+        self.ema_updates += 1
+        decay = ema_decay(self.ema_updates, self.max_decay)
+        for name, module in self.trained_modules().items():
+            shadows, weights = list(self.ema[name].parameters()), [p.detach() for p in module.parameters()]
+            torch._foreach_lerp_(shadows, weights, 1 - decay)
+            for shadow, buffer in zip(self.ema[name].buffers(), module.buffers(), strict=True):
+                shadow.copy_(buffer)
+
+    def train(self, mode: bool = True) -> "LatentDiffusionTrainer":
+        """Set the mode; the first stage and the averaged weights stay in evaluation mode."""
+        super().train(mode)
+        self.ema.eval()
+        if self.vae is not None:
+            self.vae.eval()
+        return self
+
+    # --- checkpoints ---------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store the counters that noise and averaging depend on, and the global random state (dropout)."""
+        checkpoint["latent_diffusion"] = {
+            "batches_seen": self.batches_seen,
+            "ema_updates": self.ema_updates,
+            "random_state": torch.get_rng_state(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore what `on_save_checkpoint` stored."""
+        state = checkpoint["latent_diffusion"]
+        self.batches_seen, self.ema_updates = state["batches_seen"], state["ema_updates"]
+        self._random_state = state["random_state"]
+
+    def on_train_start(self) -> None:
+        """Set the random state of a resumed run last, after everything that draws while setting up."""
+        if hasattr(self, "_random_state"):
+            torch.set_rng_state(self._random_state.cpu())
+            del self._random_state
+
+
+def _checked_kind(kind: str | None, conditioner: Conditioner | None) -> str:
+    expected = "none" if conditioner is None else conditioner.kind
+    kind = expected if kind is None else kind
+    check_choice("kind", kind, KINDS)
+    if kind != expected:
+        raise InputError(
+            f"kind {kind!r} does not fit the conditioner, which gives {expected!r}; leave kind out"
+        )
+    return kind
+
+
+def _frozen_copy(module: nn.Module) -> nn.Module:
+    return copy.deepcopy(module).eval().requires_grad_(False)

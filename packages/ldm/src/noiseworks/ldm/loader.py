@@ -1,0 +1,130 @@
+"""Batches in an order that depends on (seed, epoch) alone, so that a killed run goes on where it stopped."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from noiseworks.core.checks import check_number
+from noiseworks.core.errors import InputError
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+
+class TensorTable(Dataset):
+    """Rows of named tensors (cached latents, labels, token ids), read a whole batch at a time.
+
+    Args:
+        tensors: Name -> tensor whose first dimension counts the rows.
+
+    Raises:
+        InputError: When the table is empty or the tensors' lengths differ.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        lengths = {name: len(tensor) for name, tensor in tensors.items()}
+        if not lengths or len(set(lengths.values())) != 1 or not next(iter(lengths.values())):
+            raise InputError(
+                f"a table needs tensors of one common length of at least 1, got lengths {lengths}"
+            )
+        self.tensors = dict(tensors)
+        self.length = next(iter(lengths.values()))
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {name: tensor[index] for name, tensor in self.tensors.items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        rows = torch.as_tensor(indices)
+        return {name: tensor[rows] for name, tensor in self.tensors.items()}
+
+
+class _EpochBatches(Sampler):
+    """Index batches of one rank: epoch e is the permutation drawn from (seed, e); short last batches are dropped."""
+
+    def __init__(self, size: int, batch_size: int, seed: int, rank: int, world_size: int) -> None:
+        self.size, self.batch_size, self.seed, self.rank, self.world_size = (
+            size,
+            batch_size,
+            seed,
+            rank,
+            world_size,
+        )
+        self.epoch = 0
+        self.start = 0
+
+    def __len__(self) -> int:
+        return self.size // (self.batch_size * self.world_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(self.size, generator=generator)
+        stride = self.batch_size * self.world_size
+        for step in range(self.start, len(self)):
+            first = step * stride + self.rank * self.batch_size
+            yield order[first : first + self.batch_size].tolist()
+
+
+def _keep(batch: object) -> object:
+    return batch
+
+
+class ResumableLoader(DataLoader):
+    """A `DataLoader` whose position is part of a Lightning checkpoint.
+
+    Under several processes give each its rank, and give the `Trainer` `use_distributed_sampler=False`.
+
+    Args:
+        dataset: Anything with a length; a `TensorTable` is read by whole batches.
+        batch_size: Rows of a batch of one process; a short last batch is dropped.
+        seed: The order of epoch e is drawn from (seed, e).
+        num_workers: Loading processes.
+        rank: This process's number.
+        world_size: Number of processes.
+
+    Raises:
+        InputError: When the dataset holds less than one batch for every process.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        num_workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        check_number("batch_size", batch_size, low=1, integer=True)
+        if len(dataset) < batch_size * world_size:
+            raise InputError(
+                f"batch_size {batch_size} on {world_size} processes needs at least {batch_size * world_size} "
+                f"examples, the data hold {len(dataset)}; use a smaller batch"
+            )
+        batches = _EpochBatches(len(dataset), batch_size, seed, rank, world_size)
+        collate = _keep if hasattr(dataset, "__getitems__") else None
+        own = torch.Generator().manual_seed(
+            seed
+        )  # making an iterator must not advance the global random state
+        super().__init__(
+            dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=collate, generator=own
+        )
+        self._epoch, self._batch = 0, 0
+
+    def __iter__(self) -> Iterator:
+        if self._batch >= len(self):  # Lightning stops at the last batch without exhausting the iterator
+            self._epoch, self._batch = self._epoch + 1, 0
+        sampler = self.batch_sampler
+        sampler.epoch, sampler.start = self._epoch, self._batch
+        for batch in super().__iter__():
+            self._batch += 1  # counted before the batch is used: a checkpoint is written after its step
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position: the epoch and how many of its batches have been handed out."""
+        return {"epoch": self._epoch, "batch": self._batch}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on from a position of `state_dict`."""
+        self._epoch, self._batch = state["epoch"], state["batch"]
