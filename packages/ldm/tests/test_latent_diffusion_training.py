@@ -1,12 +1,15 @@
-import lightning as L
+import json
+
+import lightning as L  # noqa: TID253
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from noiseworks.core.errors import InputError, NonFiniteError
 from noiseworks.ldm.conditioning import TextConditioner
-from noiseworks.ldm.diffusion import LatentDiffusionTrainer, elbo_weights, ema_decay, make_scheduler
+from noiseworks.ldm.diffusion import LatentDiffusionTrainer
 from noiseworks.ldm.export import export_diffusers, to_pipeline
 from noiseworks.ldm.loader import ResumableLoader, TensorTable
+from noiseworks.ldm.objective import elbo_weights, ema_decay, make_scheduler
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -19,8 +22,6 @@ def tiny_tokenizer(max_length=8):
     bpe.train_from_iterator(
         WORDS.split(), trainers.BpeTrainer(min_frequency=1, end_of_word_suffix="</w>", show_progress=False)
     )
-    import json
-
     model = json.loads(bpe.to_str())["model"]
     vocab = dict(model["vocab"])
     for special in ("<|startoftext|>", "<|endoftext|>"):

@@ -1,7 +1,7 @@
 """Conditioners: from a batch to what the U-Net sees (section 3.3 of the paper; one class a modality).
 
-A conditioner reads its own keys of a batch and returns a `Condition`. `drop` marks the rows whose condition is
-replaced by the null condition, for classifier-free guidance.
+A conditioner reads its own keys of a batch and returns a `Condition`. `drop` marks the rows whose condition
+is replaced by the null condition, for classifier-free guidance.
 """
 
 from collections.abc import Mapping, Sequence
@@ -115,13 +115,14 @@ class ClassConditioner(Conditioner):
 
 
 class TextConditioner(Conditioner):
-    """Captions through a transformers text encoder, frozen or trained along; the empty caption is the null one.
+    """Captions through a transformers text encoder, frozen or trained along; the null caption is empty.
 
     Batch keys: `"input_ids"`, int64 `[B, max_length]` from `tokenize` (fast: tokenise a data set once), or
     `"caption"`, a list of B strings. No attention mask is used, as in `StableDiffusionPipeline`.
 
     Args:
-        text_encoder: A transformers encoder whose first output is `[B, L, D]` (CLIPTextModel, BertModel, ...).
+        text_encoder: A transformers encoder whose first output is `[B, L, D]` (CLIPTextModel, BertModel,
+            ...).
         tokenizer: Its tokenizer.
         trained: Whether the encoder trains along with the U-Net (the paper's text model) or is frozen.
         max_length: Tokens of a caption with its special tokens; by default the tokenizer's limit.

@@ -1,4 +1,4 @@
-"""Training of the second stage: a denoiser in the latent space of a frozen first stage (sections 3.2 and 3.3)."""
+"""Training of the second stage: a denoiser in the latents of a frozen first stage (sections 3.2, 3.3)."""
 
 import copy
 import math
@@ -11,105 +11,30 @@ import torch
 from noiseworks.core.checks import check_choice, check_finite, check_number
 from noiseworks.core.errors import InputError
 from noiseworks.ldm.conditioning import KINDS, Condition, Conditioner
+from noiseworks.ldm.objective import (
+    PREDICTIONS,
+    diffuse,
+    elbo_weights,
+    ema_decay,
+    make_scheduler,
+    prediction_target,
+    run_unet,
+)
 from torch import Tensor, nn
 
 LOSSES = ("l2", "l1")
-PREDICTIONS = ("epsilon", "sample", "v_prediction")
-
-
-def make_scheduler(
-    beta_schedule: str = "scaled_linear",
-    beta_start: float = 0.0015,
-    beta_end: float = 0.0195,
-    num_train_timesteps: int = 1000,
-    prediction_type: str = "epsilon",
-):
-    """Return the training schedule as a diffusers `DDIMScheduler` with the paper code's sampling conventions.
-
-    Args:
-        beta_schedule: `"scaled_linear"` (the paper's, β = (linear in √β)²), `"linear"`, `"cosine"`, or `"sqrt"`
-            (β = √ of linear).
-        beta_start: First β; (.0015, .0195) is the default of class and face models.
-        beta_end: Last β.
-        num_train_timesteps: T.
-        prediction_type: What the U-Net predicts, one of `PREDICTIONS`.
-
-    Raises:
-        InputError: When a value is out of its range.
-    """
-    from diffusers import DDIMScheduler
-
-    check_choice("beta_schedule", beta_schedule, ("scaled_linear", "linear", "cosine", "sqrt"))
-    check_choice("prediction_type", prediction_type, PREDICTIONS)
-    check_number("beta_start", beta_start, low=0, high=beta_end, low_open=True)
-    check_number("beta_end", beta_end, high=1, high_open=True)
-    names = {"cosine": "squaredcos_cap_v2", "sqrt": "linear"}
-    betas = np.linspace(beta_start, beta_end, num_train_timesteps) ** 0.5 if beta_schedule == "sqrt" else None
-    return DDIMScheduler(
-        num_train_timesteps=num_train_timesteps,
-        beta_start=beta_start,
-        beta_end=beta_end,
-        beta_schedule=names.get(beta_schedule, beta_schedule),
-        trained_betas=None if betas is None else betas.tolist(),
-        prediction_type=prediction_type,
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
-
-
-def diffuse(latents: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> Tensor:
-    """Return z_t = √ᾱ_t z + √(1 - ᾱ_t) ε for ᾱ_t of shape `[B]` (equation 4's marginal)."""
-    abar = alphas_cumprod.view(-1, *[1] * (latents.ndim - 1))
-    return abar.sqrt() * latents + (1 - abar).sqrt() * noise
-
-
-def prediction_target(latents: Tensor, noise: Tensor, alphas_cumprod: Tensor, prediction_type: str) -> Tensor:
-    """Return what the U-Net has to predict: ε, z itself ("sample"), or v = √ᾱ ε - √(1 - ᾱ) z."""
-    if prediction_type == "epsilon":
-        return noise
-    if prediction_type == "sample":
-        return latents
-    return diffuse(noise, -latents, alphas_cumprod)
-
-
-def elbo_weights(alphas_cumprod: Tensor, prediction_type: str) -> Tensor:
-    """Return the weights `[T]` that turn squared errors into the variational bound's terms.
-
-    On z the weight is (SNR(t-1) - SNR(t)) / 2; an error of ε is one of z times √((1-ᾱ)/ᾱ), an error of v one of z
-    times √(1-ᾱ). The first entry, infinite in the bound, takes the second one's value, as in the authors' code.
-    """
-    abar = alphas_cumprod.double()
-    snr = abar / (1 - abar)
-    weights = torch.cat([(snr[:1] - snr[1:2]), snr[:-1] - snr[1:]]) / 2
-    weights = weights * {"epsilon": 1 / snr, "sample": 1.0, "v_prediction": 1 - abar}[prediction_type]
-    weights[0] = weights[1]
-    return weights.float()
-
-
-def ema_decay(updates: int, decay: float = 0.9999) -> float:
-    """Return the decay of the n-th update, min(decay, (1 + n) / (10 + n)), n counted from 1."""
-    return min(decay, (1 + updates) / (10 + updates))
-
-
-def run_unet(unet: nn.Module, latents: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
-    """Return the U-Net's prediction `[B, C, h, w]` for noisy latents under a condition."""
-    inputs = latents if condition.concat is None else torch.cat([latents, condition.concat], dim=1)
-    arguments = {} if condition.adm is None else {"class_labels": condition.adm}
-    if condition.crossattn is not None:
-        arguments["encoder_hidden_states"] = condition.crossattn
-    return unet(inputs, timesteps, return_dict=False, **arguments)[0]
 
 
 class LatentDiffusionTrainer(L.LightningModule):
     """Trains a diffusers U-Net on the latents of a frozen first stage.
 
     A batch is a mapping that holds the latents in one of three forms, and the conditioner's keys:
-    `"image"` `[B, 3, H, W]` in [-1, 1] (encoded with `vae`); `"mean"` with `"logvar"` `[B, C, h, w]`, a cached
-    posterior that is sampled anew at every visit; or `"latents"` `[B, C, h, w]`, un-scaled.
+    `"image"` `[B, 3, H, W]` in [-1, 1] (encoded with `vae`); `"mean"` with `"logvar"` `[B, C, h, w]`, a
+    cached posterior that is sampled anew at every visit; or `"latents"` `[B, C, h, w]`, un-scaled.
 
-    Noise, timesteps and dropped conditions of batch n are drawn from (seed, n, rank), so a resumed run repeats the
-    numbers of an uninterrupted one. The averaged weights are `ema["unet"]` and `ema["conditioner"]`.
+    Noise, timesteps and dropped conditions of batch n are drawn from (seed, n, rank), so a resumed run
+    repeats the numbers of an uninterrupted one. The averaged weights are `ema["unet"]` and
+    `ema["conditioner"]`.
 
     Args:
         unet: `UNet2DModel` or `UNet2DConditionModel`.
@@ -121,8 +46,8 @@ class LatentDiffusionTrainer(L.LightningModule):
         learning_rate: Base rate; multiplied as `scale_lr` says.
         scale_lr: Whether the rate is base × processes × batch × accumulation (the paper code's default).
         batch_size: Rows of one process's batch, needed by `scale_lr`.
-        scale_factor: A number that latents are multiplied with, or `"std"`: one over the standard deviation of all
-            latent values of the first batch, estimated once on rank 0 and kept in checkpoints.
+        scale_factor: A number that latents are multiplied with, or `"std"`: one over the standard deviation
+            of all latent values of the first batch, estimated once on rank 0 and kept in checkpoints.
         learn_logvar: Whether a log-variance ℓ_t per timestep is learned: L / exp(ℓ_t) + ℓ_t.
         elbo_weight: Weight of the variational bound beside the simple loss.
         condition_drop: Share of rows trained without condition; by default the conditioner's `default_drop`.
@@ -192,7 +117,7 @@ class LatentDiffusionTrainer(L.LightningModule):
         self.batches_seen, self.ema_updates = 0, 0
 
     def trained_modules(self) -> dict[str, nn.Module]:
-        """Return the modules that train and are averaged: the U-Net, and the conditioner when it has weights."""
+        """Return what trains and is averaged: the U-Net, and the conditioner if it has weights to train."""
         modules = {"unet": self.unet}
         if self.conditioner is not None and any(p.requires_grad for p in self.conditioner.parameters()):
             modules["conditioner"] = self.conditioner
@@ -227,7 +152,7 @@ class LatentDiffusionTrainer(L.LightningModule):
         return mean + (0.5 * logvar).exp() * noise
 
     def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Estimate the scale factor on the first batch ever seen; a resumed run keeps the one it was trained with."""
+        """Estimate the scale factor on the first batch ever seen; a resumed run keeps the one it has."""
         if not torch.isnan(self.scale_factor):
             return
         latents = self.raw_latents(batch, self.generator(stream=1))
@@ -305,7 +230,7 @@ class LatentDiffusionTrainer(L.LightningModule):
         return parts["loss"]
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Log the loss with the trained and with the averaged weights, on the same noise at every validation."""
+        """Log the loss of the trained and of the averaged weights, on the same noise at every validation."""
         words = np.random.SeedSequence([self.seed, batch_idx, self.global_rank, 2])
         state = int(words.generate_state(1, np.uint64)[0]) >> 1
         for name, ema in (("val/loss", False), ("val/loss_ema", True)):

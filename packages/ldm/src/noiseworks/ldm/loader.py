@@ -40,7 +40,7 @@ class TensorTable(Dataset):
 
 
 class _EpochBatches(Sampler):
-    """Index batches of one rank: epoch e is the permutation drawn from (seed, e); short last batches are dropped."""
+    """Index batches of one rank; epoch e is the permutation drawn from (seed, e), short batches left out."""
 
     def __init__(self, size: int, batch_size: int, seed: int, rank: int, world_size: int) -> None:
         self.size, self.batch_size, self.seed, self.rank, self.world_size = (

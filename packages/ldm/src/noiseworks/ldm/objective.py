@@ -1,0 +1,94 @@
+"""The formulas of training: schedule, forward process, targets, weights and averaging (equations 1 to 4)."""
+
+import numpy as np
+import torch
+from noiseworks.core.checks import check_choice, check_number
+from noiseworks.ldm.conditioning import Condition
+from torch import Tensor, nn
+
+PREDICTIONS = ("epsilon", "sample", "v_prediction")
+
+
+def make_scheduler(
+    beta_schedule: str = "scaled_linear",
+    beta_start: float = 0.0015,
+    beta_end: float = 0.0195,
+    num_train_timesteps: int = 1000,
+    prediction_type: str = "epsilon",
+):
+    """Return the training schedule as a diffusers `DDIMScheduler` with the paper code's sampling conventions.
+
+    Args:
+        beta_schedule: `"scaled_linear"` (the paper's, β = (linear in √β)²), `"linear"`, `"cosine"`, or
+            `"sqrt"` (β = √ of linear).
+        beta_start: First β; (.0015, .0195) is the default of class and face models.
+        beta_end: Last β.
+        num_train_timesteps: T.
+        prediction_type: What the U-Net predicts, one of `PREDICTIONS`.
+
+    Raises:
+        InputError: When a value is out of its range.
+    """
+    from diffusers import DDIMScheduler
+
+    check_choice("beta_schedule", beta_schedule, ("scaled_linear", "linear", "cosine", "sqrt"))
+    check_choice("prediction_type", prediction_type, PREDICTIONS)
+    check_number("beta_start", beta_start, low=0, high=beta_end, low_open=True)
+    check_number("beta_end", beta_end, high=1, high_open=True)
+    names = {"cosine": "squaredcos_cap_v2", "sqrt": "linear"}
+    betas = np.linspace(beta_start, beta_end, num_train_timesteps) ** 0.5 if beta_schedule == "sqrt" else None
+    return DDIMScheduler(
+        num_train_timesteps=num_train_timesteps,
+        beta_start=beta_start,
+        beta_end=beta_end,
+        beta_schedule=names.get(beta_schedule, beta_schedule),
+        trained_betas=None if betas is None else betas.tolist(),
+        prediction_type=prediction_type,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def diffuse(latents: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> Tensor:
+    """Return z_t = √ᾱ_t z + √(1 - ᾱ_t) ε for ᾱ_t of shape `[B]` (equation 4's marginal)."""
+    abar = alphas_cumprod.view(-1, *[1] * (latents.ndim - 1))
+    return abar.sqrt() * latents + (1 - abar).sqrt() * noise
+
+
+def prediction_target(latents: Tensor, noise: Tensor, alphas_cumprod: Tensor, prediction_type: str) -> Tensor:
+    """Return what the U-Net has to predict: ε, z itself ("sample"), or v = √ᾱ ε - √(1 - ᾱ) z."""
+    if prediction_type == "epsilon":
+        return noise
+    if prediction_type == "sample":
+        return latents
+    return diffuse(noise, -latents, alphas_cumprod)
+
+
+def elbo_weights(alphas_cumprod: Tensor, prediction_type: str) -> Tensor:
+    """Return the weights `[T]` that turn squared errors into the variational bound's terms.
+
+    On z the weight is (SNR(t-1) - SNR(t)) / 2; an error of ε is one of z times √((1-ᾱ)/ᾱ), an error of v
+    one of z times √(1-ᾱ). The first entry, infinite in the bound, takes the second one's value, as in the
+    authors' code.
+    """
+    abar = alphas_cumprod.double()
+    snr = abar / (1 - abar)
+    weights = torch.cat([(snr[:1] - snr[1:2]), snr[:-1] - snr[1:]]) / 2
+    weights = weights * {"epsilon": 1 / snr, "sample": 1.0, "v_prediction": 1 - abar}[prediction_type]
+    weights[0] = weights[1]
+    return weights.float()
+
+
+def ema_decay(updates: int, decay: float = 0.9999) -> float:
+    """Return the decay of the n-th update, min(decay, (1 + n) / (10 + n)), n counted from 1."""
+    return min(decay, (1 + updates) / (10 + updates))
+
+
+def run_unet(unet: nn.Module, latents: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+    """Return the U-Net's prediction `[B, C, h, w]` for noisy latents under a condition."""
+    inputs = latents if condition.concat is None else torch.cat([latents, condition.concat], dim=1)
+    arguments = {} if condition.adm is None else {"class_labels": condition.adm}
+    if condition.crossattn is not None:
+        arguments["encoder_hidden_states"] = condition.crossattn
+    return unet(inputs, timesteps, return_dict=False, **arguments)[0]
