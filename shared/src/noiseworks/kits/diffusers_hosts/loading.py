@@ -1,0 +1,113 @@
+"""Loading pipelines by name and drawing latents per sample."""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from noiseworks.core.errors import InputError, ModelNotFoundError
+from noiseworks.core.models import resolve_model
+from noiseworks.kits.diffusers_hosts.layouts import LAYOUTS, layout_of
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+
+def load_pipeline(
+    name: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    families: Sequence[str] | None = None,
+) -> "DiffusionPipeline":
+    """Load a diffusers pipeline by a directory, a hub id or `testbed:<name>`.
+
+    Args:
+        name: The model's name; nothing is downloaded unless it is a hub id.
+        device: Where the pipeline goes.
+        dtype: Precision of the weights.
+        families: The families that the caller supports, by default all known ones.
+
+    Returns:
+        The pipeline, with its progress bar switched off.
+
+    Raises:
+        ModelNotFoundError: When the model is not there, or its files are missing or corrupt.
+        UnsupportedHostError: When it is a pipeline of an unknown family.
+        InputError: When it is a pipeline of a known family outside `families`.
+    """
+    from diffusers import DiffusionPipeline
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+    from safetensors import SafetensorError
+
+    path = resolve_model(name)
+    _check_index(name, path)
+    hub = logging.getLogger("diffusers")
+    level = hub.level
+    hub.setLevel(logging.ERROR)
+    try:
+        pipe = DiffusionPipeline.from_pretrained(path, torch_dtype=dtype)
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+        raise ModelNotFoundError(f"the pipeline {name} cannot be loaded: {_first_line(error)}") from error
+    except (SafetensorError, HFValidationError, RepositoryNotFoundError) as error:
+        raise ModelNotFoundError(
+            f"the pipeline {name} is missing or corrupt: {_first_line(error)}"
+        ) from error
+    finally:
+        hub.setLevel(level)
+    family = layout_of(pipe).family
+    if families is not None and family not in families:
+        raise InputError(f"{name} is a pipeline of family {family!r}, needed: {', '.join(families)}")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)
+
+
+def sample_generators(seeds: Sequence[int], device: str | torch.device = "cpu") -> list[torch.Generator]:
+    """Return one generator a sample for a pipeline's `generator`, so sample i is the same in any batch.
+
+    Args:
+        seeds: One seed a sample.
+        device: "cpu" gives the same noise on every machine.
+    """
+    return [torch.Generator(device).manual_seed(int(seed)) for seed in seeds]
+
+
+def seeded_latents(
+    seeds: Sequence[int],
+    shape: Sequence[int],
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Return standard normal latents `[len(seeds), *shape]`, drawn on the CPU from one seed a sample.
+
+    Args:
+        seeds: One seed a sample.
+        shape: Channels, height, width.
+        device: Where the result goes.
+        dtype: Type of the result.
+    """
+    draws = [torch.randn(tuple(shape), generator=generator) for generator in sample_generators(seeds)]
+    return torch.stack(draws).to(device=device, dtype=dtype)
+
+
+def _check_index(name: str | Path, path: str) -> None:
+    if not Path(path).is_dir():
+        return
+    index = Path(path) / "model_index.json"
+    if not index.is_file():
+        raise ModelNotFoundError(f"{name} holds no model_index.json: name the folder of a diffusers pipeline")
+    try:
+        cls = json.loads(index.read_text())["_class_name"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelNotFoundError(
+            f"{name} has a corrupt model_index.json: download or export the model again"
+        ) from error
+    if cls not in LAYOUTS:
+        known = ", ".join(sorted({layout.family for layout in LAYOUTS.values()}))
+        raise ModelNotFoundError(f"{name} is a {cls}, which is not supported; supported families: {known}")
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
