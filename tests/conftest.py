@@ -1,0 +1,114 @@
+"""What the workspace-wide tests know about the workspace, read from its pyproject files.
+
+A test that takes `member`, `method`, `command` or `claim_slug` runs once for each of them, so that a new
+package is held to every contract from the moment its folder exists.
+"""
+
+import os
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One distribution of the workspace."""
+
+    folder: Path
+
+    @cached_property
+    def pyproject(self) -> dict:
+        return tomllib.loads((self.folder / "pyproject.toml").read_text())
+
+    @property
+    def name(self) -> str:
+        return self.pyproject["project"]["name"]
+
+    @property
+    def is_method(self) -> bool:
+        return self.folder.parent.name == "packages"
+
+    @property
+    def modules(self) -> list[str]:
+        """Import names that the wheel ships, for example `["noiseworks.core", "noiseworks.kits"]`."""
+        names = self.pyproject["tool"]["uv"]["build-backend"]["module-name"]
+        return [names] if isinstance(names, str) else names
+
+    @property
+    def sources(self) -> list[Path]:
+        return sorted((self.folder / "src").rglob("*.py"))
+
+    @property
+    def scripts(self) -> dict[str, str]:
+        return self.pyproject["project"].get("scripts", {})
+
+    def entry_points(self, group: str) -> dict[str, str]:
+        return self.pyproject["project"].get("entry-points", {}).get(group, {})
+
+    def module_of(self, file: Path) -> str:
+        """Return the import name of a source file."""
+        parts = file.relative_to(self.folder / "src").with_suffix("").parts
+        return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@cache
+def workspace() -> tuple[Member, ...]:
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["uv"]["workspace"]["members"]
+    folders = sorted(
+        path for pattern in patterns for path in ROOT.glob(pattern) if (path / "pyproject.toml").exists()
+    )
+    return tuple(Member(folder) for folder in folders)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    members = workspace()
+    families = {
+        "member": {member.name: member for member in members},
+        "method": {member.name: member for member in members if member.is_method},
+        "command": {name: name for member in members for name in member.scripts},
+        "claim_slug": {slug: slug for member in members for slug in member.entry_points("noiseworks.claims")},
+    }
+    for fixture, values in families.items():
+        if fixture in metafunc.fixturenames:
+            metafunc.parametrize(fixture, list(values.values()), ids=list(values))
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def members() -> tuple[Member, ...]:
+    return workspace()
+
+
+@pytest.fixture(scope="session")
+def run():
+    """Run a program as a user without a network would, and return the completed process with its text.
+
+    Names of installed commands are looked up beside the interpreter, so that no environment has to be active.
+    """
+
+    def run(*words, cwd=None, timeout=300, **variables) -> subprocess.CompletedProcess:
+        program = Path(sys.executable).parent / str(words[0])
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "COLUMNS": "200", **variables}
+        return subprocess.run(
+            [str(program) if program.exists() else str(words[0]), *map(str, words[1:])],
+            cwd=cwd,
+            env=environment,
+            timeout=timeout,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+
+    return run

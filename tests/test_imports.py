@@ -1,0 +1,216 @@
+"""Nothing imports what its pyproject does not list, layers only look downward, and start-up stays light."""
+
+import ast
+import re
+import sys
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import cache
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+# Which source files an optional extra counts for (besides files named after the extra itself).
+EXTRA_FILES = {
+    "bench": ("*/claim.py",),
+    "diffusers": ("*/core/interop.py", "*/core/models.py", "*/kits/diffusers_hosts*"),
+    "kernels": ("*/core/kernels/*",),
+    "ray": ("*/bench/runner/*",),
+    "train": ("*/bench/testbeds/*",),
+}
+# Declared for a library that looks it up at run time instead of importing it.
+NEEDED_INDIRECTLY = {
+    "accelerate": "diffusers and transformers load weights through it",
+    "tensorboard": "Lightning's TensorBoardLogger writes through it",
+    "transformers": "diffusers' text-conditional pipelines hold its models",
+    "tokenizers": "transformers' fast tokenizers are built on it",
+}
+HOSTS = {
+    "diffusers",
+    "transformers",
+    "peft",
+    "lightning",
+    "accelerate",
+    "ray",
+    "lerobot",
+    "gymnasium",
+    "torchvision",
+}
+
+
+@dataclass(frozen=True)
+class Import:
+    """An import statement: the module, whether it runs when the file is imported, and where it stands."""
+
+    module: str
+    at_module_level: bool
+    for_types_only: bool
+    line: int
+
+
+class Imports(ast.NodeVisitor):
+    """Collects the imports of one file."""
+
+    def __init__(self):
+        self.found: list[Import] = []
+        self.depth = 0
+        self.types_only = False
+
+    def visit_FunctionDef(self, node):
+        self.depth += 1
+        self.generic_visit(node)
+        self.depth -= 1
+
+    def visit_AsyncFunctionDef(self, node):
+        self.visit_FunctionDef(node)
+
+    def visit_If(self, node):
+        if "TYPE_CHECKING" in ast.unparse(node.test):
+            self.types_only = True
+            for child in node.body:
+                self.visit(child)
+            self.types_only = False
+            for child in node.orelse:
+                self.visit(child)
+        else:
+            self.generic_visit(node)
+
+    def visit_Import(self, node):
+        for alias in node.names:
+            self._add(alias.name, node)
+
+    def visit_ImportFrom(self, node):
+        assert node.level == 0, f"relative import in line {node.lineno}"
+        if node.module == "noiseworks":
+            for alias in node.names:
+                self._add(f"noiseworks.{alias.name}", node)
+        else:
+            self._add(node.module, node)
+
+    def visit_Call(self, node):
+        called = ast.unparse(node.func)
+        if called.endswith("import_module") and node.args and isinstance(node.args[0], ast.Constant):
+            self._add(node.args[0].value, node)
+        self.generic_visit(node)
+
+    def _add(self, module, node):
+        self.found.append(
+            Import(module, self.depth == 0 and not self.types_only, self.types_only, node.lineno)
+        )
+
+
+@cache
+def imports_of(file: Path) -> tuple[Import, ...]:
+    visitor = Imports()
+    visitor.visit(ast.parse(file.read_text()))
+    return tuple(visitor.found)
+
+
+def normalised(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def requirement_name(requirement: str) -> str:
+    return normalised(re.match(r"[A-Za-z0-9._-]+", requirement).group())
+
+
+def distributions_of(module: str) -> set[str]:
+    """Return the distributions that provide a module; empty for the standard library."""
+    parts = module.split(".")
+    if parts[0] in sys.stdlib_module_names:
+        return set()
+    if parts[0] == "noiseworks":
+        return {"noiseworks-core" if parts[1] in ("core", "kits") else f"noiseworks-{normalised(parts[1])}"}
+    return {normalised(name) for name in packages_distributions().get(parts[0], [parts[0]])}
+
+
+def allowed_distributions(member, file: Path) -> set[str]:
+    """Return what a file may import: itself, the dependencies, and the extras that count for this file."""
+    project = member.pyproject["project"]
+    allowed = {member.name, *map(requirement_name, project["dependencies"])}
+    for extra, requirements in project.get("optional-dependencies", {}).items():
+        patterns = (*EXTRA_FILES.get(extra, ()), f"*/{extra}.py", f"*/{extra}/*")
+        if any(fnmatch(file.as_posix(), pattern) for pattern in patterns):
+            allowed |= set(map(requirement_name, requirements))
+    return allowed
+
+
+def test_imports_only_what_the_pyproject_lists(member):
+    wrong = [
+        f"{file.relative_to(member.folder)}:{found.line} imports {found.module}"
+        for file in member.sources
+        for found in imports_of(file)
+        if (providers := distributions_of(found.module))
+        and not providers & allowed_distributions(member, file)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_lists_only_what_it_imports(member):
+    imported = set().union(
+        *(distributions_of(found.module) for file in member.sources for found in imports_of(file))
+    )
+    unused = [
+        name
+        for name in map(requirement_name, member.pyproject["project"]["dependencies"])
+        if name not in imported and name not in NEEDED_INDIRECTLY
+    ]
+    assert not unused, f"{member.name} lists {unused} and never imports them"
+
+
+def layers_below(module: str) -> set[str]:
+    """Return the second-level names under `noiseworks.` that a module may import."""
+    room = module.split(".")[1]
+    if room == "core":
+        return {"core"}
+    if room in ("kits", "bench"):
+        return {"core", room, "kits"}
+    return {"core", "kits", room} | ({"bench"} if module.endswith(".claim") else set())
+
+
+def test_layers_only_look_downward(member):
+    wrong = []
+    for file in member.sources:
+        module = member.module_of(file)
+        for found in imports_of(file):
+            parts = found.module.split(".")
+            if parts[0] != "noiseworks" or parts[1] in layers_below(module):
+                continue
+            trains_a_testbed = ".testbeds." in module and parts[1] == "ldm" and not found.at_module_level
+            if not trains_a_testbed:
+                wrong.append(f"{module}:{found.line} imports {found.module}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_core_imports_no_host_library_at_module_level(members):
+    wrong = [
+        f"{file}:{found.line} imports {found.module}"
+        for member in members
+        for file in member.sources
+        if member.module_of(file).startswith("noiseworks.core")
+        for found in imports_of(file)
+        if found.at_module_level and found.module.split(".")[0] in HOSTS
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_packages_and_command_lines_import_without_torch(members, run):
+    """`__init__.py` and `cli.py` of every member load neither torch nor a host library."""
+    modules = {name for member in members for name in member.modules}
+    modules |= {
+        member.module_of(file) for member in members for file in member.sources if file.name == "cli.py"
+    }
+    heavy = sorted(HOSTS | {"torch", "triton", "matplotlib", "sklearn"})
+    code = f"import sys, {', '.join(sorted(modules))}; print([n for n in {heavy} if n in sys.modules])"
+    done = run("python", "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def test_core_loads_no_host_library_when_every_module_is_imported(members, run):
+    core = [
+        m.module_of(f) for m in members for f in m.sources if m.module_of(f).startswith("noiseworks.core")
+    ]
+    code = f"import sys, {', '.join(sorted(core))}; print([n for n in {sorted(HOSTS)} if n in sys.modules])"
+    done = run("python", "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,190 @@
+"""What a user installs: each built wheel alone in an empty environment, and the install lines of the README.
+
+Third-party packages come from uv's cache in the versions of `uv.lock`, as hard links, so an environment costs
+about a second.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+# `uv run` names its own executable in UV, also where no `uv` is on the path.
+UV = os.environ.get("UV") or shutil.which("uv")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(UV is None, reason="uv builds and installs the wheels"),
+]
+
+
+def uv(*words, cwd=None, check=True):
+    done = subprocess.run(
+        [UV, *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=500, check=False
+    )
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def constraints(root, tmp_path_factory):
+    """The versions of the lock, so that no other ones are downloaded."""
+    file = tmp_path_factory.mktemp("lock") / "constraints.txt"
+    everything = ("--all-packages", "--all-extras", "--all-groups", "--no-emit-workspace", "--no-hashes")
+    uv("export", "--frozen", "--quiet", *everything, "--output-file", file, cwd=root)
+    return file
+
+
+@pytest.fixture(scope="module")
+def wheels(root, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheels")
+    uv("build", "--all-packages", "--wheel", "--python", sys.executable, "--out-dir", folder, cwd=root)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def repository(root, tmp_path_factory):
+    """A git repository that holds the tracked files as they are now, committed or not."""
+    folder = tmp_path_factory.mktemp("repository")
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True
+    ).stdout
+    for name in filter(None, listed.split("\0")):
+        if (root / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(root / name, folder / name)
+    identity = ("-c", "user.name=tests", "-c", "user.email=tests@localhost")
+    for words in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "-m", "Snapshot"]):
+        subprocess.run(["git", *identity, *words], cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """An empty virtual environment, removed after the test."""
+    folder = tmp_path / "environment"
+    uv("venv", "--quiet", "--python", sys.executable, folder)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def environment_with_pip(environment, wheels, constraints):
+    """An environment with pip and everything that linear-ag needs from outside the workspace."""
+    options = ("--quiet", "--python", environment)
+    uv("pip", "install", *options, "-c", constraints, "--find-links", wheels, "pip", "noiseworks-linear-ag")
+    uv("pip", "uninstall", *options, "noiseworks-linear-ag", "noiseworks-core")
+    return environment
+
+
+def python(environment: Path, *words, cwd=None):
+    return subprocess.run(
+        [str(environment / "bin" / "python"), *words],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def assert_linear_ag_works(environment: Path):
+    done = python(
+        environment, "-c", "import noiseworks.linear_ag as m; print([getattr(m, n) for n in m.__all__])"
+    )
+    assert done.returncode == 0, done.stderr
+    done = subprocess.run(
+        [str(environment / "bin" / "noiseworks-linear-ag"), "--help"], capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_wheel_alone_imports_and_answers_help(member, wheels, constraints, environment):
+    """The wheel brings everything that its public names and its command line need."""
+    uv(
+        "pip",
+        "install",
+        "--quiet",
+        "--python",
+        environment,
+        "--find-links",
+        wheels,
+        "-c",
+        constraints,
+        member.name,
+    )
+    for module in member.modules:
+        done = python(
+            environment, "-c", f"import {module} as m; [getattr(m, n) for n in getattr(m, '__all__', [])]"
+        )
+        assert done.returncode == 0, done.stderr
+    helped = [[name, "--help"] for name in member.scripts]
+    helped += [["noiseworks", name, "--help"] for name in member.entry_points("noiseworks.commands")]
+    for program, *words in helped:
+        done = subprocess.run(
+            [str(environment / "bin" / program), *words], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_method_with_its_bench_extra_knows_its_claim(method, wheels, constraints, environment):
+    line = f"{method.name}[bench]"
+    uv("pip", "install", "--quiet", "--python", environment, "--find-links", wheels, "-c", constraints, line)
+    done = python(environment, "-c", f"from {method.modules[0]}.claim import CLAIM; print(CLAIM.method)")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == method.folder.name
+
+
+def test_wheel_holds_what_the_source_folder_holds(member, wheels, root):
+    """Shipped models, templates, licences and typing markers are in the wheel; tests are not."""
+    (wheel,) = wheels.glob(f"{member.name.replace('-', '_')}-*.whl")
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    listed = subprocess.run(
+        ["git", "ls-files", "src"], cwd=member.folder, capture_output=True, text=True, check=True
+    )
+    tracked = {name.removeprefix("src/") for name in listed.stdout.splitlines()}
+    assert tracked <= packed
+    assert not [name for name in packed if "tests/" in name or "__pycache__" in name]
+    assert any(name.endswith("licenses/LICENSE") for name in zipfile.ZipFile(wheel).namelist())
+
+
+def test_pip_installs_from_a_folder_of_wheels(wheels, environment_with_pip):
+    """`pip install --find-links dist noiseworks-linear-ag`; the rest is there before, to spare a download."""
+    words = ("install", "--no-index", "--find-links", str(wheels), "noiseworks-linear-ag")
+    done = python(environment_with_pip, "-m", "pip", *words)
+    assert done.returncode == 0, done.stderr
+    assert_linear_ag_works(environment_with_pip)
+
+
+def test_uv_pip_installs_from_a_subdirectory_of_the_repository(repository, constraints, environment):
+    """uv reads the workspace of the repository and takes noiseworks-core from there."""
+    line = f"noiseworks-linear-ag @ git+{repository.as_uri()}#subdirectory=packages/linear-ag"
+    uv("pip", "install", "--quiet", "--python", environment, "-c", constraints, line)
+    assert_linear_ag_works(environment)
+
+
+def test_uv_adds_from_a_subdirectory_of_the_repository(repository, constraints, tmp_path):
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "pyproject.toml").write_text(
+        '[project]\nname = "somebodys-project"\nversion = "0"\nrequires-python = ">=3.12,<3.14"\n'
+    )
+    line = f"noiseworks-linear-ag @ git+{repository.as_uri()}#subdirectory=packages/linear-ag"
+    uv("add", "--quiet", "--python", sys.executable, "-c", constraints, line, cwd=project)
+    assert_linear_ag_works(project / ".venv")
+    shutil.rmtree(project / ".venv")
+
+
+def test_pip_installs_from_subdirectories_of_the_repository(repository, environment_with_pip):
+    """pip does not read workspaces: the core's subdirectory is named first, on the same line."""
+    lines = [
+        f"noiseworks-core @ git+{repository.as_uri()}#subdirectory=shared",
+        f"noiseworks-linear-ag @ git+{repository.as_uri()}#subdirectory=packages/linear-ag",
+    ]
+    done = python(environment_with_pip, "-m", "pip", "install", *lines)
+    assert done.returncode == 0, done.stderr
+    assert_linear_ag_works(environment_with_pip)
