@@ -1,0 +1,87 @@
+"""The generated part of the site: a page for each method, the API reference and the contribution guide.
+
+mkdocs calls the functions below as a hook. A method's page is its package's README; the line
+`<!-- results -->` in a page is replaced by the table of the committed results (on a method's page: of that
+method alone).
+"""
+
+import os
+import re
+from pathlib import Path, PurePosixPath
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+RESULTS_LINE = re.compile(r"^<!-- results -->$", re.MULTILINE)
+LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
+MEMBERS = {"core": ROOT / "shared", "bench": ROOT / "benchmarks"}
+MEMBERS |= {folder.parent.name: folder.parent for folder in sorted(ROOT.glob("packages/*/pyproject.toml"))}
+# Repository file -> page of the site, for links between READMEs.
+PAGES = {"CONTRIBUTING.md": "contributing.md", "README.md": "index.md"}
+PAGES |= {f"packages/{slug}/README.md": f"methods/{slug}.md" for slug in MEMBERS}
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Add the method pages and the reference to the navigation."""
+    methods = [f"methods/{slug}.md" for slug in MEMBERS if slug not in ("core", "bench")]
+    references = [f"reference/{slug}.md" for slug in MEMBERS]
+    config.nav[2:2] = [{"Methods": methods}]
+    config.nav.append({"API reference": references})
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages."""
+    pages = {"contributing.md": from_repository(ROOT / "CONTRIBUTING.md", "contributing.md")}
+    for slug, folder in MEMBERS.items():
+        pages[f"reference/{slug}.md"] = reference(slug, folder)
+        if slug not in ("core", "bench"):
+            pages[f"methods/{slug}.md"] = from_repository(folder / "README.md", f"methods/{slug}.md")
+    for uri, content in pages.items():
+        files.append(File.generated(config, uri, content=content))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Put the committed results where a page asks for them."""
+    slug = Path(page.file.src_uri).stem if page.file.src_uri.startswith("methods/") else None
+    return RESULTS_LINE.sub(lambda _: results(slug), markdown)
+
+
+def results(slug: str | None) -> str:
+    """Return the markdown table of the committed results, of one method or of all."""
+    from noiseworks.bench.runner.tables import results_markdown
+
+    return results_markdown(RESULTS, method=slug) if slug else results_markdown(RESULTS)
+
+
+def reference(slug: str, folder: Path) -> str:
+    """Return a page with the public docstrings of every module of a distribution."""
+    source = folder / "src"
+    blocks = []
+    for file in sorted(source.rglob("*.py")):
+        parts = file.relative_to(source).with_suffix("").parts
+        if any(part.startswith("_") for part in parts) or file.name in ("cli.py", "claim.py"):
+            continue
+        blocks.append(f"::: {'.'.join(parts)}\n")
+    title = {"core": "noiseworks-core", "bench": "noiseworks-bench"}.get(slug, f"noiseworks-{slug}")
+    return f"# {title}\n\n" + "\n".join(blocks)
+
+
+def from_repository(file: Path, uri: str) -> str:
+    """Return a repository page with its links turned into links between pages of the site."""
+
+    def rewrite(match: re.Match) -> str:
+        image, text, target, anchor = match[1], match[2], match[3], match[4] or ""
+        if "://" in target or target.startswith("mailto:"):
+            return match[0]
+        path = (file.parent / target).resolve().relative_to(ROOT).as_posix()
+        page = path.removeprefix("docs/") if path.startswith("docs/") else PAGES.get(path)
+        if page is None:
+            return f"`{path}`" if not image else ""
+        return f"{image}[{text}]({os.path.relpath(page, PurePosixPath(uri).parent)}{anchor})"
+
+    return LINK.sub(rewrite, file.read_text())
