@@ -1,0 +1,60 @@
+"""Every claim is complete as data, judges on judging seeds only, and runs at the smoke scale."""
+
+import json
+from importlib.metadata import entry_points
+
+import pytest
+
+JUDGING_SEEDS_FROM = 1000
+
+
+@pytest.fixture
+def claim(claim_slug):
+    (entry,) = entry_points(group="noiseworks.claims", name=claim_slug)
+    return entry.load()
+
+
+def test_claim_names_its_method_and_paper(claim, claim_slug):
+    assert claim.method == claim_slug
+    assert "arXiv" in claim.paper
+    assert claim.statement.endswith(".")
+
+
+def test_claim_has_a_method_and_something_to_compare_it_with(claim):
+    roles = {arm.role for arm in claim.arms}
+    assert "method" in roles
+    assert roles & {"baseline", "naive"}
+    names = [arm.name for arm in claim.arms]
+    assert len(names) == len(set(names))
+
+
+def test_targets_compare_arms_that_exist(claim):
+    roles = {arm.name: arm.role for arm in claim.arms}
+    assert claim.targets
+    assert not claim.targets[0].guard, "the first target is the effect"
+    for target in claim.targets:
+        assert {target.arm, target.against} <= set(roles)
+        assert target.arm != target.against
+
+
+def test_scales_are_complete_and_judge_on_judging_seeds(claim):
+    assert {"smoke", "quick", "laptop"} <= set(claim.scales)
+    for name, scale in claim.scales.items():
+        assert scale.seeds, name
+        assert min(scale.seeds) >= JUDGING_SEEDS_FROM, name
+        assert len(set(scale.seeds)) == len(scale.seeds), name
+        assert scale.time_limit > 0
+    assert len(claim.scales["laptop"].seeds) >= len(claim.scales["quick"].seeds)
+
+
+@pytest.mark.slow
+def test_claim_runs_at_the_smoke_scale(claim, claim_slug, run, tmp_path):
+    """Runs as a user would, in the runner's subprocesses, and leaves a result with every arm and a report."""
+    words = ("bench", "--methods", claim_slug, "--scale", "smoke", "--out", tmp_path / "out", "--json")
+    done = run("noiseworks", *words, timeout=500)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    json.loads(done.stdout)
+    written = [json.loads(file.read_text()) for file in (tmp_path / "out").rglob(f"*{claim_slug}*.json")]
+    assert any(all(arm.name in json.dumps(record) for arm in claim.arms) for record in written)
+    (report,) = (tmp_path / "out").rglob("report.html")
+    assert claim_slug in report.read_text()
