@@ -1,8 +1,8 @@
 """A paper's claim as data plus one function, and what a run of it measures.
 
-A method's `claim.py` holds one `CLAIM`; the runner finds it by the entry-point group `noiseworks.claims`. Every arm
-of a claim runs in one process on the same seed and the same units (prompts, problems, episodes), so that results
-are ratios and paired differences.
+A method's `claim.py` holds one `CLAIM`; the runner finds it by the entry-point group `noiseworks.claims`.
+Every arm of a claim runs in one process on the same seed and the same units (prompts, problems, episodes),
+so that results are ratios and paired differences.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,8 @@ class Arm:
     Attributes:
         name: Short word that `run` receives.
         label: What tables and plots call it.
-        role: `method` (the paper's), `baseline` (what the paper compares with), `naive` or `reference` (a ceiling).
+        role: `method` (the paper's), `baseline` (what the paper compares with), `naive` or `reference` (a
+            ceiling).
     """
 
     name: str
@@ -43,8 +44,8 @@ class Target:
         threshold: What the paper (or the issue) promises for it.
         better: Whether larger or smaller values are better.
         no_effect: The value that says that nothing changed: by default 0 for differences, 1 for ratios.
-        guard: True for a side condition ("quality within 1 point"): it holds when the interval stays on the good
-            side of `threshold`; it cannot show an effect by itself.
+        guard: True for a side condition ("quality within 1 point"): it holds when the interval stays on the
+            good side of `threshold`; it cannot show an effect by itself.
     """
 
     name: str
@@ -82,7 +83,8 @@ class Context:
         settings: The scale's settings.
         model: The model the user named, or None for the testbed's own.
         device: "cpu", "cuda", ...
-        folder: A folder of this (claim, seed) for artifacts; it exists, and survives until the report is written.
+        folder: A folder of this (claim, seed) for artifacts; it exists, and survives until the report is
+            written.
         progress: Call `progress(done, total, text)` to show progress; cheap.
     """
 
@@ -99,8 +101,8 @@ class Measurement:
     """What one arm measured on one seed.
 
     Attributes:
-        metrics: Name -> one value, or one value a unit (prompt, problem, episode). Values of a unit are paired
-            across arms by position; a single value is paired across seeds only.
+        metrics: Name -> one value, or one value a unit (prompt, problem, episode). Values of a unit are
+            paired across arms by position; a single value is paired across seeds only.
         series: Name -> (x values, y values): curves for the report.
         images: Title -> PNG/WebP file under `Context.folder`, shown in the report's grid.
         notes: Sentences for the report (what was found first, what deviates).
@@ -126,10 +128,11 @@ class Claim:
         scales: Scale name -> what is run; `smoke`, `quick` and `laptop` always, `full` where it exists.
         run: `run(arm_name, seed, context) -> Measurement`.
         units: What one value of a list metric belongs to ("prompt", "problem", "episode", "image").
-        precondition: Looks at the measurements of all arms of all seeds (arm -> list of Measurement) and returns
-            None, or the reason why the claim is void on this model.
+        precondition: Looks at the measurements of all arms of all seeds (arm -> list of Measurement) and
+            returns None, or the reason why the claim is void on this model.
         columns: Metric name -> label, for the report's table, in order.
-        version: Raise it when the meaning of the numbers changes; finished work of other versions is not reused.
+        version: Raise it when the meaning of the numbers changes; finished work of other versions is not
+            reused.
     """
 
     method: str

@@ -1,0 +1,181 @@
+"""Paired bootstrap intervals and the verdicts that follow from them.
+
+An interval is the 95 % percentile interval of a hierarchical bootstrap: seeds are drawn with replacement,
+then the units (prompts, problems, episodes) inside each drawn seed. Values of the two arms are drawn
+together, so the pairing survives. The generator is fixed: the same measurements always give the same verdict.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from noiseworks.bench.claims import Target, Verdict
+from noiseworks.core.errors import InputError
+
+RESAMPLES = 4000
+LEVEL = 0.95
+GENERATOR_SEED = 20240607
+
+Values = Sequence[float | Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A statistic with its interval.
+
+    Attributes:
+        value: The statistic of the measurements.
+        low: Lower end of the 95 % interval.
+        high: Upper end.
+        seeds: Number of seeds.
+        observations: Number of (seed, unit) pairs; with a single one there is no spread to estimate and the
+            interval is a point.
+    """
+
+    value: float
+    low: float
+    high: float
+    seeds: int
+    observations: int
+
+
+def resampled_sums(
+    columns: Sequence[Sequence[np.ndarray]], resamples: int
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Draw seeds, then units, and return the sums of each column's drawn values.
+
+    How often the units of a seed are drawn is multinomial, so a resample is a vector of counts and its sums
+    are one matrix product a seed.
+
+    Args:
+        columns: For each column one array of values a seed; the columns have equal lengths seed by seed.
+        resamples: Number R of resamples.
+
+    Returns:
+        For each column an array `[R]` of sums, and the numbers of drawn values `[R]`.
+    """
+    generator = np.random.default_rng(GENERATOR_SEED)
+    sizes = [len(values) for values in columns[0]]
+    seeds = len(sizes)
+    drawn = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
+    sums = [np.zeros(resamples) for _ in columns]
+    for seed, size in enumerate(sizes):
+        counts = generator.multinomial(drawn[:, seed] * size, np.full(size, 1 / size))
+        for total, column in zip(sums, columns, strict=True):
+            total += counts @ column[seed]
+    return sums, drawn @ np.array(sizes)
+
+
+def estimate_mean(values: Values, resamples: int = RESAMPLES) -> Estimate:
+    """Return the mean of a metric over all seeds and units, with its interval."""
+    column = as_columns(values)
+    pooled = np.concatenate(column)
+    (sums,), sizes = resampled_sums([column], resamples)
+    return _interval(float(pooled.mean()), sums / sizes, column)
+
+
+def estimate_contrast(kind: str, arm: Values, against: Values, resamples: int = RESAMPLES) -> Estimate:
+    """Return the paired difference or ratio of two arms' means, with its interval.
+
+    Args:
+        kind: `difference` (mean of arm - mean of against) or `ratio` (mean of arm / mean of against).
+        arm: One number or list of numbers (one a unit) for each seed.
+        against: The same for the other arm; unit i of seed s belongs to unit i of seed s of `arm`.
+        resamples: Number of bootstrap resamples.
+
+    Raises:
+        InputError: When the arms have different seeds or units, or a ratio's denominator can be 0.
+    """
+    a, b = as_columns(arm), as_columns(against)
+    if [len(values) for values in a] != [len(values) for values in b]:
+        raise InputError(
+            "the two arms are not paired: their numbers of values a seed are "
+            f"{[len(values) for values in a]} and {[len(values) for values in b]}; measure the same units"
+        )
+    (a_sums, b_sums), sizes = resampled_sums([a, b], resamples)
+    a_mean, b_mean = float(np.concatenate(a).mean()), float(np.concatenate(b).mean())
+    if kind == "difference":
+        return _interval(a_mean - b_mean, (a_sums - b_sums) / sizes, a)
+    if b_mean == 0 or (np.sign(b_sums) != np.sign(b_mean)).any():
+        raise InputError(
+            f"a ratio to a baseline whose mean ({b_mean:g}) can be 0 says nothing; use a difference"
+        )
+    return _interval(a_mean / b_mean, a_sums / b_sums, a)
+
+
+def as_columns(values: Values) -> list[np.ndarray]:
+    """Return one float64 array a seed; a single number becomes an array of one.
+
+    Raises:
+        InputError: When there is no seed, or a seed without values.
+    """
+    columns = [np.atleast_1d(np.asarray(value, dtype=np.float64)) for value in values]
+    if not columns or any(column.ndim != 1 or column.size == 0 for column in columns):
+        raise InputError("a metric needs at least one seed with at least one value, in one flat list a seed")
+    return columns
+
+
+def _interval(value: float, resampled: np.ndarray, column: Sequence[np.ndarray]) -> Estimate:
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(resampled, [tail, 1 - tail])
+    return Estimate(value, float(low), float(high), len(column), sum(len(values) for values in column))
+
+
+def target_verdict(target: Target, estimate: Estimate) -> Verdict:
+    """Return what an interval says about a target.
+
+    An effect holds when the interval clears the threshold, holds partly when it only clears the value that
+    means "nothing changed", is worse when it lies on the other side of that value, else has no effect. A
+    guard holds when the interval stays on the good side of the threshold, is worse when it lies wholly
+    beyond it, else partly. A single observation has no spread, so it holds at most partly.
+    """
+    sign = 1.0 if target.better == "higher" else -1.0
+    bad, good = sorted((sign * estimate.low, sign * estimate.high))
+    threshold = sign * target.threshold
+    slack = 1e-9 * max(1.0, abs(threshold))  # rounding of sums, where an interval is a point on the threshold
+    no_effect = sign * no_effect_value(target)
+    alone = estimate.observations == 1
+    if target.guard:
+        if bad >= threshold - slack:
+            return "partly" if alone else "holds"
+        return "worse" if good < threshold - slack else "partly"
+    if bad > no_effect + slack:
+        return "holds" if bad >= threshold - slack and not alone else "partly"
+    return "worse" if good < no_effect - slack else "no effect"
+
+
+def no_effect_value(target: Target) -> float:
+    """Return the value that means that nothing changed: 0 for differences and 1 for ratios, unless stated."""
+    if target.no_effect is not None:
+        return target.no_effect
+    return 0.0 if target.kind == "difference" else 1.0
+
+
+def claim_verdict(targets: Sequence[Target], verdicts: Sequence[Verdict]) -> Verdict:
+    """Return the verdict of a claim: the first target is the effect, the others are conditions on it."""
+    if verdicts[0] != "holds":
+        return verdicts[0]
+    if all(verdict == "holds" for verdict in verdicts):
+        return "holds"
+    guarded = zip(targets, verdicts, strict=True)
+    return "worse" if any(target.guard and verdict == "worse" for target, verdict in guarded) else "partly"
+
+
+def judge_target(target: Target, measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> Estimate:
+    """Return a target's estimate from the measurements of all seeds.
+
+    Args:
+        target: The comparison.
+        measured: Arm -> one mapping of metrics for each seed, in the same order of seeds.
+
+    Raises:
+        InputError: Naming the target, when its values cannot be compared.
+    """
+    columns = [
+        [metrics[target.metric] for metrics in measured[name]] for name in (target.arm, target.against)
+    ]
+    try:
+        return estimate_contrast(target.kind, *columns)
+    except InputError as error:
+        raise InputError(f"target {target.name!r}: {error}") from error
