@@ -1,0 +1,220 @@
+"""The command `eval-ae` and its measures: PSNR, SSIM, Fréchet distance in trained features, codebook use."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from noiseworks.core.checks import check_number
+from noiseworks.core.devices import resolve_device
+from noiseworks.core.errors import InputError
+from noiseworks.core.models import resolve_model
+from noiseworks.ldm import codebook as vq
+from noiseworks.ldm.data import load_images
+from noiseworks.ldm.losses import peak_signal_to_noise
+from noiseworks.ldm.perceptual import FeatureNet, train_features
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+
+@dataclass(frozen=True)
+class AutoencoderScores:
+    """How well an autoencoder reconstructs images, from mean latents.
+
+    Attributes:
+        images: Number of images.
+        psnr: Mean peak signal-to-noise ratio in dB.
+        ssim: Mean structural similarity, at most 1.
+        fd_featnet: Fréchet distance of images and reconstructions in the features of a net trained on these
+            images. Not comparable with FID, nor between data sets.
+        feature_accuracy: The net's accuracy in its training task, to judge its features by.
+        codebook_usage: Share of codes used, or None for KL.
+        perplexity: exp of the entropy of code use, or None for KL.
+    """
+
+    images: int
+    psnr: float
+    ssim: float
+    fd_featnet: float
+    feature_accuracy: float
+    codebook_usage: float | None = None
+    perplexity: float | None = None
+
+
+def structural_similarity(images: Tensor, others: Tensor, window: int = 11, sigma: float = 1.5) -> Tensor:
+    """Return the SSIM [B] of images [B, C, H, W] in [-1, 1]: Gaussian window, K1 = 0.01, K2 = 0.03, range 2.
+
+    Only positions where the whole window lies in the image count.
+
+    Raises:
+        InputError: When the images are smaller than the window.
+    """
+    if min(images.shape[-2:]) < window:
+        raise InputError(
+            f"SSIM needs images of at least {window}x{window} pixels, got {tuple(images.shape[-2:])}"
+        )
+    x, y = images.double(), others.clamp(-1, 1).double()
+    offsets = torch.arange(window, dtype=torch.float64, device=x.device) - (window - 1) / 2
+    line = torch.exp(-0.5 * (offsets / sigma).square())
+    kernel = torch.outer(line, line) / line.sum().square()
+    channels = x.shape[1]
+    kernel = kernel.expand(channels, 1, window, window)
+
+    def smooth(values: Tensor) -> Tensor:
+        return F.conv2d(values, kernel, groups=channels)
+
+    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
+    mean_x, mean_y = smooth(x), smooth(y)
+    variance_x, variance_y = smooth(x * x) - mean_x**2, smooth(y * y) - mean_y**2
+    covariance = smooth(x * y) - mean_x * mean_y
+    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    similarity /= (mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2)
+    return similarity.flatten(1).mean(dim=1)
+
+
+def frechet_distance(first: Tensor, second: Tensor) -> float:
+    """Return ‖μ₁ - μ₂‖² + tr(Σ₁ + Σ₂) - 2 tr((Σ₁Σ₂)^½) of two sets of features, in float64.
+
+    The trace of the root is the sum of the square roots of the eigenvalues of Σ₁Σ₂, which are real and not
+    negative but for rounding. Covariances are the unbiased ones.
+
+    Args:
+        first: [N, d], N > d.
+        second: [M, d], M > d.
+
+    Raises:
+        InputError: When there are not more samples than dimensions.
+    """
+    a, b = (features.detach().cpu().double().numpy() for features in (first, second))
+    dimensions = a.shape[1]
+    if min(len(a), len(b)) <= dimensions:
+        raise InputError(
+            f"a Fréchet distance in {dimensions} dimensions needs more than {dimensions} samples a side, "
+            f"got {len(a)} and {len(b)}; give more images"
+        )
+    covariance_a, covariance_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    covariance_a, covariance_b = np.atleast_2d(covariance_a), np.atleast_2d(covariance_b)
+    eigenvalues = np.linalg.eigvals(covariance_a @ covariance_b).real.clip(min=0)
+    mean = np.square(a.mean(axis=0) - b.mean(axis=0)).sum()
+    return float(mean + np.trace(covariance_a) + np.trace(covariance_b) - 2 * np.sqrt(eigenvalues).sum())
+
+
+@torch.no_grad()
+def reconstruct(vae: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return reconstructions [B, C, H, W] from mean latents, and the code indices of a VQ model or None."""
+    encoded = vae.encode(images)
+    if not hasattr(encoded, "latents"):
+        return vae.decode(encoded.latent_dist.mode()).sample, None
+    latents, table = encoded.latents, vae.quantize.embedding.weight
+    codes = vq.nearest_codes(latents.movedim(1, -1).flatten(0, -2), table)
+    quantised = F.embedding(codes, table).view(*latents.shape[:1], *latents.shape[2:], -1).movedim(-1, 1)
+    return vae.decode(quantised, force_not_quantize=True).sample, codes
+
+
+def score_autoencoder(
+    vae: nn.Module, dataset: Dataset, features: FeatureNet, accuracy: float, batch_size: int = 32
+) -> AutoencoderScores:
+    """Measure an autoencoder batch by batch; images are not kept.
+
+    Args:
+        vae: `AutoencoderKL` or `VQModel`, in eval mode.
+        dataset: Items with `image` [C, H, W] in [-1, 1].
+        features: The net of the Fréchet distance.
+        accuracy: Its accuracy, reported beside the distance.
+        batch_size: Images at once.
+    """
+    reference = next(vae.parameters())
+    features = features.to(reference.device)
+    counts = None
+    if hasattr(vae, "quantize"):
+        counts = torch.zeros(len(vae.quantize.embedding.weight), device=reference.device)
+    psnr, ssim, real, fake = [], [], [], []
+    with torch.inference_mode():
+        for start in range(0, len(dataset), batch_size):
+            rows = range(start, min(start + batch_size, len(dataset)))
+            images = torch.stack([dataset[row]["image"] for row in rows]).to(reference)
+            made, codes = reconstruct(vae, images)
+            made = made.float().clamp(-1, 1)
+            images = images.float()
+            psnr.append(peak_signal_to_noise(images, made))
+            ssim.append(structural_similarity(images, made))
+            real.append(features.embed(images))
+            fake.append(features.embed(made))
+            if codes is not None:
+                counts += torch.bincount(codes, minlength=len(counts))
+    return AutoencoderScores(
+        images=len(dataset),
+        psnr=float(torch.cat(psnr).mean()),
+        ssim=float(torch.cat(ssim).mean()),
+        fd_featnet=frechet_distance(torch.cat(real), torch.cat(fake)),
+        feature_accuracy=accuracy,
+        codebook_usage=None if counts is None else float(vq.usage(counts)),
+        perplexity=None if counts is None else float(vq.perplexity(counts)),
+    )
+
+
+def evaluate_autoencoder(
+    model: str,
+    data: str,
+    *,
+    size: int | None = None,
+    limit: int | None = None,
+    batch_size: int = 32,
+    feature_steps: int = 300,
+    device: str = "auto",
+    seed: int = 0,
+) -> AutoencoderScores:
+    """Measure an autoencoder on images: PSNR, SSIM, Fréchet distance in trained features, codebook use.
+
+    Args:
+        model: Directory, hub id or testbed:<name> of an AutoencoderKL or VQModel.
+        data: A folder of images, or an .npz or .npy array [N, H, W, 3].
+        size: Side of the images in pixels, for folders.
+        limit: Use the first so many images.
+        batch_size: Images at once.
+        feature_steps: Training steps of the feature net.
+        device: auto, cpu, cuda ...
+        seed: Seed of the feature net.
+
+    Raises:
+        InputError: When model or data do not fit, or there are too few images for the distance (65).
+    """
+    check_number("batch_size", batch_size, low=1, integer=True)
+    where = resolve_device(device)
+    dataset = load_images(data, size)
+    count = len(dataset)
+    if limit is not None:
+        check_number("limit", limit, low=65, integer=True)
+        count = min(limit, count)
+    if count <= 64:
+        raise InputError(
+            f"the Fréchet distance needs more than 64 images, {data} holds {count}; give more images"
+        )
+    vae = load_autoencoder(model).to(where)
+    images = torch.stack([dataset[row]["image"] for row in range(min(count, 4096))])
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    if any(side % factor for side in images.shape[-2:]):
+        side = images.shape[-1]
+        raise InputError(
+            f"the image size {side} is not a multiple of the model's f = {factor}; give another --size"
+        )
+    features, accuracy = train_features(images, steps=feature_steps, seed=seed)
+    return score_autoencoder(
+        vae, torch.utils.data.Subset(dataset, range(count)), features, accuracy, batch_size
+    )
+
+
+def load_autoencoder(model: str) -> nn.Module:
+    """Return the `AutoencoderKL` or `VQModel` at a directory, hub id or `testbed:` name, in eval mode.
+
+    Raises:
+        InputError: When the model is of another class.
+    """
+    from diffusers import AutoencoderKL, VQModel
+
+    path = resolve_model(model)
+    config = AutoencoderKL.load_config(path)
+    classes = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
+    if config.get("_class_name") not in classes:
+        raise InputError(f"{model} is a {config.get('_class_name')}, expected an AutoencoderKL or VQModel")
+    return classes[config["_class_name"]].from_pretrained(path).eval().requires_grad_(False)
