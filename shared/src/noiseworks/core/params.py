@@ -127,6 +127,13 @@ def ve_view(x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
     return x / expand(level.alpha, x), level.sigma_ve
 
 
+def level_from_sigma_ve(sigma: Tensor | float) -> Level:
+    """Return the variance-preserving level whose variance-exploding noise is σ: `(1, σ) / √(1 + σ²)`."""
+    sigma = torch.as_tensor(sigma, dtype=torch.float64)
+    scale = 1 / (1 + sigma**2).sqrt()
+    return Level(scale, sigma * scale)
+
+
 class Preconditioning(NamedTuple):
     """EDM coefficients: `D(x, σ) = c_skip x + c_out F(c_in x, c_noise)`, and the weight of its x_0 loss."""
 
