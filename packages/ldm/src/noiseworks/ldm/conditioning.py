@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
 from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.errors import InputError
 from torch import Tensor, nn
 
+Box = tuple[int, float, float, float, float]
 KINDS = ("none", "concat", "crossattn", "hybrid", "adm")
 
 
@@ -75,7 +78,7 @@ def _drop_rows(values: Tensor, null: Tensor, drop: Tensor | None) -> Tensor:
     return torch.where(drop.view(-1, *[1] * (values.ndim - 1)), null.to(values.device), values)
 
 
-class ClassConditioner(Conditioner):
+class ClassConditioner(Conditioner, ModelMixin, ConfigMixin):
     """Class labels: one learned token for cross-attention (the paper's ImageNet model) or the time embedding.
 
     Batch key: `"label"`, int64 `[B]` in [0, num_classes). Class `num_classes` is the null class.
@@ -88,6 +91,7 @@ class ClassConditioner(Conditioner):
 
     default_drop = 0.1
 
+    @register_to_config
     def __init__(self, num_classes: int, dim: int = 512, kind: str = "crossattn") -> None:
         super().__init__()
         check_number("num_classes", num_classes, low=1, integer=True)
@@ -184,3 +188,123 @@ class TextConditioner(Conditioner):
         if not self.trained:
             self.text_encoder.eval()
         return self
+
+
+class LayoutConditioner(Conditioner, ModelMixin, ConfigMixin):
+    """Boxes with classes, as tokens through a transformer that trains along (the paper's layout model).
+
+    The token format is this package's own: an object is five tokens, (class, x0, y0, x1, y1), its corners in
+    cells of a G x G grid: token 0 pads, tokens 1..K are classes, token K + 1 + g is grid cell g. A layout
+    of at most `max_objects` objects is padded to `5 * max_objects` tokens; the null layout is all padding.
+
+    Batch keys: `"layout_ids"`, int64 `[B, 5 * max_objects]` from `tokenize`, or `"layout"`, B lists of
+    (class, x0, y0, x1, y1) with corners in [0, 1].
+
+    Args:
+        num_classes: K.
+        grid: G.
+        max_objects: Objects of the longest layout; 18 gives 90 tokens.
+        dim: Width of the transformer, the U-Net's `cross_attention_dim`.
+        num_layers: Depth of the transformer.
+        num_heads: Heads of the transformer.
+    """
+
+    kind = "crossattn"
+    default_drop = 0.1
+
+    @register_to_config
+    def __init__(
+        self,
+        num_classes: int,
+        grid: int = 64,
+        max_objects: int = 18,
+        dim: int = 512,
+        num_layers: int = 16,
+        num_heads: int = 8,
+    ) -> None:
+        super().__init__()
+        from transformers import BertConfig, BertModel
+
+        for name, value in (("num_classes", num_classes), ("grid", grid), ("max_objects", max_objects)):
+            check_number(name, value, low=1, integer=True)
+        self.dim = dim
+        self.encoder = BertModel(
+            BertConfig(
+                vocab_size=1 + num_classes + grid,
+                hidden_size=dim,
+                num_hidden_layers=num_layers,
+                num_attention_heads=num_heads,
+                intermediate_size=4 * dim,
+                max_position_embeddings=5 * max_objects,
+                hidden_dropout_prob=0.0,
+                attention_probs_dropout_prob=0.0,
+                pad_token_id=0,
+            ),
+            add_pooling_layer=False,
+        )
+
+    def tokenize(self, layouts: Sequence[Sequence[Box]]) -> Tensor:
+        """Return token ids, int64 `[len(layouts), 5 * max_objects]`.
+
+        Raises:
+            InputError: When a layout has too many objects, or a class or corner is out of range.
+        """
+        config = self.config
+        ids = torch.zeros(len(layouts), 5 * config.max_objects, dtype=torch.int64)
+        for row, layout in enumerate(layouts):
+            if len(layout) > config.max_objects:
+                raise InputError(f"layout {row} has {len(layout)} objects, the limit is {config.max_objects}")
+            for place, (label, *corners) in enumerate(layout):
+                check_number(
+                    f"class in layout {row}", label, low=0, high=config.num_classes - 1, integer=True
+                )
+                for corner in corners:
+                    check_number(f"corner in layout {row}", corner, low=0, high=1)
+                if len(corners) != 4 or corners[0] > corners[2] or corners[1] > corners[3]:
+                    raise InputError(f"a box is (class, x0, y0, x1, y1), x0 <= x1, y0 <= y1, got {corners}")
+                cells = [min(int(corner * config.grid), config.grid - 1) for corner in corners]
+                tokens = [1 + label, *(1 + config.num_classes + cell for cell in cells)]
+                ids[row, 5 * place : 5 * place + 5] = torch.tensor(tokens)
+        return ids
+
+    def detokenize(self, ids: Tensor) -> list[list[Box]]:
+        """Return the layouts of token ids; corners are centres of grid cells, at most 1 / (2 G) off."""
+        config = self.config
+        layouts = []
+        for row in ids.view(len(ids), -1, 5).tolist():
+            layouts.append(
+                [
+                    (label - 1, *((token - 1 - config.num_classes + 0.5) / config.grid for token in corners))
+                    for label, *corners in row
+                    if label > 0
+                ]
+            )
+        return layouts
+
+    def forward(self, batch: Mapping[str, Any], drop: Tensor | None = None) -> Condition:
+        """Return the transformer's states `[B, 5 * max_objects, dim]`."""
+        ids = batch["layout_ids"] if "layout_ids" in batch else self.tokenize(batch["layout"])
+        ids = _drop_rows(ids.to(self.device), torch.tensor(0), drop)
+        return Condition(crossattn=self.encoder(ids)[0])
+
+
+class HybridConditioner(Conditioner):
+    """Two conditioners at once: maps joined to the latent and a sequence for cross-attention.
+
+    Args:
+        concat: A conditioner of kind `"concat"`.
+        crossattn: A conditioner of kind `"crossattn"`; only it is dropped for guidance.
+    """
+
+    kind = "hybrid"
+
+    def __init__(self, concat: Conditioner, crossattn: Conditioner) -> None:
+        super().__init__()
+        if (concat.kind, crossattn.kind) != ("concat", "crossattn"):
+            raise InputError(f"a hybrid joins concat and crossattn, got {concat.kind} and {crossattn.kind}")
+        self.concat, self.crossattn = concat, crossattn
+        self.default_drop = crossattn.default_drop
+
+    def forward(self, batch: Mapping[str, Any], drop: Tensor | None = None) -> Condition:
+        """Return both parts."""
+        return Condition(concat=self.concat(batch).concat, crossattn=self.crossattn(batch, drop).crossattn)

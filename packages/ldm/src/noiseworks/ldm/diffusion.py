@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from noiseworks.core.checks import check_choice, check_finite, check_number
 from noiseworks.core.errors import InputError
+from noiseworks.core.params import from_x0_epsilon
+from noiseworks.core.schedules import Level, add_noise
 from noiseworks.ldm.conditioning import KINDS, Condition, Conditioner
 from noiseworks.ldm.objective import (
     PREDICTIONS,
-    diffuse,
     elbo_weights,
     ema_decay,
     make_scheduler,
-    prediction_target,
     run_unet,
 )
 from torch import Tensor, nn
@@ -194,9 +194,10 @@ class LatentDiffusionTrainer(L.LightningModule):
         if condition_drop > 0:
             drop = torch.rand(rows, generator=generator, device=device) < condition_drop
         abar = self.alphas_cumprod[timesteps]
+        level = Level(abar.sqrt(), (1 - abar).sqrt())
         condition = self.condition(batch, drop, ema=ema)
-        predicted = run_unet(unet, diffuse(latents, noise, abar), timesteps, condition).float()
-        error = predicted - prediction_target(latents, noise, abar, self.prediction_type)
+        predicted = run_unet(unet, add_noise(latents, noise, level), timesteps, condition).float()
+        error = predicted - from_x0_epsilon(latents, noise, level, self.prediction_type)
         error = error.abs() if self.loss_kind == "l1" else error.square()
         per_row = error.flatten(1).mean(1)
         simple = per_row.mean()

@@ -50,21 +50,6 @@ def make_scheduler(
     )
 
 
-def diffuse(latents: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> Tensor:
-    """Return z_t = √ᾱ_t z + √(1 - ᾱ_t) ε for ᾱ_t of shape `[B]` (equation 4's marginal)."""
-    abar = alphas_cumprod.view(-1, *[1] * (latents.ndim - 1))
-    return abar.sqrt() * latents + (1 - abar).sqrt() * noise
-
-
-def prediction_target(latents: Tensor, noise: Tensor, alphas_cumprod: Tensor, prediction_type: str) -> Tensor:
-    """Return what the U-Net has to predict: ε, z itself ("sample"), or v = √ᾱ ε - √(1 - ᾱ) z."""
-    if prediction_type == "epsilon":
-        return noise
-    if prediction_type == "sample":
-        return latents
-    return diffuse(noise, -latents, alphas_cumprod)
-
-
 def elbo_weights(alphas_cumprod: Tensor, prediction_type: str) -> Tensor:
     """Return the weights `[T]` that turn squared errors into the variational bound's terms.
 

@@ -1,0 +1,267 @@
+"""Sampling images from a latent diffusion model: conditions, guidance, masks, progressive rows."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from noiseworks.core.checks import check_number
+from noiseworks.core.errors import InputError
+from noiseworks.core.params import guide
+from noiseworks.ldm.conditioning import Condition
+from noiseworks.ldm.model import LatentModel
+from noiseworks.ldm.objective import run_unet
+from noiseworks.ldm.samplers import OnStep, SampleSettings, sample_latents, sampling_levels
+from noiseworks.ldm.spatial_conditioning import check_mask
+from noiseworks.ldm.tiling import tiled_unet
+from torch import Tensor, nn
+
+ScoreCorrector = Callable[[Tensor, Tensor, int, Condition], Tensor]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What sampling returns.
+
+    Attributes:
+        images: `[B, 3, H, W]` in [-1, 1].
+        latents: Scaled latents `[B, C, h, w]`.
+        rows: Decoded x0 predictions along the way, `[K, B, 3, H, W]`; K = 0 unless asked for.
+    """
+
+    images: Tensor
+    latents: Tensor
+    rows: Tensor
+
+
+@contextmanager
+def constant_condition(unet: nn.Module) -> Iterator[None]:
+    """Compute cross-attention keys and values once while the block runs, as long as the same tensor comes in.
+
+    The condition does not change over the steps of a run, so keys and values are those of the first step,
+    bit for bit. A tensor object other than the last one is projected anew.
+    """
+    projections = [
+        projection
+        for name, module in unet.named_modules()
+        if name.endswith("attn2")
+        for projection in (module.to_k, module.to_v)
+    ]
+    for projection in projections:
+        projection.forward = _remember(projection.forward)
+    try:
+        yield
+    finally:
+        for projection in projections:
+            del projection.forward
+
+
+def _remember(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    last: list[Tensor] = []
+
+    def remembered(inputs: Tensor) -> Tensor:
+        if not last or last[0] is not inputs:
+            last[:] = inputs, function(inputs)
+        return last[1]
+
+    return remembered
+
+
+def make_denoiser(
+    model: LatentModel, condition: Condition, null: Condition | None, settings: SampleSettings
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return (latents, timestep) -> prediction; guidance runs null and condition as one doubled batch.
+
+    Args:
+        model: The model.
+        condition: The condition of every row.
+        null: The null condition of every row, or None without guidance.
+        settings: Guidance scale and tiles.
+    """
+
+    def predict(latents: Tensor, timestep: Tensor, given: Condition) -> Tensor:
+        if settings.tiles is None:
+            return run_unet(model.unet, latents, timestep, given)
+        return tiled_unet(model.unet, latents, timestep, given, settings.tiles)
+
+    if null is None:
+        return lambda latents, timestep: predict(latents, timestep, condition)
+    both = null.join(condition)
+
+    def guided(latents: Tensor, timestep: Tensor) -> Tensor:
+        unconditional, conditional = predict(torch.cat([latents] * 2), timestep, both).chunk(2)
+        return guide(unconditional, conditional, settings.guidance_scale)
+
+    return guided
+
+
+def sample(
+    model: LatentModel,
+    batch: Mapping[str, Any] | None = None,
+    *,
+    num_samples: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    settings: SampleSettings | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+    known: Tensor | None = None,
+    mask: Tensor | None = None,
+    score_corrector: ScoreCorrector | None = None,
+    progressive: int = 0,
+    on_step: OnStep | None = None,
+) -> Samples:
+    """Sample images.
+
+    Args:
+        model: The model.
+        batch: The conditioner's keys, tensors `[B, ...]` or lists of length B; None for an unconditional
+            model.
+        num_samples: B for an unconditional model; else the batch's own.
+        height: Of the images, by default the size the U-Net was trained at.
+        width: Likewise.
+        settings: The sampler, by default 50 steps of DDIM.
+        seed: Sample i of a run with a seed is the same whatever `batch_size`.
+        batch_size: Samples that are denoised at once.
+        known: Images `[B, 3, H, W]` in [-1, 1] to keep where `mask` is 1 (masked sampling, any model).
+        mask: `[B or 1, 1, H, W]`, 1 keeps.
+        score_corrector: (ε̂, latents, t, condition) -> ε̂.
+        progressive: How many x0 predictions to decode along the way.
+        on_step: See `sample_latents`; with several batches it is called for each.
+
+    Raises:
+        InputError: When sizes, mask, batch or settings do not fit the model.
+        NonFiniteError: When a step gives NaN or infinity.
+    """
+    settings = settings or SampleSettings()
+    total = _count(model, batch, num_samples)
+    side = model.unet.config.sample_size * model.factor
+    shape = model.latent_shape(height or side, width or side)
+    _check_task(model, settings, known, mask)
+    pieces = []
+    for first in range(0, total, batch_size):
+        ids = range(first, min(first + batch_size, total))
+        part = (
+            {} if batch is None else {name: rows[first : first + batch_size] for name, rows in batch.items()}
+        )
+        pieces.append(
+            _sample_batch(
+                model,
+                part,
+                shape,
+                settings,
+                seed=seed,
+                ids=ids,
+                known=None if known is None else known[first : first + batch_size],
+                mask=None if mask is None else (mask if len(mask) == 1 else mask[first : first + batch_size]),
+                score_corrector=score_corrector,
+                progressive=progressive,
+                on_step=on_step,
+            )
+        )
+    return Samples(
+        torch.cat([piece.images for piece in pieces]),
+        torch.cat([piece.latents for piece in pieces]),
+        torch.cat([piece.rows for piece in pieces], dim=1),
+    )
+
+
+@torch.no_grad()
+def _sample_batch(
+    model: LatentModel,
+    batch: Mapping[str, Any],
+    shape: tuple[int, int, int],
+    settings: SampleSettings,
+    *,
+    seed: int,
+    ids: range,
+    known: Tensor | None,
+    mask: Tensor | None,
+    score_corrector: ScoreCorrector | None,
+    progressive: int,
+    on_step: OnStep | None,
+) -> Samples:
+    device = next(model.unet.parameters()).device
+    batch = {name: rows.to(device) if isinstance(rows, Tensor) else rows for name, rows in batch.items()}
+    condition, null = Condition(), None
+    if model.conditioner is not None:
+        condition = model.conditioner(batch)
+        if settings.guidance_scale != 1:
+            null = model.conditioner(batch, torch.ones(len(ids), dtype=torch.bool, device=device))
+    _check_channels(model, condition, shape)
+    kept: list[Tensor] = []
+    steps = len(sampling_levels(model.scheduler.alphas_cumprod, settings)[0])
+    shown = set(torch.linspace(0, steps - 1, progressive).round().int().tolist()) if progressive else set()
+
+    def record(index: int, t: int, latents: Tensor, x0: Tensor) -> None:
+        if index in shown:
+            kept.append(x0)
+        if on_step is not None:
+            on_step(index, t, latents, x0)
+
+    def correct(epsilon: Tensor, latents: Tensor, t: int) -> Tensor:
+        return score_corrector(epsilon, latents, t, condition)
+
+    if known is not None:
+        known = model.encode(known.to(device))
+        mask = nn.functional.interpolate(mask.to(device).float(), size=shape[-2:], mode="nearest")
+    with constant_condition(model.unet):
+        latents = sample_latents(
+            model,
+            make_denoiser(model, condition, null, settings),
+            shape,
+            settings,
+            seed=seed,
+            sample_ids=ids,
+            known=known,
+            mask=mask,
+            correct=None if score_corrector is None else correct,
+            on_step=record,
+        )
+    images = model.decode(latents, settings.tiles)
+    rows = [model.decode(x0, settings.tiles) for x0 in kept]
+    return Samples(images, latents, torch.stack(rows) if rows else images.new_zeros((0, *images.shape)))
+
+
+def _count(model: LatentModel, batch: Mapping[str, Any] | None, num_samples: int | None) -> int:
+    if model.conditioner is None:
+        check_number("num_samples", num_samples, low=1, integer=True)
+        return num_samples
+    if not batch:
+        raise InputError("the model is conditional: give a batch with its conditioner's keys")
+    lengths = {name: len(rows) for name, rows in batch.items()}
+    total = next(iter(lengths.values()))
+    if set(lengths.values()) != {total} or total < 1 or num_samples not in (None, total):
+        raise InputError(
+            f"the batch's entries need one common length of at least 1 (num_samples), got {lengths}"
+        )
+    return total
+
+
+def _check_task(
+    model: LatentModel, settings: SampleSettings, known: Tensor | None, mask: Tensor | None
+) -> None:
+    if settings.guidance_scale != 1 and model.conditioner is None:
+        raise InputError(f"guidance_scale {settings.guidance_scale} needs a conditional model; leave it at 1")
+    if settings.quantize_x0 and not hasattr(model.vae, "quantize"):
+        raise InputError("quantize_x0 needs a VQ first stage (VQModel); this one is no VQModel")
+    if (known is None) != (mask is None):
+        raise InputError("masked sampling needs both known images and a mask; give both or none")
+    if mask is not None:
+        check_mask(mask)
+
+
+def _check_channels(model: LatentModel, condition: Condition, shape: tuple[int, int, int]) -> None:
+    added = 0 if condition.concat is None else condition.concat.shape[1]
+    wanted = model.unet.config.in_channels
+    if shape[0] + added != wanted:
+        raise InputError(
+            f"the U-Net takes {wanted} channels, latent and condition have {shape[0]} + {added}; "
+            "use the conditioner it was trained with"
+        )
+    if condition.concat is not None and condition.concat.shape[-2:] != shape[-2:]:
+        raise InputError(
+            f"the condition's maps are {tuple(condition.concat.shape[-2:])}, the latent is {shape[-2:]}; "
+            "give height and width that fit the condition"
+        )
