@@ -53,8 +53,12 @@ def test_claim_runs_at_the_smoke_scale(claim, claim_slug, run, tmp_path):
     words = ("bench", "--methods", claim_slug, "--scale", "smoke", "--out", tmp_path / "out", "--json")
     done = run("noiseworks", *words, timeout=500)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    json.loads(done.stdout)
-    written = [json.loads(file.read_text()) for file in (tmp_path / "out").rglob(f"*{claim_slug}*.json")]
-    assert any(all(arm.name in json.dumps(record) for arm in claim.arms) for record in written)
-    (report,) = (tmp_path / "out").rglob("report.html")
-    assert claim_slug in report.read_text()
+    (summary,) = json.loads(done.stdout)["claims"]
+    (result,) = json.loads((tmp_path / "out" / "results" / f"{claim_slug}.json").read_text())["claims"]
+    assert result["status"] == "judged"
+    assert summary["verdict"] == result["verdict"]
+    for arm in claim.arms:
+        measured = result["measurements"][arm.name]
+        assert [run["seed"] for run in measured] == list(claim.scales["smoke"].seeds)
+        assert set(claim.columns) <= set(measured[0]["metrics"])
+    assert claim_slug in (tmp_path / "out" / "report.html").read_text()
