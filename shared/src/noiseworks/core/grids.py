@@ -24,10 +24,10 @@ def timesteps(
         spacing: One of `SPACINGS`.
         num_train_timesteps: N of the table.
         num_inference_steps: n, at most N.
-        steps_offset: Added to `leading` grids (1 for Stable Diffusion checkpoints), at most N − 1 in all.
+        steps_offset: Added to `leading` grids (1 for Stable Diffusion checkpoints).
 
     Raises:
-        InputError: On an unknown spacing or n outside 1 ... N.
+        InputError: On an unknown spacing, n outside 1 ... N, or an offset that leaves the table.
     """
     N, n = num_train_timesteps, num_inference_steps
     check_choice("spacing", spacing, SPACINGS)
@@ -42,7 +42,11 @@ def timesteps(
         grid = torch.linspace(0, N - 1, n, dtype=torch.float64).round().flip(0)
     else:
         grid = (torch.linspace(0, math.sqrt(0.8 * N), n, dtype=torch.float64) ** 2).floor().flip(0)
-    return grid.clamp(max=N - 1).long()
+    if grid[0] > N - 1:
+        raise InputError(
+            f"a leading grid of {n} steps with offset {steps_offset} starts at {int(grid[0])}, past {N - 1}"
+        )
+    return grid.long()
 
 
 def with_clean_end(grid: Tensor) -> Tensor:

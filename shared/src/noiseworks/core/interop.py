@@ -62,7 +62,9 @@ class HostSchedule:
     def level(self, timestep: Tensor | float) -> Level:
         """Return the level of the host's timesteps, of any shape; fractional ones interpolate the log-SNR."""
         if self.is_flow:
-            return self.schedule.level(torch.as_tensor(timestep).double() / self.num_train_timesteps)
+            return self.schedule.level(
+                torch.as_tensor(timestep, dtype=torch.float64) / self.num_train_timesteps
+            )
         return self.schedule.level(timestep)
 
 

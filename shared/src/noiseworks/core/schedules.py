@@ -68,6 +68,11 @@ def expand(coefficient: Tensor | float, x: Tensor) -> Tensor:
     return c.reshape(c.shape + (1,) * (x.ndim - c.ndim))
 
 
+def _as_time(t: Time, device: torch.device | None = None) -> Tensor:
+    # A Python float must not pass through torch's default float32.
+    return torch.as_tensor(t, dtype=torch.float64 if isinstance(t, float) else None, device=device)
+
+
 def add_noise(x0: Tensor, noise: Tensor, level: Level) -> Tensor:
     """Return `α x_0 + σ ε` in x0's dtype.
 
@@ -130,7 +135,7 @@ class TableSchedule:
         Args:
             t: Indices −1 ... N − 1 of any shape. Fractional ones interpolate the log signal-to-noise ratio.
         """
-        t = torch.as_tensor(t, device=self.alphas_cumprod.device)
+        t = _as_time(t, self.alphas_cumprod.device)
         if not t.is_floating_point():
             return torch.logit(self._lookup(t))
         low = t.floor()
@@ -140,7 +145,7 @@ class TableSchedule:
 
     def level(self, t: Time) -> Level:
         """Return (α, σ) at indices −1 ... N − 1 of any shape (fractional ones as in `log_snr`)."""
-        t = torch.as_tensor(t, device=self.alphas_cumprod.device)
+        t = _as_time(t, self.alphas_cumprod.device)
         if t.is_floating_point():
             log_snr = self.log_snr(t)
             return Level(torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt())
@@ -193,7 +198,7 @@ class ContinuousSchedule:
 
     def level(self, t: Time) -> Level:
         """Return (α, σ) at times of any shape."""
-        return self.level_at(torch.as_tensor(t).double())
+        return self.level_at(_as_time(t).double())
 
     def alpha(self, t: Time) -> Tensor:
         """Return α at times of any shape."""
@@ -209,7 +214,7 @@ class ContinuousSchedule:
 
     def t_of_log_snr(self, log_snr: Tensor | float) -> Tensor:
         """Return the time of a log signal-to-noise ratio."""
-        return self.time_at(torch.as_tensor(log_snr).double())
+        return self.time_at(_as_time(log_snr).double())
 
 
 Schedule = TableSchedule | ContinuousSchedule
@@ -266,11 +271,7 @@ def beta_table(
 
 
 def from_betas(betas: Tensor, kind: str = "custom") -> TableSchedule:
-    """Return the schedule `ᾱ = ∏ (1 − β)` of given β.
-
-    Raises:
-        InputError: When a β lies outside (0, 1) (the last may be 1).
-    """
+    """Return the schedule `ᾱ = ∏ (1 − β)` of given β in (0, 1); the last may be 1."""
     betas = torch.as_tensor(betas).double().cpu()
     if betas.ndim != 1 or not bool(((betas > 0) & (betas <= 1)).all()):
         raise InputError("betas must be a vector within (0, 1)")
