@@ -1,7 +1,6 @@
 """Testbed `digits`: the 8x8 handwritten digits that scikit-learn bundles."""
 
 import numpy as np
-
 from noiseworks.core.checks import check_choice
 
 SPLITS = ("train", "test")
@@ -9,7 +8,7 @@ TRAIN_SIZE = 1437
 
 
 def load(split: str = "train") -> tuple[np.ndarray, np.ndarray]:
-    """Return the digits of one split; the split is fixed (the first 1437 of a shuffle with seed 0, and the other 360).
+    """Return the digits of one split: 1437 to train and 360 to test, always the same ones.
 
     Args:
         split: `train` or `test`.

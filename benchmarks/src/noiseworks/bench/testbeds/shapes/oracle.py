@@ -1,27 +1,26 @@
 """The oracle: reads a scene's attributes from pixels and scores images against scenes.
 
-It explains an image as flat objects on a flat background: background from the border, objects as connected regions
-of an opaque palette colour, shape by rendering every shape with the region's own centre and area and comparing.
+It explains an image as flat objects on a flat background: background from the border, objects as connected
+regions of an opaque palette colour, shape by rendering every shape with the region's own centre and area and
+comparing.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
-
 from noiseworks.bench.testbeds.shapes.scenes import (
     BACKGROUNDS,
     COLORS,
     IMAGE_SIZE,
     POSITIONS,
-    RADII,
     SHAPES,
     UNIT_AREA,
     Scene,
     coverage,
 )
 from noiseworks.core.errors import InputError
+from scipy import ndimage
 
 BACKGROUND_TOLERANCE = 0.25  # RGB distance; palette backgrounds are 0.87 apart
 COLOR_TOLERANCE = 0.35  # RGB distance; palette colours are at least 0.6 apart
@@ -123,7 +122,7 @@ def _read_backgrounds(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _opacity(images: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """Return each pixel's opacity [n, 32, 32]: where it lies on the line from background to its palette colour."""
+    """Return each pixel's opacity [n, 32, 32]: its place on the line from background to palette colour."""
     base = _BACKGROUND_VALUES[background][:, None, None]
     offset = images - base
     lines = _COLOR_VALUES[None] - _BACKGROUND_VALUES[background][:, None]  # [n, colours, 3]
@@ -138,7 +137,8 @@ def _read_regions(images, alpha, labels, regions: int) -> list[tuple[int, Found]
     if not regions:
         return []
     ids = np.arange(1, regions + 1)
-    owner = ndimage.labeled_comprehension(np.broadcast_to(np.arange(len(images))[:, None, None], alpha.shape), labels,
+    owner = ndimage.labeled_comprehension(np.broadcast_to(np.arange(len(images))[:, None, None],
+    alpha.shape), labels,
                                           ids, np.min, np.int64, 0)  # fmt: skip
     kept = ids[ndimage.sum_labels(np.ones_like(alpha), labels, ids) >= MIN_AREA]
     if not len(kept):
@@ -186,16 +186,16 @@ def _distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def attributes(reading: Reading, scene: Scene) -> dict[str, bool]:
     """Return which requested attributes an image's reading gets right.
 
-    Nothing is right when no object is found. In a scene with a relation the two largest objects are matched to the
-    requested ones in the better of both ways, and the relation is right only when both objects are.
+    Nothing is right when no object is found. In a scene with a relation the two largest objects are matched
+    to the requested ones in the better of both ways, and the relation is right only when both objects are.
 
     Args:
         reading: What the oracle read.
         scene: What was asked for.
 
     Returns:
-        Attribute -> right. `single`: count, background, shape, color, size, position. `group`: count, background,
-        shape, color. `relation`: count, background, shape and color of both objects, relation.
+        Attribute -> right. `single`: count, background, shape, color, size, position. `group`: count,
+        background, shape, color. `relation`: count, background, shape and color of both objects, relation.
     """
     found = reading.objects
     first = scene.objects[0]

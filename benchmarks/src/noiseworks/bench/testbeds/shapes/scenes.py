@@ -1,7 +1,7 @@
 """Scenes of coloured shapes: attributes, splits, rendering and captions.
 
-Three kinds of scene: one object with size and place, two objects in a spatial relation, and a group of two or three
-equal objects. All of it is drawn from a seed; images are rendered with 4x4 supersampling.
+Three kinds of scene: one object with size and place, two objects in a spatial relation, and a group of two
+or three equal objects. All of it is drawn from a seed; images are rendered with 4x4 supersampling.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-
 from noiseworks.core.checks import check_choice, check_number
 
 Split = Literal["train", "test", "heldout"]
@@ -121,8 +120,8 @@ def sample_scenes(n: int, seed: int, split: Split = "train") -> list[Scene]:
     Args:
         n: Number of scenes.
         seed: Seed within the split; the streams of different splits never meet.
-        split: `train`; `test` (other scenes of the same combinations); `heldout` (every scene holds a combination of
-            shape, colour and background that training never shows).
+        split: `train`; `test` (other scenes of the same combinations); `heldout` (every scene holds a
+            combination of shape, colour and background that training never shows).
 
     Raises:
         InputError: When `n` or `seed` is negative or `split` is unknown.
@@ -230,7 +229,7 @@ def render(scenes: Sequence[Scene]) -> np.ndarray:
 
 
 def caption(scene: Scene) -> str:
-    """Return the clean and complete caption, for example `a small red circle at the top left on a gray background`."""
+    """Return the clean and complete caption: `a small red circle at the top left on a gray background`."""
     return _phrase(scene, frozenset())
 
 
@@ -254,9 +253,9 @@ def _phrase(scene: Scene, omitted: frozenset[str]) -> str:
 def training_caption(scene: Scene, rng: np.random.Generator) -> str:
     """Return a caption as noisy and incomplete as those of the training set.
 
-    With probability 0.33 it is the caption of another training scene. On top, every attribute word is replaced by a
-    random one of its kind with probability 0.15, and size (0.2), colours (0.1 each), place (0.25) and background
-    (0.25) are left out.
+    With probability 0.33 it is the caption of another training scene. On top, every attribute word is
+    replaced by a random one of its kind with probability 0.15, and size (0.2), colours (0.1 each), place
+    (0.25) and background (0.25) are left out.
 
     Args:
         scene: The scene that the image shows.

@@ -1,0 +1,150 @@
+"""The small networks of the `shapes` models, in diffusers' and transformers' own classes."""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from noiseworks.bench.testbeds.shapes.scenes import COLORS, SHAPES, vocabulary
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, DiTTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+MAX_TOKENS = 20
+TEXT_WIDTH = 64
+CLASSES = tuple(f"{color} {shape}" for shape in SHAPES for color in COLORS)
+NULL_CLASS = 1000  # what `DiTPipeline` uses whatever the number of classes
+
+
+def make_vae() -> "AutoencoderKL":
+    """Return the untrained first stage: 32x32x3 images to 8x8x4 latents, 0.92 M parameters."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        latent_channels=4,
+        block_out_channels=(32, 64, 64),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        norm_num_groups=8,
+        sample_size=32,
+        mid_block_add_attention=False,
+        shift_factor=0.0,
+    )
+
+
+def make_tokenizer(words: Sequence[str] = vocabulary(), max_length: int = MAX_TOKENS) -> "CLIPTokenizer":
+    """Return a CLIP tokenizer with one token for every given word; other words fall apart into characters."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from transformers import CLIPTokenizer
+
+    characters = [chr(code) for code in range(33, 127)]
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", continuing_subword_prefix=""))
+    bpe.normalizer, bpe.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=100_000,
+        min_frequency=1,
+        end_of_word_suffix="</w>",
+        initial_alphabet=characters,
+        show_progress=False,
+    )
+    bpe.train_from_iterator(sorted(set(words)), trainer)
+    model = json.loads(bpe.to_str())["model"]
+    vocab = dict(model["vocab"])
+    for piece in (piece for c in characters for piece in (c, c + "</w>")):
+        vocab.setdefault(piece, len(vocab))
+    # The end token must have the largest id: the text model looks for it there.
+    for special in ("<|startoftext|>", "<|endoftext|>"):
+        vocab[special] = len(vocab)
+    return CLIPTokenizer(vocab=vocab, merges=[tuple(m) for m in model["merges"]], model_max_length=max_length)
+
+
+def _text_config(tokenizer: "CLIPTokenizer", width: int, layers: int):
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        projection_dim=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def make_text_encoder(tokenizer: "CLIPTokenizer") -> "CLIPTextModel":
+    """Return the untrained text encoder of `shapes`: two layers of width 64."""
+    from transformers import CLIPTextModel
+
+    return CLIPTextModel(_text_config(tokenizer, TEXT_WIDTH, 2))
+
+
+def make_projected_text_encoder(tokenizer: "CLIPTokenizer") -> "CLIPTextModelWithProjection":
+    """Return one of the two untrained text encoders of `shapes-sd3`: three layers of width 32."""
+    from transformers import CLIPTextModelWithProjection
+
+    return CLIPTextModelWithProjection(_text_config(tokenizer, TEXT_WIDTH // 2, 3))
+
+
+def make_unet() -> "UNet2DConditionModel":
+    """Return the untrained U-Net of `shapes` for 8x8x4 latents, 2.6 M parameters."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(64, 112),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    )
+
+
+def make_sd3_transformer() -> "SD3Transformer2DModel":
+    """Return the untrained transformer of `shapes-sd3`: four blocks of width 96 on single latent pixels."""
+    from diffusers import SD3Transformer2DModel
+
+    return SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=1,
+        in_channels=4,
+        out_channels=4,
+        num_layers=4,
+        num_attention_heads=3,
+        attention_head_dim=32,
+        joint_attention_dim=TEXT_WIDTH,
+        caption_projection_dim=96,
+        pooled_projection_dim=TEXT_WIDTH,
+        pos_embed_max_size=8,
+        qk_norm="rms_norm",
+    )
+
+
+def make_dit() -> "DiTTransformer2DModel":
+    """Return the untrained transformer of `shapes-dit`: four blocks of width 64, 24 of 1000 classes used.
+
+    The class drops labels in every block on its own, which is not classifier-free training: its dropout is
+    switched off here, and training replaces the labels of whole rows.
+    """
+    from diffusers import DiTTransformer2DModel
+
+    model = DiTTransformer2DModel(
+        sample_size=8,
+        patch_size=1,
+        num_layers=4,
+        num_attention_heads=2,
+        attention_head_dim=32,
+        in_channels=4,
+        out_channels=4,
+        num_embeds_ada_norm=NULL_CLASS,
+        norm_type="ada_norm_zero",
+    )
+    for block in model.transformer_blocks:
+        block.norm1.emb.class_embedder.dropout_prob = 0.0
+    return model

@@ -1,0 +1,258 @@
+"""Training recipes of the `shapes` models: data, module, publication and evaluation of each."""
+
+import copy
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from noiseworks.bench.testbeds.shapes import architectures as nets
+from noiseworks.bench.testbeds.shapes import evaluation
+from noiseworks.bench.testbeds.shapes.scenes import Scene, caption, render, sample_scenes, training_caption
+from noiseworks.bench.testbeds.training import Captions, Recipe
+from noiseworks.core.models import resolve_model
+
+if TYPE_CHECKING:
+    import lightning as L
+    from diffusers import AutoencoderKL, DiffusionPipeline
+
+VAE_ROWS, ROWS = 20_000, 48_000
+TRAIN_SEED = 0
+VAE_RATE, SD_RATE, FLOW_RATE, DIT_RATE = 1e-3, 1e-3, 1e-3, 1e-3
+EMA_DECAY = 0.9995
+
+
+def to_tensor(images: np.ndarray) -> torch.Tensor:
+    """Return images [n, H, W, 3] in [0, 1] as [n, 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).mul(2).sub(1).contiguous()
+
+
+# --- training sets ------------------------------------------------------------------------------------------
+
+
+def prepare_images(captions: Captions, rows: int | None) -> dict[str, torch.Tensor]:
+    """Return training images; the first stage sees no captions."""
+    return {"image": to_tensor(render(sample_scenes(rows or VAE_ROWS, TRAIN_SEED)))}
+
+
+def prepare_captioned(captions: Captions, rows: int | None) -> dict[str, torch.Tensor]:
+    """Return cached posteriors of the shipped first stage and token ids of noisy (or clean) captions."""
+    scenes = sample_scenes(rows or ROWS, TRAIN_SEED)
+    rng = np.random.default_rng([TRAIN_SEED, 1])
+    texts = [caption(s) if captions == "clean" else training_caption(s, rng) for s in scenes]
+    tokenizer = nets.make_tokenizer()
+    ids = tokenizer(texts, padding="max_length", max_length=nets.MAX_TOKENS, return_tensors="pt")["input_ids"]
+    return encode_scenes(scenes) | {"input_ids": ids}
+
+
+def prepare_labelled(captions: Captions, rows: int | None) -> dict[str, torch.Tensor]:
+    """Return cached posteriors of scenes with one object, and their class (colour and shape)."""
+    scenes = [s for s in sample_scenes(rows or ROWS, TRAIN_SEED) if s.kind == "single"]
+    labels = [nets.CLASSES.index(f"{s.objects[0].color} {s.objects[0].shape}") for s in scenes]
+    return encode_scenes(scenes) | {"label": torch.tensor(labels)}
+
+
+@torch.no_grad()
+def encode_scenes(scenes: Sequence[Scene]) -> dict[str, torch.Tensor]:
+    """Return `mean` and `logvar` [n, 4, 8, 8] of the shipped first stage's posteriors of rendered scenes."""
+    vae = shipped_vae()
+    means, logvars = [], []
+    for start in range(0, len(scenes), 256):
+        posterior = vae.encode(to_tensor(render(scenes[start : start + 256]))).latent_dist
+        means.append(posterior.mean)
+        logvars.append(posterior.logvar)
+    return {"mean": torch.cat(means), "logvar": torch.cat(logvars)}
+
+
+def shipped_vae() -> "AutoencoderKL":
+    """Return the shipped first stage."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL.from_pretrained(resolve_model("testbed:shapes-vae")).eval().requires_grad_(False)
+
+
+# --- modules ------------------------------------------------------------------------------------------------
+
+
+def build_first_stage(data: dict[str, torch.Tensor]) -> "L.LightningModule":
+    """Return the first stage under absolute and squared error and a small KL term, without an adversary."""
+    from noiseworks.ldm.first_stage import FirstStageTrainer
+    from noiseworks.ldm.losses import PerceptualAdversarialLoss
+
+    loss = PerceptualAdversarialLoss("kl", SquaredError(), kl_weight=1e-6)
+    return FirstStageTrainer(
+        nets.make_vae(), loss, learning_rate=VAE_RATE, betas=(0.9, 0.99), ema_decay=0.995
+    )
+
+
+class SquaredError(torch.nn.Module):
+    """The squared error in the place of the perceptual distance: flat shapes have no textures to perceive."""
+
+    backend = "squared"
+
+    def forward(self, images: torch.Tensor, reconstructions: torch.Tensor) -> torch.Tensor:
+        """Return the mean squared error [B, 1, 1, 1] of two batches [B, C, H, W]."""
+        return (images - reconstructions).square().mean((1, 2, 3), keepdim=True)
+
+
+def build_text_to_image(data: dict[str, torch.Tensor]) -> "L.LightningModule":
+    """Return U-Net and text encoder under the latent diffusion loss, 10 % of the captions dropped."""
+    from noiseworks.ldm.conditioning import TextConditioner
+
+    tokenizer = nets.make_tokenizer()
+    return _latent_diffusion(
+        nets.make_unet(), TextConditioner(nets.make_text_encoder(tokenizer), tokenizer), SD_RATE
+    )
+
+
+def build_class_to_image(data: dict[str, torch.Tensor]) -> "L.LightningModule":
+    """Return the diffusion transformer under the latent diffusion loss, 10 % of the labels dropped by row."""
+    from noiseworks.ldm.conditioning import ClassConditioner
+
+    return _latent_diffusion(nets.make_dit(), ClassConditioner(nets.NULL_CLASS, kind="adm"), DIT_RATE)
+
+
+def build_flow(data: dict[str, torch.Tensor]) -> "L.LightningModule":
+    """Return the rectified-flow transformer with its two text encoders, 10 % of the captions dropped."""
+    from noiseworks.bench.testbeds.shapes.flow import RectifiedFlowTrainer, TwoTextConditioner
+
+    tokenizer = nets.make_tokenizer()
+    conditioner = TwoTextConditioner(
+        nets.make_projected_text_encoder(tokenizer), nets.make_projected_text_encoder(tokenizer), tokenizer
+    )
+    vae = shipped_vae()
+    return RectifiedFlowTrainer(
+        nets.make_sd3_transformer(),
+        vae,
+        conditioner,
+        learning_rate=FLOW_RATE,
+        scale_factor=vae.config.scaling_factor,
+        ema_decay=EMA_DECAY,
+    )
+
+
+def _latent_diffusion(denoiser: torch.nn.Module, conditioner: Any, rate: float) -> "L.LightningModule":
+    from noiseworks.ldm.diffusion import LatentDiffusionTrainer, make_scheduler
+
+    vae = shipped_vae()
+    return LatentDiffusionTrainer(
+        denoiser,
+        vae,
+        conditioner,
+        make_scheduler(beta_start=0.00085, beta_end=0.012),
+        learning_rate=rate,
+        scale_factor=vae.config.scaling_factor,
+        ema_decay=EMA_DECAY,
+    )
+
+
+# --- publication --------------------------------------------------------------------------------------------
+
+
+def publish_first_stage(module: Any, folder: Path) -> None:
+    """Write the averaged autoencoder in half precision, with the scale factor of its latents."""
+    vae = copy.deepcopy(module.average)
+    images = to_tensor(render(sample_scenes(1000, TRAIN_SEED)))
+    with torch.no_grad():
+        latents = torch.cat(
+            [vae.encode(part.to(vae.device)).latent_dist.sample() for part in images.split(100)]
+        )
+    vae.register_to_config(scaling_factor=float(1 / latents.std()))
+    vae.half().save_pretrained(folder)
+
+
+def publish_text_to_image(module: Any, folder: Path) -> None:
+    """Write the averaged model as a `StableDiffusionPipeline`."""
+    from noiseworks.ldm.export import to_pipeline
+
+    save_half(to_pipeline(module), folder)
+
+
+def publish_class_to_image(module: Any, folder: Path) -> None:
+    """Write the averaged model as a `DiTPipeline` whose labels are `red circle` and so on."""
+    from diffusers import DiTPipeline
+
+    pipeline = DiTPipeline(
+        transformer=copy.deepcopy(module.ema["unet"]),
+        vae=copy.deepcopy(module.vae),
+        scheduler=copy.deepcopy(module.scheduler),
+        id2label=dict(enumerate(nets.CLASSES)),
+    )
+    save_half(pipeline, folder)
+
+
+def publish_flow(module: Any, folder: Path) -> None:
+    """Write the averaged model as a `StableDiffusion3Pipeline` without a T5 encoder."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+
+    tokenizer, encoders = nets.make_tokenizer(), module.ema["conditioner"]
+    pipeline = StableDiffusion3Pipeline(
+        transformer=copy.deepcopy(module.ema["unet"]),
+        vae=copy.deepcopy(module.vae),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        text_encoder=copy.deepcopy(encoders.text_encoder),
+        tokenizer=tokenizer,
+        text_encoder_2=copy.deepcopy(encoders.text_encoder_2),
+        tokenizer_2=tokenizer,
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )
+    save_half(pipeline, folder)
+
+
+def save_half(pipeline: "DiffusionPipeline", folder: Path) -> None:
+    """Write a pipeline with float16 weights that load as float32 unless the user asks for another type."""
+    for component in pipeline.components.values():
+        if isinstance(component, torch.nn.Module):
+            component.half()
+    pipeline.save_pretrained(folder)
+    # transformers loads in the type that the configuration names.
+    for path in folder.glob("text_encoder*/config.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
+
+
+RECIPES = {
+    "shapes-vae": Recipe(
+        prepare=prepare_images,
+        build=build_first_stage,
+        publish=publish_first_stage,
+        tune=evaluation.tune_vae,
+        measure=evaluation.measure_vae,
+        learning_rate=VAE_RATE,
+        batch_size=32,
+        precision="bf16-mixed",
+        about={"name": "shapes-vae", "class": "AutoencoderKL"},
+    ),
+    "shapes": Recipe(
+        prepare=prepare_captioned,
+        build=build_text_to_image,
+        publish=publish_text_to_image,
+        tune=evaluation.tune_text_to_image,
+        measure=evaluation.measure_text_to_image,
+        learning_rate=SD_RATE,
+        batch_size=64,
+        about={"name": "shapes", "class": "StableDiffusionPipeline"},
+    ),
+    "shapes-sd3": Recipe(
+        prepare=prepare_captioned,
+        build=build_flow,
+        publish=publish_flow,
+        tune=evaluation.tune_text_to_image,
+        measure=evaluation.measure_text_to_image,
+        learning_rate=FLOW_RATE,
+        batch_size=64,
+        about={"name": "shapes-sd3", "class": "StableDiffusion3Pipeline"},
+    ),
+    "shapes-dit": Recipe(
+        prepare=prepare_labelled,
+        build=build_class_to_image,
+        publish=publish_class_to_image,
+        tune=evaluation.tune_class_to_image,
+        measure=evaluation.measure_class_to_image,
+        learning_rate=DIT_RATE,
+        batch_size=64,
+        about={"name": "shapes-dit", "class": "DiTPipeline"},
+    ),
+}
