@@ -6,13 +6,15 @@ from noiseworks.core.cli import Command, make_app, run
 app = make_app(
     "bench",
     {
+        "compose": Command(
+            "noiseworks.bench.runner.session:compose",
+            "Measure pairs of methods on one host.",
+        ),
+        "table": Command("noiseworks.bench.runner.tables:table", "Print a folder's results as markdown."),
         "train-testbed": Command(
-            "noiseworks.bench.testbeds.training:train_testbed",
-            "Train a testbed's models again, from its data.",
+            "noiseworks.bench.testbeds.training:train_testbed", "Train a testbed's models again."
         ),
-        "cards": Command(
-            "noiseworks.bench.testbeds.cards:list_cards", "Show what each shipped testbed model is."
-        ),
+        "cards": Command("noiseworks.bench.testbeds.cards:list_cards", "Show the shipped testbed models."),
     },
 )
 app.default(bench)

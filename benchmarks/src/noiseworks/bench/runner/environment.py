@@ -2,7 +2,6 @@
 
 import os
 import platform
-import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,11 +29,6 @@ def describe_environment(command: str) -> dict[str, Any]:
         "memory_gib": _memory_gib(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
     }
-
-
-def command_line() -> str:
-    """Return the command that the user typed, without the path of the program."""
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def _version(package: str) -> str | None:

@@ -1,52 +1,50 @@
-"""`noiseworks bench`: run the installed claims, judge them and write the report."""
+"""The runner's commands: run claims (`bench`), pairs of methods (`compose`), and the results table."""
 
-import fcntl
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import sys
+import webbrowser
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 from noiseworks.bench.claims import ScaleName
-from noiseworks.bench.runner.describe import Described, check_device, describe_claims
-from noiseworks.bench.runner.discovery import Source, select_claims, split_names
-from noiseworks.bench.runner.display import Display
-from noiseworks.bench.runner.environment import available_cores, command_line, describe_environment
-from noiseworks.bench.runner.tasks import Outcome, Task, finished
-from noiseworks.core.artifacts import check_writable
-from noiseworks.core.checks import check_choice, check_number
-from noiseworks.core.errors import InputError
-from noiseworks.core.models import resolve_model
+from noiseworks.bench.runner.compare import check_comparable, regressions
+from noiseworks.bench.runner.discovery import Source, select_claims, select_pairs, split_names
+from noiseworks.bench.runner.execution import Settings, check_settings, run_claims
 
-MAX_DEFAULT_JOBS = 4
+Names = Annotated[Sequence[str] | None, Parameter(negative=())]
+OpenFlag = Annotated[bool | None, Parameter(name="--open", negative="--no-open")]
+DEFAULT_OUT = Path("bench-results")
 
 
 @dataclass(frozen=True)
 class BenchResult:
-    """What `bench` returns.
+    """What a run returns.
 
     Attributes:
         document: The content of `results.json`.
         results: Path of `results.json`.
+        report: Path of the HTML report.
         regressions: One sentence for each regression against the file of `--compare`.
-        failed: Whether a task failed or something regressed.
     """
 
     document: dict[str, Any]
     results: Path
+    report: Path
     regressions: tuple[str, ...] = ()
 
     @property
     def failed(self) -> bool:
         """Whether a claim failed to run or regressed; a bad verdict is a result, not a failure."""
-        return bool(self.regressions) or any(claim["status"] == "failed" for claim in self.document["claims"])
+        return bool(self.regressions) or any(c["status"] == "failed" for c in self.document["claims"])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary that `--json` prints; the measurements are in the results file."""
         kept = ("method", "status", "verdict", "void_reason", "targets", "failures", "notes", "seconds")
         return {
             "results": str(self.results),
+            "report": str(self.report),
             "scale": self.document["scale"],
             "claims": [{name: claim[name] for name in kept} for claim in self.document["claims"]],
             "regressions": list(self.regressions),
@@ -58,182 +56,124 @@ class BenchResult:
         from rich.text import Text
 
         lines = [Text(f"regression: {sentence}", style="bold red") for sentence in self.regressions]
-        return Group(results_table(self.document["claims"]), "", *lines, f"results: {self.results}")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Checked settings of a run.
-
-    Attributes:
-        scale: Name of the scale.
-        seeds: Seeds that replace those of the scale, or None.
-        jobs: Number of processes at a time.
-        out: The output folder.
-        model: Model that the user named, or None.
-        device: Resolved device.
-    """
-
-    scale: ScaleName
-    seeds: tuple[int, ...] | None
-    jobs: int
-    out: Path
-    model: str | None
-    device: str
-
-
-def check_settings(
-    scale: str,
-    seeds: Sequence[str | int] | str | None,
-    jobs: int | None,
-    out: Path,
-    model: str | None,
-    device: str,
-) -> Settings:
-    """Refuse bad settings before any work.
-
-    Raises:
-        InputError: Naming the value and what is allowed.
-    """
-    check_choice("scale", scale, get_args(ScaleName))
-    if jobs is not None:
-        check_number("jobs", jobs, low=1, integer=True)
-    if model is not None:
-        resolve_model(model)
-    check_writable(out)
-    if jobs is None:
-        jobs = 1 if device.startswith("cuda") else min(available_cores(), MAX_DEFAULT_JOBS)
-    return Settings(scale, parse_seeds(seeds), jobs, Path(out).resolve(), model, check_device(device))
-
-
-def parse_seeds(seeds: Sequence[str | int] | str | None) -> tuple[int, ...] | None:
-    """Return seeds given as numbers or as text such as "1000,1001".
-
-    Raises:
-        InputError: When one is no whole number of at least 0.
-    """
-    if seeds is None:
-        return None
-    words = split_names(seeds if isinstance(seeds, str) else [str(seed) for seed in seeds])
-    wrong = [word for word in words if not word.isdecimal()]
-    if wrong or not words:
-        raise InputError(f"seeds must be whole numbers of at least 0 such as 1000,1001, got {seeds!r}")
-    return tuple(int(word) for word in words)
+        end = Text(f"\nreport: {self.report}", overflow="fold", no_wrap=True)
+        return Group(results_table(self.document["claims"]), *lines, end)
 
 
 def bench(
     *,
-    methods: Sequence[str] | None = None,
+    methods: Names = None,
     scale: ScaleName = "quick",
-    seeds: Sequence[str] | None = None,
+    seeds: Names = None,
     jobs: int | None = None,
-    out: Annotated[Path, Parameter(name=["--out", "-o"])] = Path("bench-results"),
+    out: Annotated[Path, Parameter(name=["--out", "-o"])] = DEFAULT_OUT,
     model: str | None = None,
     device: str = "cpu",
+    compare: Path | None = None,
+    ray: str | None = None,
+    open_report: OpenFlag = None,
 ) -> BenchResult:
-    """Run the installed methods' claims against their baselines and judge them.
+    """Run the installed methods' claims against their baselines, judge them and write the report.
 
     Each (claim, seed) runs in a process of its own. Run the same command again after an interruption:
     finished work is kept in the output folder and not repeated.
 
     Args:
         methods: Methods to run, as `--methods a,b`; by default every installed one.
-        scale: How much is run: `smoke` only proves that it runs, `quick` is the default, `laptop` judges
-            with the committed sizes, `full` takes real models and data.
+        scale: How much is run: `smoke` only proves that it runs, `quick` is a first look, `laptop` judges,
+            `full` takes a real model and real data.
         seeds: Seeds instead of those of the scale, as `--seeds 1000,1001`.
         jobs: Processes at a time; by default the number of cores, at most 4, and 1 on a CUDA device.
-        out: Folder of the results.
+        out: Folder of results and report.
         model: Model instead of the testbed's: a directory, a hub id or `testbed:<name>`.
         device: `cpu`, `cuda`, `cuda:<n>`, `mps` or `auto`.
+        compare: An earlier `results.json`; regressions are named and end with status 1.
+        ray: Address of a Ray cluster to run on, or `local`.
+        open_report: Whether to open the report in the browser; by default on a terminal only.
 
     Returns:
-        The results; its `failed` says whether a claim failed to run.
+        The results; `failed` says whether a claim failed to run or regressed.
 
     Raises:
         InputError: On bad input, before any work.
     """
-    settings = check_settings(scale, seeds, jobs, out, model, device)
-    return run_claims(select_claims(split_names(methods)), settings)
-
-
-def run_claims(sources: Sequence[Source], settings: Settings) -> BenchResult:
-    """Run, judge and write the results of these claims."""
-    from noiseworks.bench.runner import results
-
-    with exclusive(settings.out), Display() as display:
-        display.say(
-            f"noiseworks bench: {len(sources)} claims at scale {settings.scale}, results in {settings.out}"
-        )
-        described = describe_claims(sources, settings.scale, settings.out)
-        plans = {d.source.method: plan_tasks(d, settings) for d in described if d.record}
-        if not any(plans.values()) and all(d.record for d in described):
-            raise InputError(f"no claim among {', '.join(plans)} has the scale {settings.scale!r}")
-        ended: dict[Task, Outcome] = {}
-        display.expect(sum(map(len, plans.values())))
-        for outcome in run_all([task for tasks in plans.values() for task in tasks], settings, display):
-            display.ended(outcome)
-            ended[outcome.task.name] = outcome
-        claims = []
-        for claim in described:
-            if claim.record is None:
-                claims.append(results.failed_import(claim, settings.out))
-            elif not plans[claim.source.method]:
-                claims.append(results.skipped(claim))
-            else:
-                outcomes = [ended[task.name] for task in plans[claim.source.method]]
-                claims.append(results.judge_claim(claim, outcomes, settings.out))
-        document = results.results_document(
-            claims, describe_environment(command_line()), settings.scale, settings.model, settings.device
-        )
-        results.write_results(document, settings.out)
-    return BenchResult(document, settings.out / "results.json")
-
-
-def plan_tasks(described: Described, settings: Settings) -> list[Task]:
-    """Return a claim's tasks, one a seed; none when it lacks the scale."""
-    record = described.record
-    if settings.scale not in record["scales"]:
-        return []
-    return [
-        Task(
-            source=described.source,
-            claim_version=record["version"],
-            scale=settings.scale,
-            settings=record["settings"],
-            seed=seed,
-            model=settings.model,
-            device=settings.device,
-            time_limit=record["time_limit"],
-            threads=max(1, available_cores() // settings.jobs),
-        )
-        for seed in settings.seeds or record["seeds"]
-    ]
-
-
-def run_all(tasks: Sequence[Task], settings: Settings, display: Display) -> Iterator[Outcome]:
-    """Yield the outcomes of finished work first, then of the rest as it ends."""
-    from noiseworks.bench.runner.pool import run_local
-
-    old = {task.name: outcome for task in tasks if (outcome := finished(task, settings.out))}
-    yield from old.values()
-    yield from run_local(
-        [task for task in tasks if task.name not in old], settings.out, settings.jobs, display
+    sources = select_claims(split_names(methods))
+    settings = check_settings(
+        scale=scale, seeds=seeds, jobs=jobs, out=out, model=model, device=device, ray=ray
     )
+    return _run("noiseworks bench", methods, sources, settings, compare, open_report)
 
 
-@contextmanager
-def exclusive(out: Path) -> Iterator[None]:
-    """Hold the output folder; the lock goes with the process, however it ends.
+def compose(
+    *,
+    methods: Names = None,
+    scale: ScaleName = "quick",
+    seeds: Names = None,
+    jobs: int | None = None,
+    out: Annotated[Path, Parameter(name=["--out", "-o"])] = DEFAULT_OUT / "compose",
+    model: str | None = None,
+    device: str = "cpu",
+    compare: Path | None = None,
+    ray: str | None = None,
+    open_report: OpenFlag = None,
+) -> BenchResult:
+    """Measure pairs of methods attached to one host together: do the gains multiply, does quality hold?
+
+    Every pair of the named methods is measured: none, each alone, and both, on the same seeds and units.
+
+    Args:
+        methods: Methods in the order in which they attach, as `--methods a,b`; by default every installed
+            one that can be composed.
+        scale: How much is run.
+        seeds: Seeds instead of those of the scale, as `--seeds 1000,1001`.
+        jobs: Processes at a time; by default the number of cores, at most 4, and 1 on a CUDA device.
+        out: Folder of results and report.
+        model: Model instead of the testbed's: a directory, a hub id or `testbed:<name>`.
+        device: `cpu`, `cuda`, `cuda:<n>`, `mps` or `auto`.
+        compare: An earlier `results.json` of compose; regressions are named and end with status 1.
+        ray: Address of a Ray cluster to run on, or `local`.
+        open_report: Whether to open the report in the browser; by default on a terminal only.
+
+    Returns:
+        The results, with one claim a pair.
 
     Raises:
-        InputError: When another run holds it.
+        InputError: On bad input, before any work.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"another run is using {out}; wait for it or name another folder with --out"
-            ) from None
-        yield
+    sources = select_pairs(split_names(methods))
+    settings = check_settings(
+        scale=scale, seeds=seeds, jobs=jobs, out=out, model=model, device=device, ray=ray
+    )
+    return _run("noiseworks bench compose", methods, sources, settings, compare, open_report)
+
+
+def _run(
+    command: str,
+    methods: Sequence[str] | None,
+    sources: Sequence[Source],
+    settings: Settings,
+    compare: Path | None,
+    open_report: bool | None,
+) -> BenchResult:
+    old = None if compare is None else check_comparable(compare, sources, settings)
+    document = run_claims(sources, settings, typed_command(command, methods, settings))
+    from noiseworks.bench.runner.report import write_report
+
+    report = write_report(document, settings.out)
+    if sys.stdout.isatty() if open_report is None else open_report:
+        webbrowser.open(report.as_uri())
+    found = () if old is None else regressions(old, document)
+    return BenchResult(document, settings.out / "results.json", report, tuple(found))
+
+
+def typed_command(command: str, methods: Sequence[str] | None, settings: Settings) -> str:
+    """Return the command that repeats a run, without paths, which differ from machine to machine."""
+    words = [command]
+    if methods is not None:
+        words += ["--methods", ",".join(split_names(methods))]
+    words += ["--scale", settings.scale]
+    if settings.seeds is not None:
+        words += ["--seeds", ",".join(map(str, settings.seeds))]
+    if settings.model is not None:
+        words += ["--model", Path(settings.model).name if Path(settings.model).is_dir() else settings.model]
+    return " ".join(words if settings.device == "cpu" else [*words, "--device", settings.device])
