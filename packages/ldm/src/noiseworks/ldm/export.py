@@ -2,12 +2,18 @@
 
 import copy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from noiseworks.core.artifacts import atomic_directory, check_writable
 from noiseworks.core.errors import InputError
-from noiseworks.ldm.conditioning import TextConditioner
+from noiseworks.ldm.conditioning import (
+    ClassConditioner,
+    Conditioner,
+    LayoutConditioner,
+    TextConditioner,
+)
+from noiseworks.ldm.spatial_conditioning import LowResConditioner, MaskConditioner, SemanticConditioner
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -22,7 +28,10 @@ def to_pipeline(trainer: "LatentDiffusionTrainer", *, ema: bool = True) -> "Diff
         ema: Whether the averaged weights are taken.
 
     Returns:
-        `StableDiffusionPipeline` for a text conditioner.
+        A diffusers pipeline where it has one for the task: `StableDiffusionPipeline` (text),
+        `LDMTextToImagePipeline` (text, another encoder than CLIP, f = 8 and 77 tokens, which that class
+        fixes), `LDMPipeline` (unconditional), `LDMSuperResolutionPipeline` (scale factor 1). Else one of
+        `noiseworks.ldm.pipelines`.
 
     Raises:
         InputError: When there is no vae, no scale factor yet, or no pipeline for the conditioner.
@@ -41,21 +50,66 @@ def to_pipeline(trainer: "LatentDiffusionTrainer", *, ema: bool = True) -> "Diff
     conditioner = trainer.conditioner
     if ema and "conditioner" in trainer.ema:
         conditioner = trainer.ema["conditioner"]
-    if isinstance(conditioner, TextConditioner):
-        from diffusers import StableDiffusionPipeline
+    return assemble(unet, vae, copy.deepcopy(trainer.scheduler), conditioner)
 
-        text_encoder = copy.deepcopy(conditioner.text_encoder).requires_grad_(True).eval()
-        return StableDiffusionPipeline(
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=conditioner.tokenizer,
-            unet=unet,
-            scheduler=copy.deepcopy(trainer.scheduler),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
+
+def assemble(
+    unet: torch.nn.Module, vae: torch.nn.Module, scheduler: Any, conditioner: Conditioner | None
+) -> "DiffusionPipeline":
+    """Return the pipeline that fits a conditioner; see `to_pipeline`. Weights of the conditioner are copied.
+
+    Raises:
+        InputError: When there is no pipeline for the conditioner.
+    """
+    import diffusers
+    from noiseworks.ldm import pipelines
+
+    if isinstance(conditioner, TextConditioner):
+        return _text_pipeline(unet, vae, scheduler, conditioner)
+    if conditioner is None:
+        return diffusers.LDMPipeline(vqvae=vae, unet=unet, scheduler=scheduler)
+    if isinstance(conditioner, LowResConditioner):
+        if vae.config.scaling_factor == 1.0:
+            return diffusers.LDMSuperResolutionPipeline(vqvae=vae, unet=unet, scheduler=scheduler)
+        return pipelines.UpscalePipeline(unet, vae, scheduler)
+    if isinstance(conditioner, MaskConditioner):
+        return pipelines.InpaintPipeline(unet, vae, scheduler)
+    own = {
+        ClassConditioner: pipelines.ClassToImagePipeline,
+        LayoutConditioner: pipelines.LayoutToImagePipeline,
+        SemanticConditioner: pipelines.SemanticToImagePipeline,
+    }
+    if type(conditioner) not in own:
+        known = ", ".join(
+            kind.__name__ for kind in (TextConditioner, LowResConditioner, MaskConditioner, *own)
         )
-    raise InputError(f"no pipeline for the conditioner {type(conditioner).__name__}")
+        raise InputError(f"no pipeline for the conditioner {type(conditioner).__name__}; there are: {known}")
+    copied = copy.deepcopy(conditioner).requires_grad_(True).eval()
+    return own[type(conditioner)](unet, vae, scheduler, copied)
+
+
+def _text_pipeline(
+    unet: torch.nn.Module, vae: torch.nn.Module, scheduler: Any, conditioner: TextConditioner
+) -> "DiffusionPipeline":
+    import diffusers
+
+    encoder = copy.deepcopy(conditioner.text_encoder).requires_grad_(True).eval()
+    tokenizer = conditioner.tokenizer
+    is_clip = type(encoder).__name__.startswith("CLIP")
+    if not is_clip and conditioner.max_length == 77 and len(vae.config.block_out_channels) == 4:
+        return diffusers.LDMTextToImagePipeline(
+            vqvae=vae, bert=encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler
+        )
+    return diffusers.StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
 def export_diffusers(trainer: "LatentDiffusionTrainer", path: str | Path, *, ema: bool = True) -> Path:

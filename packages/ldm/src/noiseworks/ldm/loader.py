@@ -1,12 +1,15 @@
 """Batches in an order that depends on (seed, epoch) alone, so that a killed run goes on where it stopped."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from noiseworks.core.checks import check_number
 from noiseworks.core.errors import InputError
+from noiseworks.core.noise import mix64
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+Transform = Callable[[dict, torch.Generator], dict]
 
 
 class TensorTable(Dataset):
@@ -81,6 +84,8 @@ class ResumableLoader(DataLoader):
         num_workers: Loading processes.
         rank: This process's number.
         world_size: Number of processes.
+        transform: (batch, generator) -> batch, applied to every batch; the generator depends on (seed, epoch,
+            batch, rank) alone.
 
     Raises:
         InputError: When the dataset holds less than one batch for every process.
@@ -95,6 +100,7 @@ class ResumableLoader(DataLoader):
         num_workers: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        transform: Transform | None = None,
     ) -> None:
         check_number("batch_size", batch_size, low=1, integer=True)
         if len(dataset) < batch_size * world_size:
@@ -103,6 +109,7 @@ class ResumableLoader(DataLoader):
                 f"examples, the data hold {len(dataset)}; use a smaller batch"
             )
         batches = _EpochBatches(len(dataset), batch_size, seed, rank, world_size)
+        self.transform, self.seed, self.rank = transform, seed, rank
         collate = _keep if hasattr(dataset, "__getitems__") else None
         own = torch.Generator().manual_seed(
             seed
@@ -118,6 +125,9 @@ class ResumableLoader(DataLoader):
         sampler = self.batch_sampler
         sampler.epoch, sampler.start = self._epoch, self._batch
         for batch in super().__iter__():
+            if self.transform is not None:
+                state = mix64(self.seed, self._epoch, self._batch, self.rank) >> 1
+                batch = self.transform(batch, torch.Generator().manual_seed(state))
             self._batch += 1  # counted before the batch is used: a checkpoint is written after its step
             yield batch
 

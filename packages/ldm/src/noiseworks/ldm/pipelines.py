@@ -1,0 +1,207 @@
+"""Pipelines for the conditions that diffusers has none for, with `DiffusionPipeline`'s saving and loading.
+
+Each holds a U-Net, a first stage, a scheduler and, where it has weights, a conditioner:
+
+    pipeline = LayoutToImagePipeline.from_pretrained("runs/layout/pipeline")
+    pipeline([[(2, 0.1, 0.1, 0.5, 0.5)]], guidance_scale=3.0).images[0].save("scene.png")
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+from diffusers import DiffusionPipeline, ImagePipelineOutput
+from noiseworks.core.errors import InputError
+from noiseworks.core.models import resolve_model
+from noiseworks.ldm.conditioning import Box, Conditioner, TextConditioner
+from noiseworks.ldm.data import to_uint8
+from noiseworks.ldm.model import LatentModel
+from noiseworks.ldm.samplers import SampleSettings
+from noiseworks.ldm.sampling import sample
+from noiseworks.ldm.spatial_conditioning import LowResConditioner, MaskConditioner
+from torch import Tensor, nn
+
+
+class LatentDiffusionPipeline(DiffusionPipeline):
+    """Base of the pipelines below.
+
+    Args:
+        unet: The denoiser.
+        vae: The first stage; its `config.scaling_factor` is the latents' scale factor.
+        scheduler: Read for ᾱ and `prediction_type`.
+        conditioner: Where the task's conditioner has weights.
+    """
+
+    model_cpu_offload_seq = "conditioner->unet->vae"
+    _optional_components = ("conditioner",)
+
+    def __init__(
+        self, unet: nn.Module, vae: nn.Module, scheduler: Any, conditioner: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, vae=vae, scheduler=scheduler, conditioner=conditioner)
+
+    def latent_model(self) -> LatentModel:
+        """Return what `noiseworks.ldm.sampling.sample` takes."""
+        return LatentModel(
+            self.unet, self.vae, self.scheduler, self.conditioner, float(self.vae.config.scaling_factor)
+        )
+
+    def run(
+        self,
+        batch: Mapping[str, Any] | None,
+        settings: SampleSettings | None,
+        seed: int,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> ImagePipelineOutput:
+        """Return the images of a batch of conditions as PIL images."""
+        samples = sample(self.latent_model(), batch, settings=settings, seed=seed, height=height, width=width)
+        return ImagePipelineOutput(images=self.numpy_to_pil(to_uint8(samples.images) / 255.0))
+
+
+class ClassToImagePipeline(LatentDiffusionPipeline):
+    """Images of classes, by a token (`kind="crossattn"`) or the time embedding (`kind="adm"`)."""
+
+    def __call__(
+        self, labels: Tensor, settings: SampleSettings | None = None, seed: int = 0
+    ) -> ImagePipelineOutput:
+        """Sample an image per label, int64 `[B]`."""
+        return self.run({"label": labels}, settings, seed)
+
+
+class LayoutToImagePipeline(LatentDiffusionPipeline):
+    """Images of layouts: lists of boxes (class, x0, y0, x1, y1) with corners in [0, 1]."""
+
+    def __call__(
+        self, layouts: Sequence[Sequence[Box]], settings: SampleSettings | None = None, seed: int = 0
+    ) -> ImagePipelineOutput:
+        """Sample an image per layout."""
+        return self.run({"layout": list(layouts)}, settings, seed)
+
+
+class SemanticToImagePipeline(LatentDiffusionPipeline):
+    """Images of maps of classes, at the maps' own size."""
+
+    def __call__(
+        self, segmentation: Tensor, settings: SampleSettings | None = None, seed: int = 0
+    ) -> ImagePipelineOutput:
+        """Sample an image per map, int64 `[B, H, W]`."""
+        return self.run({"segmentation": segmentation}, settings, seed, *segmentation.shape[-2:])
+
+
+class UpscalePipeline(LatentDiffusionPipeline):
+    """Images f times as large, for first stages that `LDMSuperResolutionPipeline` cannot hold."""
+
+    def latent_model(self) -> LatentModel:
+        """Return the model with its parameter-free conditioner."""
+        model = super().latent_model()
+        return LatentModel(model.unet, model.vae, model.scheduler, LowResConditioner(), model.scale_factor)
+
+    def __call__(
+        self, images: Tensor, settings: SampleSettings | None = None, seed: int = 0
+    ) -> ImagePipelineOutput:
+        """Enlarge images `[B, 3, h, w]` in [-1, 1]."""
+        factor = self.latent_model().factor
+        return self.run(
+            {"low_res": images}, settings, seed, images.shape[-2] * factor, images.shape[-1] * factor
+        )
+
+
+class InpaintPipeline(LatentDiffusionPipeline):
+    """Images with their hole filled; outside the hole the given pixels are kept."""
+
+    def latent_model(self) -> LatentModel:
+        """Return the model with its conditioner, which is the first stage itself."""
+        model = super().latent_model()
+        return LatentModel(
+            model.unet, model.vae, model.scheduler, MaskConditioner(model.vae), model.scale_factor
+        )
+
+    def __call__(
+        self, images: Tensor, mask: Tensor, settings: SampleSettings | None = None, seed: int = 0
+    ) -> ImagePipelineOutput:
+        """Fill images `[B, 3, H, W]` in [-1, 1] where the mask `[B, 1, H, W]` is above 0.5."""
+        filled = fill(self.latent_model(), images, mask, settings, seed)
+        return ImagePipelineOutput(images=self.numpy_to_pil(to_uint8(filled) / 255.0))
+
+
+def fill(
+    model: LatentModel, images: Tensor, mask: Tensor, settings: SampleSettings | None = None, seed: int = 0
+) -> Tensor:
+    """Return `(1 - mask) image + mask prediction`, `[B, 3, H, W]` in [-1, 1] (the paper's inpainting)."""
+    samples = sample(
+        model,
+        {"image": images, "mask": mask},
+        settings=settings,
+        seed=seed,
+        height=images.shape[-2],
+        width=images.shape[-1],
+    )
+    hole = (mask > 0.5).to(images.dtype)
+    return (1 - hole) * images + hole * samples.images.to(images.device)
+
+
+OWN = {
+    pipeline.__name__: pipeline
+    for pipeline in (
+        LatentDiffusionPipeline,
+        ClassToImagePipeline,
+        LayoutToImagePipeline,
+        SemanticToImagePipeline,
+        UpscalePipeline,
+        InpaintPipeline,
+    )
+}
+HOSTS = (
+    "StableDiffusionPipeline",
+    "LDMPipeline",
+    "LDMTextToImagePipeline",
+    "LDMSuperResolutionPipeline",
+)
+
+
+def load_model(name: str | Path, *, truncate: bool = False) -> LatentModel:
+    """Return the model in a pipeline's directory, of this package or of diffusers.
+
+    Args:
+        name: A directory, `testbed:<name>` or a hub id.
+        truncate: Whether captions beyond the text encoder's limit are cut, not refused.
+
+    Raises:
+        ModelNotFoundError: When there is none.
+        InputError: When it is a pipeline of another kind.
+    """
+    path = resolve_model(name)
+    index = Path(path) / "model_index.json"
+    if Path(path).is_dir() and not index.is_file():
+        raise InputError(
+            f"{path} holds no pipeline (model_index.json); name the folder that train or export wrote"
+        )
+    kind = (
+        json.loads(index.read_text())["_class_name"]
+        if index.is_file()
+        else DiffusionPipeline.load_config(path)["_class_name"]
+    )
+    if kind in OWN:
+        return OWN[kind].from_pretrained(path).latent_model()
+    if kind not in HOSTS:
+        raise InputError(f"{name} is a {kind}; latent models are {', '.join((*OWN, *HOSTS))}")
+    return from_host(getattr(diffusers, kind).from_pretrained(path), truncate=truncate)
+
+
+def from_host(pipeline: DiffusionPipeline, *, truncate: bool = False) -> LatentModel:
+    """Return the model inside one of the diffusers pipelines in `HOSTS`."""
+    parts = pipeline.components
+    vae = parts.get("vae", parts.get("vqvae"))
+    conditioner: Conditioner | None = None
+    encoder = parts.get("text_encoder", parts.get("bert"))
+    if encoder is not None:
+        conditioner = TextConditioner(encoder, parts["tokenizer"], trained=False, truncate=truncate)
+    elif type(pipeline).__name__ == "LDMSuperResolutionPipeline":
+        conditioner = LowResConditioner()
+    # The super-resolution pipeline decodes without dividing by the factor.
+    scale = 1.0 if isinstance(conditioner, LowResConditioner) else float(vae.config.scaling_factor)
+    return LatentModel(parts["unet"].eval(), vae.eval(), parts["scheduler"], conditioner, scale)

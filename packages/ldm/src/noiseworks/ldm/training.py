@@ -1,0 +1,343 @@
+"""The commands `train` and `export`: latent diffusion of any task, from data to a diffusers pipeline."""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from cyclopts import Parameter
+from noiseworks.core.checks import check_choice, check_number
+from noiseworks.core.errors import ArtifactError, InputError
+from noiseworks.core.models import resolve_model
+from noiseworks.ldm.conditioning import Conditioner, LayoutConditioner, TextConditioner
+from noiseworks.ldm.data import Rows, holdout
+from noiseworks.ldm.degradation import low_resolution
+from noiseworks.ldm.diffusion import LatentDiffusionTrainer
+from noiseworks.ldm.export import export_diffusers
+from noiseworks.ldm.loader import ResumableLoader, TensorTable, Transform
+from noiseworks.ldm.objective import make_scheduler
+from noiseworks.ldm.recipes import Recipe, make_conditioner, make_unet, recipe
+from noiseworks.ldm.runs import CHECKPOINT, CONFIG_NAME, RunOptions, make_trainer, open_run
+from noiseworks.ldm.scaling import LatentCache, cache_latents
+from noiseworks.ldm.task_data import TaskData, WithColumns, load_task_data, random_masks
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, VQModel
+
+Task = Literal["class", "text", "text-large", "layout", "semantic", "upscale", "inpaint", "unconditional"]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class DiffusionOptions:
+    """The model and its training.
+
+    Attributes:
+        preset: The paper's model of the task, or a tiny one.
+        width: Channels of the U-Net's first level, instead of the preset's.
+        learning_rate: Base rate, instead of the preset's.
+        scale_lr: Whether the rate is base x processes x batch size, instead of the preset's choice.
+        warmup_steps: Steps of linear warm-up.
+        loss: l1 or l2, instead of the preset's.
+        prediction_type: What the U-Net predicts.
+        beta_schedule: Family of the noise schedule.
+        scale_factor: What latents are multiplied with; by default 1/std of the first batch (KL) or 1 (VQ).
+        learn_logvar: Whether a log-variance per timestep is learned.
+        elbo_weight: Weight of the variational bound.
+        condition_drop: Share of rows trained without condition; by default 0.1 for sequences and 0 for maps.
+        ema_decay: Largest decay of the averaged weights.
+        text_encoder: Directory or hub id of a transformers text encoder; by default one trains along.
+        train_text_encoder: Whether the named encoder trains along.
+        degradation: How low-resolution images are made for upscale.
+        cache: Whether images are encoded once, before training (upscale with bsr and inpaint never do).
+    """
+
+    preset: Literal["paper", "tiny"] = "tiny"
+    width: int | None = None
+    learning_rate: float | None = None
+    scale_lr: bool | None = None
+    warmup_steps: int = 0
+    loss: Literal["l1", "l2"] | None = None
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
+    beta_schedule: Literal["scaled_linear", "linear", "cosine", "sqrt"] = "scaled_linear"
+    scale_factor: float | None = None
+    learn_logvar: bool = False
+    elbo_weight: float = 0.0
+    condition_drop: float | None = None
+    ema_decay: float = 0.9999
+    text_encoder: str | None = None
+    train_text_encoder: bool = False
+    degradation: Literal["bicubic", "bsr"] = "bicubic"
+    cache: bool = True
+
+    def recipe(self, task: str) -> Recipe:
+        """Return the task's recipe with these options in place."""
+        chosen = {
+            name: value
+            for name in ("width", "learning_rate", "scale_lr", "loss")
+            if (value := getattr(self, name)) is not None
+        }
+        return replace(recipe(task, self.preset), **chosen)
+
+
+@dataclass(frozen=True)
+class TrainedDiffusion:
+    """What `train` returns.
+
+    Attributes:
+        pipeline: Directory of the diffusers pipeline, with averaged weights.
+        batches: Batches trained.
+        val_loss: Held-out loss of the averaged weights.
+        scale_factor: What latents are multiplied with.
+        kind: Class of the pipeline.
+    """
+
+    pipeline: Path
+    batches: int
+    val_loss: float
+    scale_factor: float
+    kind: str
+
+
+def load_first_stage(name: str) -> "AutoencoderKL | VQModel":
+    """Return a first stage: a directory (of train-ae, or a pipeline), `testbed:<name>` or a hub id.
+
+    Raises:
+        InputError: When there is none.
+    """
+    import diffusers
+
+    path = resolve_model(name)
+    if Path(path).is_dir():
+        inner = [Path(path) / sub for sub in ("", "vae", "vqvae")]
+        path = next((str(folder) for folder in inner if (folder / "config.json").is_file()), None)
+        if path is None:
+            raise InputError(
+                f"{name} holds no first stage (config.json); name the folder vae that train-ae wrote"
+            )
+    kind = diffusers.AutoencoderKL.load_config(path)["_class_name"]
+    check_choice(f"the class of the first stage {name}", kind, ("AutoencoderKL", "VQModel"))
+    return getattr(diffusers, kind).from_pretrained(path)
+
+
+def build(
+    task: str, data: TaskData, vae: nn.Module, options: DiffusionOptions, run: RunOptions
+) -> LatentDiffusionTrainer:
+    """Return the trainer of a task on its data.
+
+    Raises:
+        InputError: When options, first stage and images do not fit.
+    """
+    made_by = options.recipe(task)
+    sides = data.images[0]["image"].shape[-2:]
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    if sides[0] != sides[1] or sides[0] % factor:
+        raise InputError(
+            f"images must be square with a side that is a multiple of f = {factor}, got {tuple(sides)}"
+        )
+    channels = vae.config.latent_channels
+    conditioner = make_conditioner(
+        task,
+        made_by,
+        data,
+        vae,
+        text_encoder=options.text_encoder,
+        train_text_encoder=options.train_text_encoder,
+        seed=run.seed,
+    )
+    if options.text_encoder is not None and task.startswith("text"):
+        made_by = replace(made_by, context=conditioner.dim)
+    is_vq = type(vae).__name__ == "VQModel"
+    return LatentDiffusionTrainer(
+        make_unet(task, made_by, channels, sides[0] // factor, run.seed),
+        vae,
+        conditioner,
+        make_scheduler(
+            options.beta_schedule,
+            made_by.beta_start,
+            made_by.beta_end,
+            prediction_type=options.prediction_type,
+        ),
+        loss=made_by.loss,
+        learning_rate=made_by.learning_rate,
+        scale_lr=made_by.scale_lr,
+        batch_size=run.batch_size,
+        scale_factor=options.scale_factor or (1.0 if is_vq else "std"),
+        learn_logvar=options.learn_logvar,
+        elbo_weight=options.elbo_weight,
+        condition_drop=options.condition_drop,
+        ema_decay=options.ema_decay,
+        warmup_steps=options.warmup_steps,
+        seed=run.seed,
+    )
+
+
+def condition_tensors(task: str, data: TaskData, conditioner: Conditioner | None) -> dict[str, Tensor]:
+    """Return the conditions of all rows as tensors, under the conditioner's batch keys."""
+    if data.column is None:
+        return {}
+    if isinstance(conditioner, TextConditioner):
+        return {"input_ids": conditioner.tokenize([str(caption) for caption in data.column])}
+    if isinstance(conditioner, LayoutConditioner):
+        return {"layout_ids": conditioner.tokenize(data.column)}
+    name = {"class": "label", "semantic": "segmentation"}[task]
+    return {name: torch.as_tensor(data.column).long()}
+
+
+def with_low_resolution(factor: int, kind: str) -> Transform:
+    """Return a batch transform that adds `low_res` to batches with `image`, degraded anew at every visit."""
+
+    def transform(batch: dict, generator: torch.Generator) -> dict:
+        seeds = torch.randint(2**31, (len(batch["image"]),), generator=generator).tolist()
+        return batch | {"low_res": low_resolution(batch["image"], factor, kind, seeds)}
+
+    return transform
+
+
+def with_masks(batch: dict, generator: torch.Generator) -> dict:
+    """Add random masks to a batch with `image`: the transform of inpainting."""
+    return batch | {"mask": random_masks(len(batch["image"]), *batch["image"].shape[-2:], generator)}
+
+
+def prepare_rows(
+    task: str, data: TaskData, module: LatentDiffusionTrainer, options: DiffusionOptions, out: Path
+) -> tuple[Dataset, Transform | None]:
+    """Return the rows that training reads, with cached latents where possible, and the batch transform.
+
+    The cache lies in `out/latents`.
+    """
+    factor = 2 ** (len(module.vae.config.block_out_channels) - 1)
+    columns = condition_tensors(task, data, module.conditioner)
+    if task == "inpaint":
+        return data.images, with_masks
+    if task == "upscale" and (options.degradation == "bsr" or not options.cache):
+        return data.images, with_low_resolution(factor, options.degradation)
+    if task == "upscale":
+        low = [low_resolution(data.images[i]["image"][None], factor) for i in range(len(data.images))]
+        columns = {"low_res": torch.cat(low)}
+    rows = WithColumns(data.images, columns)
+    if not options.cache:
+        return rows, None
+    cached = cache_latents(module.vae, data.images, out / "latents")
+    if isinstance(cached, LatentCache) and len(cached) <= cached.config["shard_rows"]:
+        # One file fits into memory many times over.
+        cached = TensorTable(cached.__getitems__(range(len(cached))))
+    return WithColumns(cached, columns), None
+
+
+def train(
+    task: Task,
+    data: str,
+    out: Path,
+    *,
+    vae: str,
+    size: int | None = None,
+    scenes: int = 4096,
+    validation_share: float = 0.05,
+    model: DiffusionOptions | None = None,
+    run: RunOptions | None = None,
+) -> TrainedDiffusion:
+    """Train a latent diffusion model and write it as a diffusers pipeline, `OUT/pipeline`.
+
+    `OUT` holds config.yaml, metrics.csv, TensorBoard logs, checkpoints and cached latents. A killed run
+    goes on with --resume, to the numbers of an uninterrupted one.
+
+    Args:
+        task: What the images are conditioned on.
+        data: shapes (the testbed's scenes), an .npz with images and the task's array (label, caption,
+            layout or segmentation), or a folder of images (captions and labels in its metadata.jsonl).
+        out: The run's folder.
+        vae: The first stage: a directory, testbed:NAME or hub id.
+        size: Side of the images in pixels, for folders.
+        scenes: Number of the testbed's scenes.
+        validation_share: Share of the images held out.
+        model: The model and its training.
+        run: Length, speed and bookkeeping.
+
+    Raises:
+        InputError: When an option is out of range, the data do not fit, or `out` holds another run.
+    """
+    model, run, out = model or DiffusionOptions(), run or RunOptions(), Path(out)
+    trainer = make_trainer(out, run)
+    first_stage = load_first_stage(vae)
+    loaded = load_task_data(task, data, size, scenes)
+    parts = holdout(loaded.images, validation_share, run.seed)
+    check_number("batch_size", run.batch_size, low=1, high=len(parts[0]) // run.devices, integer=True)
+    module = build(task, loaded, first_stage, model, run)
+    settings = {"task": task, "data": data, "size": size, "scenes": scenes, "vae": vae}
+    settings |= {"validation_share": validation_share, "batch_size": run.batch_size, "seed": run.seed}
+    checkpoint = open_run(out, settings | asdict(model), run.resume)
+    rows, transform = prepare_rows(task, loaded, module, model, out)
+    loaders = [
+        ResumableLoader(
+            Rows(rows, part),
+            min(run.batch_size, len(part) // run.devices),
+            seed=run.seed,
+            num_workers=run.num_workers,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+            transform=transform,
+        )
+        for part in parts
+    ]
+    trainer.fit(module, *loaders, ckpt_path=checkpoint, weights_only=True)
+    trainer.save_checkpoint(out / CHECKPOINT, weights_only=False)
+    trainer.validate(module, loaders[1], verbose=False)
+    if trainer.is_global_zero:
+        export_diffusers(module, out / "pipeline")
+    index = json.loads((out / "pipeline" / "model_index.json").read_text())
+    return TrainedDiffusion(
+        out / "pipeline",
+        module.batches_seen,
+        float(trainer.callback_metrics["val/loss_ema"]),
+        float(module.scale_factor),
+        index["_class_name"],
+    )
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export` returns.
+
+    Attributes:
+        pipeline: The directory.
+        kind: Class of the pipeline.
+        batches: Batches that the checkpoint had seen.
+    """
+
+    pipeline: Path
+    kind: str
+    batches: int
+
+
+def export(run: Path, out: Path, *, ema: bool = True) -> Exported:
+    """Write the last checkpoint of a training run as a diffusers pipeline.
+
+    Args:
+        run: Folder of a run of train, finished or not; its data and first stage must still be there.
+        out: The directory to make or replace.
+        ema: Whether the averaged weights are taken.
+
+    Raises:
+        ArtifactError: When the folder holds no run with a checkpoint.
+    """
+    run, checkpoint = Path(run), Path(run) / CHECKPOINT
+    if not (run / CONFIG_NAME).is_file() or not checkpoint.is_file():
+        raise ArtifactError(
+            f"{run} holds no training run with a checkpoint ({CHECKPOINT}); name a folder of train"
+        )
+    settings = json.loads((run / CONFIG_NAME).read_text())
+    names = DiffusionOptions.__dataclass_fields__
+    options = DiffusionOptions(**{name: settings[name] for name in names})
+    loaded = load_task_data(settings["task"], settings["data"], settings["size"], settings["scenes"])
+    run_options = RunOptions(batch_size=settings["batch_size"], seed=settings["seed"])
+    module = build(settings["task"], loaded, load_first_stage(settings["vae"]), options, run_options)
+    stored = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    module.load_state_dict(stored["state_dict"])
+    module.on_load_checkpoint(stored)
+    export_diffusers(module, out, ema=ema)
+    index = json.loads((Path(out) / "model_index.json").read_text())
+    return Exported(Path(out), index["_class_name"], module.batches_seen)
