@@ -22,20 +22,28 @@ BENCH = {
     "folder without results": ("bench table {empty}/nowhere", "nowhere"),
     "unknown testbed to train": ("bench train-testbed no-such-model", "no-such-model"),
 }
+GENERATE = "linear-ag generate --prompts disc --out out"
 METHODS = {
-    "model that is no directory": ("linear-ag generate --model {empty}/gone --prompts disc", "gone"),
-    "folder that holds no model": ("linear-ag generate --model {empty} --prompts disc", "empty"),
-    "model of the wrong family": (
-        "linear-ag generate --model testbed:shapes-vae --prompts disc",
-        "AutoencoderKL",
+    "model that is no directory": (f"{GENERATE} --pipeline {{empty}}/gone", "gone"),
+    "folder that holds no model": (f"{GENERATE} --pipeline {{empty}}", "empty"),
+    "model of the wrong family": (f"{GENERATE} --pipeline testbed:shapes-vae", "AutoencoderKL"),
+    "guidance scale NaN": (f"{GENERATE} --pipeline testbed:shapes --scale nan", "nan"),
+    "negative steps": (f"{GENERATE} --pipeline testbed:shapes --steps=-5", "-5"),
+    "prompts file that is missing": (
+        "linear-ag generate --pipeline testbed:shapes --prompts {empty}/gone.txt --out out",
+        "gone.txt",
     ),
-    "guidance scale NaN": (
-        "linear-ag generate --model testbed:shapes --prompts disc --guidance-scale nan",
-        "nan",
+    "images into a file": (
+        "linear-ag generate --pipeline testbed:shapes --prompts disc --out {file}",
+        "file",
     ),
-    "negative steps": ("linear-ag generate --model testbed:shapes --prompts disc --steps=-5", "-5"),
-    "ldm without a model": ("ldm sample --model {empty}/gone", "gone"),
-    "ldm negative steps": ("ldm sample --model testbed:shapes --steps=-5", "-5"),
+    "policy of another length": (f"{GENERATE} --pipeline testbed:shapes --policy 2211", "4 digits"),
+    "policy folder cut off": (f"{GENERATE} --pipeline testbed:shapes --policy {{corrupt}}", "corrupt"),
+    "target out of range": (
+        "linear-ag calibrate --pipeline testbed:shapes --prompts disc --out out --target-nfe 50",
+        "50",
+    ),
+    "ldm without a model": ("ldm sample {empty}/gone --out out", "gone"),
 }
 
 
@@ -46,8 +54,11 @@ def mistakes(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "cut.json").write_text('{"schema": "noiseworks-results/1", "claims": [')
     (tmp_path / "other.json").write_text(json.dumps({"schema": "noiseworks-results/0", "claims": []}))
+    (tmp_path / "corrupt").mkdir()
+    (tmp_path / "corrupt" / "config.json").write_text('{"kind": "linear-ag/policy", "format_version": 1}')
+    (tmp_path / "corrupt" / "model.safetensors").write_bytes(b"cut off")
     (tmp_path / "work").mkdir()
-    names = {"file": "file", "empty": "empty", "cut": "cut.json", "other": "other.json"}
+    names = {"file": "file", "empty": "empty", "corrupt": "corrupt", "cut": "cut.json", "other": "other.json"}
     return {name: tmp_path / path for name, path in names.items()}
 
 
