@@ -33,11 +33,11 @@ class MaskSchedule:
 
     def mask_prob(self, t: Tensor | float) -> Tensor:
         """Return m(t), float64, for times in [0, 1] of any shape."""
-        return self.mask_prob_at(torch.as_tensor(t).double())
+        return self.mask_prob_at(torch.as_tensor(t, dtype=torch.float64))
 
     def weight(self, t: Tensor | float) -> Tensor:
         """Return `m'(t)/m(t)`, float64; infinite where m = 0 (Sahoo et al. 2024; Shi et al. 2024)."""
-        return self.weight_at(torch.as_tensor(t).double())
+        return self.weight_at(torch.as_tensor(t, dtype=torch.float64))
 
     def unmask_prob(self, t: Tensor | float, s: Tensor | float) -> Tensor:
         """Return the probability `1 − m(s)/m(t)` that a masked token is revealed between t and s < t.
@@ -45,7 +45,7 @@ class MaskSchedule:
         Raises:
             InputError: Unless s < t.
         """
-        t, s = torch.as_tensor(t).double(), torch.as_tensor(s).double()
+        t, s = (torch.as_tensor(time, dtype=torch.float64) for time in (t, s))
         if t.device.type == "cpu" and not bool((s < t).all()):
             raise InputError("a reverse step must go to an earlier time; swap t and s")
         return 1 - self.mask_prob(s) / self.mask_prob(t)

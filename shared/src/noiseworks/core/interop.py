@@ -5,6 +5,7 @@ fractional indices (749.25), and flow schedulers say 1000 σ. `HostSchedule.leve
 """
 
 from dataclasses import dataclass
+from inspect import signature
 from typing import TYPE_CHECKING
 
 import torch
@@ -142,7 +143,7 @@ def sampling_levels(scheduler: "SchedulerMixin") -> tuple[Tensor, list[Level]]:
     sigmas = getattr(scheduler, "sigmas", None)
     if sigmas is not None:
         # Two-evaluation schedulers repeat inner levels; their runs have no list of one level a call.
-        if len(sigmas) != len(timesteps) + 1:
+        if len(sigmas) != len(timesteps) + 1 or not bool((sigmas.diff() < 0).all()):
             raise UnsupportedHostError(f"{type(scheduler).__name__} calls the network more than once a step")
         exact = sigmas.double().cpu()
         if host.is_flow:
@@ -183,7 +184,7 @@ def to_scheduler(
         "trained_betas": schedule.betas.tolist(),
         "prediction_type": prediction_type,
     }
-    if "clip_sample" in scheduler_class.__init__.__code__.co_varnames:
+    if "clip_sample" in signature(scheduler_class.__init__).parameters:
         settings["clip_sample"] = False
     return scheduler_class(**settings)
 
