@@ -4,8 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from noiseworks.linear_ag.artifacts import load_policy, save_policy
+    from noiseworks.linear_ag.calibration import calibrate, fit_linear
     from noiseworks.linear_ag.diffusers import GuidanceHandle, GuidanceReport, attach
     from noiseworks.linear_ag.guidance import Action
+    from noiseworks.linear_ag.guider import AdaptiveClassifierFreeGuidance
     from noiseworks.linear_ag.linear import LinearCoefficients, LinearGuidance
     from noiseworks.linear_ag.policies import (
         AdaptiveGuidance,
@@ -14,9 +17,13 @@ if TYPE_CHECKING:
         IntervalGuidance,
         ReuseGuidance,
     )
+    from noiseworks.linear_ag.policy_search import search_policy
+    from noiseworks.linear_ag.sampling import Sampling
+    from noiseworks.linear_ag.search import SearchSettings
 
 _HOME = {
     "Action": "guidance",
+    "AdaptiveClassifierFreeGuidance": "guider",
     "AdaptiveGuidance": "policies",
     "FixedPolicy": "policies",
     "GuidanceHandle": "diffusers",
@@ -26,11 +33,19 @@ _HOME = {
     "LinearCoefficients": "linear",
     "LinearGuidance": "linear",
     "ReuseGuidance": "policies",
+    "Sampling": "sampling",
+    "SearchSettings": "search",
     "attach": "diffusers",
+    "calibrate": "calibration",
+    "fit_linear": "calibration",
+    "load_policy": "artifacts",
+    "save_policy": "artifacts",
+    "search_policy": "policy_search",
 }
 
 __all__ = [
     "Action",
+    "AdaptiveClassifierFreeGuidance",
     "AdaptiveGuidance",
     "FixedPolicy",
     "GuidanceHandle",
@@ -40,7 +55,14 @@ __all__ = [
     "LinearCoefficients",
     "LinearGuidance",
     "ReuseGuidance",
+    "Sampling",
+    "SearchSettings",
     "attach",
+    "calibrate",
+    "fit_linear",
+    "load_policy",
+    "save_policy",
+    "search_policy",
 ]
 
 

@@ -92,8 +92,9 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
         b: `[B, ...]`.
     """
     a, b = (v.flatten(1).to(torch.promote_types(v.dtype, torch.float32)) for v in (a, b))
-    norms = a.norm(dim=1) * b.norm(dim=1)
-    dot = torch.linalg.vecdot(a, b)
+    # Sums in a tree; a running sum of many float32 terms would lose what 1 - gamma is made of.
+    norms = (a.square().sum(dim=1) * b.square().sum(dim=1)).sqrt()
+    dot = (a * b).sum(dim=1)
     return torch.where(norms == 0, torch.ones_like(dot), dot / norms)
 
 

@@ -69,13 +69,8 @@ class LinearCoefficients:
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write `config.json` and `model.safetensors` to a directory, atomically."""
-        tensors = {name: getattr(self, name) for name in _TENSORS}
-        config: dict = {"settings": None}
-        if self.settings is not None:
-            config["settings"] = {k: v for k, v in asdict(self.settings).items() if k != "uncond"}
-            if self.settings.uncond is not None:
-                tensors["uncond"] = self.settings.uncond
-        save_artifact(path, KIND, config, tensors)
+        config, extra = settings_record(self.settings)
+        save_artifact(path, KIND, config, {**{name: getattr(self, name) for name in _TENSORS}, **extra})
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> "LinearCoefficients":
@@ -87,11 +82,23 @@ class LinearCoefficients:
         config, tensors = load_artifact(path, KIND)
         if missing := [name for name in _TENSORS if name not in tensors]:
             raise ArtifactError(f"the coefficients in {path} lack {', '.join(missing)}; fit again")
-        settings = config.get("settings")
-        if settings is not None:
-            shape = tuple(settings.pop("sample_shape"))
-            settings = RunSettings(**settings, sample_shape=shape, uncond=tensors.get("uncond"))
-        return cls(**{name: tensors[name] for name in _TENSORS}, settings=settings)
+        return cls(**{name: tensors[name] for name in _TENSORS}, settings=settings_from(config, tensors))
+
+
+def settings_record(settings: RunSettings | None) -> tuple[dict, dict[str, Tensor]]:
+    """Return the JSON part and the tensor part of a run's settings, for an artifact."""
+    if settings is None:
+        return {"settings": None}, {}
+    config = {k: v for k, v in asdict(settings).items() if k != "uncond"}
+    return {"settings": config}, {} if settings.uncond is None else {"uncond": settings.uncond}
+
+
+def settings_from(config: dict, tensors: dict[str, Tensor]) -> RunSettings | None:
+    """Return the settings that `settings_record` took apart."""
+    if config.get("settings") is None:
+        return None
+    record = {**config["settings"], "sample_shape": tuple(config["settings"]["sample_shape"])}
+    return RunSettings(**record, uncond=tensors.get("uncond"))
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,6 @@ def load_pipeline(
         InputError: When it is a pipeline of a known family outside `families`.
     """
     from diffusers import DiffusionPipeline
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
     from safetensors import SafetensorError
 
     path = resolve_model(name)
@@ -51,7 +50,7 @@ def load_pipeline(
         pipe = DiffusionPipeline.from_pretrained(path, torch_dtype=dtype)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
         raise ModelNotFoundError(f"the pipeline {name} cannot be loaded: {_first_line(error)}") from error
-    except (SafetensorError, HFValidationError, RepositoryNotFoundError) as error:
+    except SafetensorError as error:
         raise ModelNotFoundError(
             f"the pipeline {name} is missing or corrupt: {_first_line(error)}"
         ) from error

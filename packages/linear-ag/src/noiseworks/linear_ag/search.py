@@ -1,0 +1,210 @@
+"""Searching for guidance policies: the paper's differentiable search (section 3) and two cheaper ones.
+
+At each step a policy chooses among F = {e_u, e_c, e_cfg(s_1), ..., e_cfg(s_n)}. The differentiable search
+relaxes the choice to a mixture, unrolls the sampler and moves the scores alpha by gradient. Tensors and
+callables only.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from noiseworks.core.checks import check_finite, check_number
+from noiseworks.core.errors import InputError
+from noiseworks.linear_ag.policies import FixedPolicy
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """Knobs of the differentiable search.
+
+    Attributes:
+        scales: Guidance scales s_1..s_n to choose among.
+        budget: Mean evaluations above which a policy is penalised.
+        updates: Gradient steps.
+        learning_rate: Of Adam.
+        temperature: tau of the softmax.
+        gumbel: Whether to add Gumbel noise to the scores (Gumbel-softmax).
+        cost_weight: lambda_c, on evaluations above the budget.
+        entropy_weight: lambda_e, on the entropy of the mixture.
+        seed: Of the scores' start and the Gumbel noise.
+    """
+
+    scales: tuple[float, ...] = (7.5,)
+    budget: float = 30.0
+    updates: int = 100
+    learning_rate: float = 0.05
+    temperature: float = 1.0
+    gumbel: bool = False
+    cost_weight: float = 0.1
+    entropy_weight: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self):
+        for scale in self.scales:
+            check_number("scales", scale, low=1.0, low_open=True)
+        if not self.scales:
+            raise InputError("scales is empty: name at least one guidance scale")
+        check_number("budget", self.budget, low=0.0, low_open=True)
+        check_number("updates", self.updates, low=1, integer=True)
+        check_number("learning_rate", self.learning_rate, low=0.0, low_open=True)
+        check_number("temperature", self.temperature, low=0.0, low_open=True)
+        check_number("cost_weight", self.cost_weight, low=0.0)
+        check_number("entropy_weight", self.entropy_weight)
+        check_number("seed", self.seed, low=0, integer=True)
+
+
+def relaxed_weights(alpha: Tensor, temperature: float, gumbel: Tensor | None = None) -> Tensor:
+    """Return w = softmax(alpha / tau), or with Gumbel noise softmax((alpha + g) / tau); `[T, F]`.
+
+    Args:
+        alpha: Scores, `[T, F]`.
+        temperature: tau.
+        gumbel: Standard Gumbel noise, `[T, F]`.
+    """
+    return torch.softmax((alpha if gumbel is None else alpha + gumbel) / temperature, dim=-1)
+
+
+def mixture(uncond: Tensor, cond: Tensor, weights: Tensor, scales: Sequence[float]) -> Tensor:
+    """Return the relaxed prediction sum_j w_j F_j of one step.
+
+    Args:
+        uncond: e_u, any shape.
+        cond: e_c, of the same shape.
+        weights: `[2 + n]` for e_u, e_c and each scale.
+        scales: s_1..s_n.
+    """
+    # All options are e_u + a (e_c - e_u) with a = 0, 1, s_j, so the mixture needs their mean a only.
+    positions = torch.tensor([0.0, 1.0, *scales], dtype=weights.dtype, device=weights.device)
+    return uncond + (weights @ positions).to(uncond.dtype) * (cond - uncond)
+
+
+def expected_nfe(weights: Tensor) -> Tensor:
+    """Return E[NFE] = sum_k sum_j w_kj cost_j with costs 1, 1, 2, 2, ...; a scalar.
+
+    Args:
+        weights: `[T, F]`.
+    """
+    costs = weights.new_full((weights.shape[1],), 2.0)
+    costs[:2] = 1.0
+    return (weights @ costs).sum()
+
+
+def search_loss(latents: Tensor, target: Tensor, weights: Tensor, settings: SearchSettings) -> Tensor:
+    """Return MSE + lambda_c ReLU(E[NFE] - budget) + lambda_e entropy(w), a scalar.
+
+    Args:
+        latents: Final latents of the relaxed policy, `[B, ...]`.
+        target: Final latents of full guidance from the same noise.
+        weights: `[T, F]`.
+        settings: Knobs.
+    """
+    over = torch.relu(expected_nfe(weights) - settings.budget)
+    entropy = -(weights * weights.clamp_min(1e-12).log()).sum(dim=-1).mean()
+    error = (latents.float() - target.float()).square().mean()
+    return error + settings.cost_weight * over + settings.entropy_weight * entropy
+
+
+def relaxed_search(
+    sampler: Callable[[Tensor, int], tuple[Tensor, Tensor]],
+    num_steps: int,
+    settings: SearchSettings,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Return the scores alpha `[T, F]` that the differentiable search finds.
+
+    Args:
+        sampler: `sampler(weights, update) -> (latents, target)`: final latents of the relaxed policy, with
+            a graph to the weights, and those of full guidance.
+        num_steps: T.
+        settings: Knobs.
+        progress: Called with (updates done, updates in all).
+
+    Raises:
+        NonFiniteError: When the loss is not finite.
+    """
+    generator = torch.Generator().manual_seed(settings.seed)
+    alpha = 1e-3 * torch.randn(num_steps, 2 + len(settings.scales), generator=generator)
+    alpha.requires_grad_()
+    optimizer = torch.optim.Adam([alpha], lr=settings.learning_rate)
+    for update in range(settings.updates):
+        gumbel = None
+        if settings.gumbel:
+            uniform = torch.rand(alpha.shape, generator=generator).clamp(1e-9, 1 - 1e-9)
+            gumbel = -(-uniform.log()).log()
+        weights = relaxed_weights(alpha, settings.temperature, gumbel)
+        latents, target = sampler(weights, update)
+        loss = search_loss(latents, target, weights, settings)
+        check_finite("search loss", loss, update)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if progress is not None:
+            progress(update + 1, settings.updates)
+    return alpha.detach()
+
+
+def discretise(alpha: Tensor, scales: Sequence[float], guidance_scale: float) -> FixedPolicy:
+    """Return the policy of the best option of each step.
+
+    Args:
+        alpha: Scores, `[T, 2 + n]`.
+        scales: s_1..s_n.
+        guidance_scale: The host's s; other scales become strengths (s_j - 1) / (s - 1).
+    """
+    best = alpha.argmax(dim=-1).tolist()
+    strengths = [1.0 if j < 2 else (scales[j - 2] - 1.0) / (guidance_scale - 1.0) for j in best]
+    plain = all(value == 1.0 for value in strengths)
+    return FixedPolicy(
+        actions="".join(str(min(j, 2)) for j in best), strengths=() if plain else tuple(strengths)
+    )
+
+
+def truncation_policies(num_steps: int) -> list[str]:
+    """Return the T + 1 policies that guide the first p steps only, p = 0..T."""
+    return ["2" * p + "1" * (num_steps - p) for p in range(num_steps + 1)]
+
+
+def local_search(evaluate: Callable[[str], float], start: str, max_evaluations: int) -> tuple[str, float]:
+    """Improve a policy at the same cost by moving one guided step at a time; returns (policy, loss).
+
+    Every exchange of a guided step with one of another kind is tried, nearest steps first; the first
+    improvement is taken; it ends when no exchange helps or after `max_evaluations`.
+
+    Args:
+        evaluate: Loss of a policy given as digits.
+        start: The policy to begin with.
+        max_evaluations: Largest number of calls of `evaluate`.
+
+    Raises:
+        InputError: When `max_evaluations` is below 1.
+    """
+    check_number("max_evaluations", max_evaluations, low=1, integer=True)
+    best, loss, used = start, evaluate(start), 1
+    seen = {start}
+    improved = True
+    while improved and used < max_evaluations:
+        improved = False
+        for neighbour in _neighbours(best):
+            if neighbour in seen:
+                continue
+            if used == max_evaluations:
+                break
+            seen.add(neighbour)
+            found, used = evaluate(neighbour), used + 1
+            if found < loss:
+                best, loss, improved = neighbour, found, True
+                break
+    return best, loss
+
+
+def _neighbours(policy: str) -> list[str]:
+    guided = [k for k, digit in enumerate(policy) if digit == "2"]
+    others = [k for k, digit in enumerate(policy) if digit != "2"]
+    found = []
+    for i, j in sorted(((i, j) for i in guided for j in others), key=lambda pair: abs(pair[0] - pair[1])):
+        digits = list(policy)
+        digits[i], digits[j] = digits[j], digits[i]
+        found.append("".join(digits))
+    return found

@@ -1,0 +1,93 @@
+"""Policy search: the relaxation against its definition, the searches on problems with a known answer."""
+
+import pytest
+import torch
+from noiseworks.core.errors import InputError
+from noiseworks.linear_ag.search import (
+    SearchSettings,
+    discretise,
+    expected_nfe,
+    local_search,
+    mixture,
+    relaxed_search,
+    relaxed_weights,
+    search_loss,
+    truncation_policies,
+)
+
+
+def test_mixture_is_the_weighted_sum_of_the_options():
+    uncond, cond = torch.randn(2, 3, 4, dtype=torch.float64)
+    weights = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    options = [uncond, cond, uncond + 7.5 * (cond - uncond), uncond + 3.0 * (cond - uncond)]
+    expected = sum(w * option for w, option in zip(weights, options, strict=True))
+    torch.testing.assert_close(mixture(uncond, cond, weights, (7.5, 3.0)), expected)
+
+
+def test_expected_cost_counts_one_one_two():
+    weights = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.25, 0.75]])
+    assert float(expected_nfe(weights)) == 4.0
+
+
+def test_loss_adds_budget_and_entropy():
+    weights = torch.full((2, 3), 1 / 3)
+    latents, target = torch.ones(1, 4), torch.zeros(1, 4)
+    settings = SearchSettings(budget=2.0, cost_weight=0.5, entropy_weight=0.1)
+    expected = 1.0 + 0.5 * (8 / 3 - 2.0) + 0.1 * torch.log(torch.tensor(3.0)).item()
+    assert float(search_loss(latents, target, weights, settings)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_gumbel_noise_shifts_the_scores():
+    alpha, noise = torch.zeros(1, 3), torch.tensor([[0.0, 1.0, 2.0]])
+    torch.testing.assert_close(relaxed_weights(alpha, 0.5, noise), torch.softmax(2 * noise, dim=-1))
+
+
+@pytest.mark.parametrize("gumbel", [False, True])
+def test_relaxed_search_finds_where_guidance_matters(gumbel):
+    """Guidance moves the result at the first two of six steps and by nothing later; the budget is eight."""
+    importance = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0, 0.0])
+
+    def sampler(weights, update):
+        effect = weights @ torch.tensor([-1.0, 0.0, 1.0])
+        return (importance * effect)[None], importance[None]
+
+    settings = SearchSettings(budget=8.0, updates=200, learning_rate=0.1, cost_weight=0.2, gumbel=gumbel)
+    actions = discretise(relaxed_search(sampler, 6, settings), settings.scales, 7.5).actions
+    assert actions[:2] == "22"
+    assert "2" not in actions[2:]
+
+
+def test_discretised_scales_become_strengths():
+    alpha = torch.tensor([[0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0]])
+    policy = discretise(alpha, (7.5, 3.0), 7.5)
+    assert policy.actions == "221"
+    assert policy.strengths == (1.0, 2.0 / 6.5, 1.0)
+
+
+def test_local_search_moves_guided_steps_at_the_same_cost():
+    def loss(policy):
+        return sum(k for k, digit in enumerate(policy) if digit == "2")
+
+    best, value = local_search(loss, "112121", 200)
+    assert (best, value) == ("221111", 1)
+    assert local_search(loss, "112121", 1) == ("112121", 6)
+
+
+def test_truncations_cover_every_length():
+    assert truncation_policies(2) == ["11", "21", "22"]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"scales": ()},
+        {"scales": (1.0,)},
+        {"budget": 0.0},
+        {"updates": 0},
+        {"temperature": 0.0},
+        {"learning_rate": -1.0},
+    ],
+)
+def test_bad_search_settings_are_refused(bad):
+    with pytest.raises(InputError):
+        SearchSettings(**bad)
