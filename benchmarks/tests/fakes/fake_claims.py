@@ -1,0 +1,137 @@
+"""Claims that the runner's tests install for a moment: one for each way in which a claim can end."""
+
+import os
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from noiseworks.bench.claims import Arm, Claim, Measurement, Scale, Target
+from noiseworks.bench.compose import Composable, Host
+
+ARMS = (Arm("plain", "Plain sampling", "baseline"), Arm("ours", "Fewer calls", "method"))
+TARGETS = (
+    Target("network calls", "calls", "ours", "plain", "ratio", 0.75, "lower"),
+    Target("oracle score", "score", "ours", "plain", "difference", -0.02, "higher", guard=True),
+)
+
+
+def trace(line):
+    """Append a line that a test can count to the file named by FAKES_TRACE."""
+    if "FAKES_TRACE" in os.environ:
+        with open(os.environ["FAKES_TRACE"], "a") as file:
+            file.write(f"{line}\n")
+
+
+def steady(arm, seed, context):
+    trace(f"{arm} {seed}")
+    context.progress(1, 2, "prompts")
+    score = 0.8 + 0.05 * np.random.default_rng(seed).normal(size=context.settings["prompts"])
+    calls = [20.0 if arm == "plain" else 15.0] * len(score)
+    (context.folder / f"{arm}.png").write_bytes(PNG)
+    return Measurement(
+        {"calls": calls, "score": score + (0.001 if arm == "ours" else 0.0)},
+        series={"score by step": ([1, 2, 3], [0.1, 0.5, 0.8 if arm == "plain" else 0.9])},
+        images={"first prompt": context.folder / f"{arm}.png"},
+        notes=["measured on made-up numbers"],
+    )
+
+
+def crash(arm, seed, context):
+    if seed == 1001:
+        raise ValueError("the network exploded")
+    return steady(arm, seed, context)
+
+
+def nan(arm, seed, context):
+    return Measurement({"calls": 15.0, "score": [0.5, float("nan")]})
+
+
+def slow(arm, seed, context):
+    time.sleep(600)
+
+
+def gated(arm, seed, context):
+    """Seed 1001 waits for a file, and says which process waits."""
+    gate = Path(os.environ["FAKES_GATE"])
+    while seed == 1001 and not gate.exists():
+        gate.with_suffix(".pid").write_text(str(os.getpid()))
+        time.sleep(0.05)
+    return steady(arm, seed, context)
+
+
+def without_room(measured):
+    scores = [score for run in measured["plain"] for score in run.metrics["score"]]
+    return f"the baseline already scores {np.mean(scores):.2f}" if np.mean(scores) > 0.5 else None
+
+
+def claim(method, run, *, time_limit=120.0, precondition=None):
+    scale = Scale((1000, 1001), time_limit, {"prompts": 20})
+    return Claim(
+        method=method,
+        paper="A made-up paper (2025), arXiv:0000.00000",
+        statement="The same score with 25 % fewer network calls.",
+        testbed="made-up numbers",
+        arms=ARMS,
+        targets=TARGETS,
+        scales={"smoke": replace(scale, seeds=(1000,)), "quick": scale, "laptop": scale},
+        run=run,
+        units="prompt",
+        columns={"calls": "network calls", "score": "oracle score"},
+        precondition=precondition,
+    )
+
+
+STEADY = claim("fake-steady", steady)
+CRASH = claim("fake-crash", crash)
+NAN = claim("fake-nan", nan)
+SLOW = claim("fake-slow", slow, time_limit=1.0)
+GATED = claim("fake-gated", gated)
+VOID = claim("fake-void", steady, precondition=without_room)
+
+
+def measure(host, seed, context):
+    calls = host["calls"] * np.ones(context.settings["prompts"])
+    return Measurement({"calls": calls, "score": 0.8 - host["loss"] + 0.0 * calls})
+
+
+HOST = Host(
+    name="a dictionary",
+    testbed="made-up numbers",
+    load=lambda context: {"calls": 20.0, "loss": 0.0},
+    measure=measure,
+    cost="calls",
+    quality="score",
+    tolerance=0.05,
+    units="prompt",
+    scales={
+        "smoke": Scale((1000,), 120.0, {"prompts": 4}),
+        "quick": Scale((1000, 1001), 120.0, {"prompts": 4}),
+    },
+    columns={"calls": "network calls", "score": "oracle score"},
+)
+
+
+def composable(method, share, loss=0.0):
+    @contextmanager
+    def attach(host):
+        before = dict(host)
+        host["calls"] *= share
+        host["loss"] += loss
+        try:
+            yield
+        finally:
+            host.update(before)
+
+    return Composable(method, HOST, attach)
+
+
+HALF = composable("half", 0.5)
+THIRD = composable("third", 1 / 3, loss=0.01)
+OTHER = Composable("other", replace(HOST, name="a list"), HALF.attach)
+
+PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d494844520000000100000001080200000090775"
+    "3de0000000c4944415408d763f8cfc0000003010100c9fe92ef0000000049454e44ae426082"
+)

@@ -1,0 +1,134 @@
+"""The report as a file and in a browser: complete, offline, without overflow on wide and narrow screens."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from noiseworks.bench.claims import Measurement
+from noiseworks.bench.runner.describe import Described
+from noiseworks.bench.runner.discovery import Source
+from noiseworks.bench.runner.environment import describe_environment
+from noiseworks.bench.runner.records import claim_record, measurement_record
+from noiseworks.bench.runner.report import write_report
+from noiseworks.bench.runner.results import failed_import, judge_claim, results_document
+from noiseworks.bench.runner.tasks import Outcome, Task
+
+VOID_ELEMENTS = {"meta", "link", "img", "rect", "line", "circle", "path", "use"}
+
+
+@pytest.fixture
+def report(fakes, tmp_path):
+    """A report with one judged claim, with hostile and long texts, and one that cannot be imported."""
+    from dataclasses import replace
+
+    import fake_claims
+
+    claim = replace(fake_claims.STEADY, statement="Longer <b>than</b> it should be. " * 8)
+    source = Source("fake-steady", ("fake_claims:STEADY",), "0.5")
+    described = Described(source, claim_record(claim, "quick"))
+    outcomes = []
+    for seed in (1000, 1001):
+        task = Task(source, 1, "quick", {"prompts": 20}, seed, None, "cpu", 60.0)
+        folder = task.folder(tmp_path)
+        folder.mkdir(parents=True)
+        arms = {}
+        for arm in claim.arms:
+            score = np.random.default_rng(seed).normal(0.8, 0.05, 20) + (arm.role == "method") * 0.001
+            calls = [20.0 if arm.role == "baseline" else 15.0] * 20
+            (folder / f"{arm.name}.png").write_bytes(fake_claims.PNG)
+            measured = Measurement(
+                {"calls": calls, "score": score},
+                series={"score by step": ([1, 2, 3], [0.1, 0.5, 0.8])},
+                images={
+                    "first prompt, with a title_that_has_no_place_to_break_" * 3: folder / f"{arm.name}.png"
+                },
+                notes=["a note & its ampersand"],
+            )
+            arms[arm.name] = {**measurement_record(measured, folder), "seconds": 1.5}
+        result = {"arms": arms, "seconds": 3.0, "machine": {"gpu": None, "threads": 1}}
+        outcomes.append(Outcome(task, folder, result, None, 3.0))
+    missing = Described(
+        Source("fake-missing", ("no:CLAIM",), "0.5"), None, "No module named 'no'", tmp_path / "import.txt"
+    )
+    entries = [judge_claim(described, outcomes, tmp_path), failed_import(missing, tmp_path)]
+    environment = describe_environment("noiseworks bench --scale quick")
+    document = results_document(json.loads(json.dumps(entries)), environment, "quick", None, "cpu")
+    return write_report(document, tmp_path)
+
+
+class Balance(HTMLParser):
+    """Checks that elements close in order and collects ids."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.ids = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.ids += [value for name, value in attributes if name == "id"]
+        if tag not in VOID_ELEMENTS:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.ids += [value for name, value in attributes if name == "id"]
+
+    def handle_endtag(self, tag):
+        if tag not in VOID_ELEMENTS:
+            assert self.open.pop() == tag
+
+
+def test_page_holds_every_part_of_a_claim(report):
+    text = report.read_text()
+    for part in ("network calls", "×0.75 [×0.75, ×0.75]", "oracle score", "Fewer calls", "a note &amp; its"):
+        assert part in text
+    for part in (
+        "arXiv:0000.00000",
+        "No module named",
+        "noiseworks bench --scale quick",
+        "1000, 1001",
+        "numpy",
+    ):
+        assert part in text
+    assert "&lt;b&gt;than&lt;/b&gt;" in text
+    assert text.count("data:image/png;base64,") == 2
+
+
+def test_page_is_well_formed_and_names_no_address(report):
+    text = report.read_text()
+    parser = Balance()
+    parser.feed(text)
+    assert parser.open == []
+    assert len(parser.ids) == len(set(parser.ids))
+    addresses = set(re.findall(r'(?:src|href)="([^"#][^"]*)"|url\(([^#)][^)]*)\)', text))
+    assert all(one.startswith("data:") or not one for pair in addresses for one in pair)
+    assert "<script" not in text
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_fits_wide_and_narrow_screens_and_stays_offline(report, scheme):
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium is installed")
+    api = pytest.importorskip("playwright.sync_api")
+    flags = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync")
+    quiet = ("--disable-background-networking", "--disable-component-update")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=[*flags, *quiet])
+        for width in (1280, 390):
+            page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+            messages, requests = [], []
+            page.on("console", lambda message, seen=messages: seen.append(message.text))
+            page.on("pageerror", lambda error, seen=messages: seen.append(str(error)))
+            page.on("request", lambda request, seen=requests: seen.append(request.url))
+            page.goto(Path(report).as_uri())
+            assert messages == []
+            assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+            brightness = sum(map(int, re.findall(r"\d+", background)[:3])) / 3
+            assert brightness > 200 if scheme == "light" else brightness < 60
+        browser.close()

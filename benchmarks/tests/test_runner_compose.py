@@ -1,0 +1,45 @@
+"""Pairs of methods on one host: arms, the product of the gains, restoration, and a whole run."""
+
+from pathlib import Path
+
+import pytest
+from noiseworks.bench.claims import Context
+from noiseworks.bench.compose import pair_claim
+from noiseworks.bench.runner.session import compose
+from noiseworks.core.errors import InputError
+
+
+@pytest.fixture
+def methods(fakes):
+    import fake_claims
+
+    return fake_claims
+
+
+def test_arms_measure_each_method_alone_both_and_the_product(methods, tmp_path):
+    claim = pair_claim(methods.HALF, methods.THIRD)
+    context = Context("quick", {"prompts": 2}, None, "cpu", Path(tmp_path), lambda *news: None)
+    measured = {arm.name: claim.run(arm.name, 1000, context).metrics for arm in claim.arms}
+    calls = {name: metrics["calls"][0] for name, metrics in measured.items()}
+    assert calls == pytest.approx(
+        {"none": 20.0, "half": 10.0, "third": 20 / 3, "product": 10 / 3, "both": 10 / 3}
+    )
+    assert measured["both"]["score"][0] == pytest.approx(0.79)
+    assert measured["product"]["score"][0] == pytest.approx(0.79)
+    assert claim.run("none", 1001, context).metrics["calls"][0] == 20.0, "the host is restored"
+
+
+def test_methods_of_different_hosts_are_refused(methods):
+    with pytest.raises(InputError, match="compose needs one host"):
+        pair_claim(methods.HALF, methods.OTHER)
+
+
+@pytest.mark.slow
+def test_compose_judges_a_pair_and_reports_one_that_cannot_be(fakes, tmp_path):
+    result = compose(methods=["half,third,other"], out=tmp_path / "out", open_report=False)
+    claims = {claim["method"]: claim for claim in result.document["claims"]}
+    assert claims["half+third"]["verdict"] == "holds"
+    assert [target["verdict"] for target in claims["half+third"]["targets"]] == ["holds"] * 4
+    assert claims["half+other"]["status"] == "failed"
+    assert "compose needs one host" in claims["half+other"]["failures"][0]["error"]
+    assert (tmp_path / "out" / "report.html").exists()
