@@ -55,7 +55,7 @@ class Recipe:
     measure: Callable[[Path, int], dict[str, dict[str, float]]]
     learning_rate: float
     batch_size: int
-    precision: str = "bf16-mixed"
+    precision: str = "32-true"
     warmup_steps: int = 100
     about: dict[str, Any] = field(default_factory=dict)
 
@@ -120,7 +120,7 @@ class Budget(L.Callback):
         # The share is the same in all processes, which save together.
         if over or (self.share - self.saved) * self.seconds >= 60 * CHECKPOINT_MINUTES:
             self.saved = self.share
-            trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt")
+            trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt", weights_only=False)
         if over:
             trainer.should_stop = True
 

@@ -8,9 +8,16 @@ from noiseworks.bench.testbeds.shapes.scenes import COLORS, SHAPES, vocabulary
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DiTTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+    from transformers import (
+        CLIPTextModel,
+        CLIPTextModelWithProjection,
+        CLIPTokenizer,
+        T5EncoderModel,
+        T5Tokenizer,
+    )
 
 MAX_TOKENS = 20
+T5_TOKENS = 20  # `max_sequence_length` of `shapes-sd3`; longer ones work as well
 TEXT_WIDTH = 64
 CLASSES = tuple(f"{color} {shape}" for shape in SHAPES for color in COLORS)
 NULL_CLASS = 1000  # what `DiTPipeline` uses whatever the number of classes
@@ -88,6 +95,38 @@ def make_projected_text_encoder(tokenizer: "CLIPTokenizer") -> "CLIPTextModelWit
     from transformers import CLIPTextModelWithProjection
 
     return CLIPTextModelWithProjection(_text_config(tokenizer, TEXT_WIDTH // 2, 3))
+
+
+def make_t5_tokenizer(words: Sequence[str] = vocabulary(), max_length: int = T5_TOKENS) -> "T5Tokenizer":
+    """Return a T5 tokenizer with one token for every given word; other words fall apart into letters."""
+    import string
+
+    from transformers import T5Tokenizer
+
+    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
+    vocab += [("\u2581" + word, -1.0) for word in sorted(set(words))]
+    vocab += [(letter, -10.0) for letter in string.ascii_lowercase + string.digits + ".,!"]
+    return T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=max_length)
+
+
+def make_t5_encoder(tokenizer: "T5Tokenizer") -> "T5EncoderModel":
+    """Return the untrained T5 encoder of `shapes-sd3`: one layer of width 64."""
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=TEXT_WIDTH,
+        d_kv=16,
+        d_ff=128,
+        num_layers=1,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+        is_encoder_decoder=False,
+    )
+    return T5EncoderModel(config)
 
 
 def make_unet() -> "UNet2DConditionModel":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from noiseworks.bench.testbeds.shapes.architectures import CLASSES
+from noiseworks.bench.testbeds.shapes.architectures import CLASSES, T5_TOKENS
 from noiseworks.bench.testbeds.shapes.oracle import read, score
 from noiseworks.bench.testbeds.shapes.scenes import caption, render, sample_scenes
 
@@ -28,12 +28,8 @@ def figure(values: np.ndarray, seed: int = 0) -> Figure:
     values = np.asarray(values, np.float64)
     rows = np.random.default_rng(seed).integers(len(values), size=(2000, len(values)))
     low, high = np.quantile(values[rows].mean(1), (0.025, 0.975))
-    return {
-        "value": round(float(values.mean()), 4),
-        "low": round(low, 4),
-        "high": round(high, 4),
-        "n": len(values),
-    }
+    rounded = {"value": values.mean(), "low": low, "high": high}
+    return {name: round(float(number), 4) for name, number in rounded.items()} | {"n": len(values)}
 
 
 # --- first stage --------------------------------------------------------------------------------------------
@@ -120,8 +116,7 @@ def sample(
     seed: int = 0,
 ) -> np.ndarray:
     """Return one image a prompt (or class), [n, 32, 32, 3] in [0, 1]; sample i uses the seed `seed + i`."""
-    # The absent T5 encoder's zeros need not be 256 tokens long.
-    short = {"max_sequence_length": 16}
+    short = {"max_sequence_length": T5_TOKENS}
     extra: dict[str, Any] = (
         short if "max_sequence_length" in inspect.signature(pipeline.__call__).parameters else {}
     )
@@ -167,7 +162,7 @@ def measure_text_to_image(folder: Path, n: int, seed: int = CARD_SEED) -> dict[s
         if guidance == GUIDANCE:
             other = [*scenes[1:], scenes[0]]
             figures["attributes right, prompts of other images"] = figure(score(images, other))
-            for kind in ("single", "relation", "group"):
+            for kind in sorted({scene.kind for scene in scenes}):
                 rows = [i for i, scene in enumerate(scenes) if scene.kind == kind]
                 share = score(images[rows], [scenes[i] for i in rows])
                 figures[f"attributes right, guidance {guidance:g}, {kind}"] = figure(share)

@@ -1,51 +1,66 @@
-"""Rectified-flow training of `shapes-sd3` with the two text encoders of `StableDiffusion3Pipeline`."""
+"""Rectified-flow training of `shapes-sd3` with the three text encoders of `StableDiffusion3Pipeline`."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from noiseworks.ldm.conditioning import Condition, Conditioner
 from noiseworks.ldm.diffusion import LatentDiffusionTrainer
 from torch import Tensor, nn
 
-T5_TOKENS = 16  # zeros that stand for the absent T5 encoder: `max_sequence_length=16`
-T5_TOKENS_DEFAULT = 256  # and as many when the pipeline is called without it
-DEFAULT_SHARE = 0.06  # share of batches trained with the long run of zeros, which cost three times as much
+LONG_TOKENS = 256  # the pipeline's default `max_sequence_length`
+LONG_SHARE = 0.06  # share of batches trained with it, which cost three times as much
 
 
-class TwoTextConditioner(Conditioner):
-    """Captions through two `CLIPTextModelWithProjection`; the empty caption is the null one.
+class ThreeTextConditioner(Conditioner):
+    """Captions through two projected CLIP encoders and a T5 encoder; the empty caption is the null one.
 
-    Batch key: `input_ids`, int64 `[B, L]`, the same for both encoders. Tokens are the last but one hidden
-    states side by side, the pooled vector the two projections side by side.
+    Batch keys: `input_ids`, int64 `[B, L]`, the same for both CLIP encoders, and `t5_ids`, int64 `[B, M]`.
+    The CLIP tokens are the last but one hidden states side by side, padded to T5's width; T5's tokens follow.
+    The pooled vector is the two projections side by side. There are no attention masks, as in the pipeline.
 
     Args:
-        text_encoder: First encoder.
-        text_encoder_2: Second encoder.
-        tokenizer: The tokenizer of both.
+        text_encoder: First CLIP encoder.
+        text_encoder_2: Second CLIP encoder.
+        text_encoder_3: T5 encoder.
+        tokenizer: The tokenizer of both CLIP encoders.
+        tokenizer_3: T5's tokenizer.
     """
 
     kind = "crossattn"
     default_drop = 0.1
 
-    def __init__(self, text_encoder: nn.Module, text_encoder_2: nn.Module, tokenizer: Any) -> None:
+    def __init__(
+        self,
+        text_encoder: nn.Module,
+        text_encoder_2: nn.Module,
+        text_encoder_3: nn.Module,
+        tokenizer: Any,
+        tokenizer_3: Any,
+    ) -> None:
         super().__init__()
         self.text_encoder, self.text_encoder_2 = text_encoder, text_encoder_2
-        null = tokenizer(
-            [""], padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt"
-        )
-        self.register_buffer("null_ids", null["input_ids"][0], persistent=False)
+        self.text_encoder_3 = text_encoder_3
+        for name, one in (("null_ids", tokenizer), ("null_t5_ids", tokenizer_3)):
+            ids = one([""], padding="max_length", max_length=one.model_max_length, return_tensors="pt")
+            self.register_buffer(name, ids["input_ids"][0], persistent=False)
 
     def forward(self, batch: Mapping[str, Any], drop: Tensor | None = None) -> Condition:
-        """Return tokens `[B, L, D]` in `crossattn` and the pooled vectors `[B, P]` in `adm`."""
-        ids = batch["input_ids"]
+        """Return tokens `[B, L + M, D]` in `crossattn` and the pooled vectors `[B, P]` in `adm`."""
+        ids, t5_ids = batch["input_ids"], batch["t5_ids"]
         if drop is not None:
+            null = F.pad(self.null_t5_ids, (0, t5_ids.shape[1] - len(self.null_t5_ids)))
             ids = torch.where(drop[:, None], self.null_ids, ids)
+            t5_ids = torch.where(drop[:, None], null, t5_ids)
         outputs = [
             encoder(ids, output_hidden_states=True) for encoder in (self.text_encoder, self.text_encoder_2)
         ]
         tokens = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
-        return Condition(crossattn=tokens, adm=torch.cat([output.text_embeds for output in outputs], dim=-1))
+        more = self.text_encoder_3(t5_ids)[0]
+        tokens = F.pad(tokens, (0, more.shape[-1] - tokens.shape[-1]))
+        pooled = torch.cat([output.text_embeds for output in outputs], dim=-1)
+        return Condition(crossattn=torch.cat([tokens, more], dim=1), adm=pooled)
 
 
 class RectifiedFlowTrainer(LatentDiffusionTrainer):
@@ -65,8 +80,8 @@ class RectifiedFlowTrainer(LatentDiffusionTrainer):
         """Return the loss of one batch as `loss` and `loss_simple`.
 
         Args:
-            batch: Cached posterior (`mean`, `logvar`) or `latents`, and `input_ids`.
-            generator: Source of posterior noise, σ, noise, dropped captions and the length of the zeros.
+            batch: Cached posterior (`mean`, `logvar`) or `latents`, `input_ids` and `t5_ids`.
+            generator: Source of posterior noise, σ, noise, dropped captions and T5's length.
             condition_drop: Share of rows that get the null condition.
             ema: Whether the averaged weights are used.
         """
@@ -75,17 +90,16 @@ class RectifiedFlowTrainer(LatentDiffusionTrainer):
         sigmas = torch.sigmoid(torch.randn(rows, generator=generator, device=device))
         noise = torch.randn(latents.shape, generator=generator, device=device)
         drop = torch.rand(rows, generator=generator, device=device) < condition_drop
-        long = bool(torch.rand((), generator=generator, device=device) < DEFAULT_SHARE)
+        if torch.rand((), generator=generator, device=device) < LONG_SHARE:
+            ids = batch["t5_ids"]
+            batch = {**batch, "t5_ids": F.pad(ids, (0, LONG_TOKENS - ids.shape[1]))}
         condition = self.condition(batch, drop, ema=ema)
-        zeros = condition.crossattn.new_zeros(
-            rows, T5_TOKENS_DEFAULT if long else T5_TOKENS, condition.crossattn.shape[-1]
-        )
         transformer = self.ema["unet"] if ema else self.unet
         line = sigmas.view(-1, 1, 1, 1)
         predicted = transformer(
             hidden_states=(1 - line) * latents + line * noise,
             timestep=1000 * sigmas,
-            encoder_hidden_states=torch.cat([condition.crossattn, zeros], dim=1),
+            encoder_hidden_states=condition.crossattn,
             pooled_projections=condition.adm,
             return_dict=False,
         )[0]

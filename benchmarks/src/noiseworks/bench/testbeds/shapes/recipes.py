@@ -42,9 +42,11 @@ def prepare_captioned(captions: Captions, rows: int | None) -> dict[str, torch.T
     scenes = sample_scenes(rows or ROWS, TRAIN_SEED)
     rng = np.random.default_rng([TRAIN_SEED, 1])
     texts = [caption(s) if captions == "clean" else training_caption(s, rng) for s in scenes]
-    tokenizer = nets.make_tokenizer()
-    ids = tokenizer(texts, padding="max_length", max_length=nets.MAX_TOKENS, return_tensors="pt")["input_ids"]
-    return encode_scenes(scenes) | {"input_ids": ids}
+    table = encode_scenes(scenes)
+    for key, tokenizer in (("input_ids", nets.make_tokenizer()), ("t5_ids", nets.make_t5_tokenizer())):
+        encoded = tokenizer(texts, padding="max_length", return_tensors="pt")
+        table[key] = encoded["input_ids"]
+    return table
 
 
 def prepare_labelled(captions: Captions, rows: int | None) -> dict[str, torch.Tensor]:
@@ -115,12 +117,16 @@ def build_class_to_image(data: dict[str, torch.Tensor]) -> "L.LightningModule":
 
 
 def build_flow(data: dict[str, torch.Tensor]) -> "L.LightningModule":
-    """Return the rectified-flow transformer with its two text encoders, 10 % of the captions dropped."""
-    from noiseworks.bench.testbeds.shapes.flow import RectifiedFlowTrainer, TwoTextConditioner
+    """Return the rectified-flow transformer with its three text encoders, 10 % of the captions dropped."""
+    from noiseworks.bench.testbeds.shapes.flow import RectifiedFlowTrainer, ThreeTextConditioner
 
-    tokenizer = nets.make_tokenizer()
-    conditioner = TwoTextConditioner(
-        nets.make_projected_text_encoder(tokenizer), nets.make_projected_text_encoder(tokenizer), tokenizer
+    tokenizer, tokenizer_3 = nets.make_tokenizer(), nets.make_t5_tokenizer()
+    conditioner = ThreeTextConditioner(
+        nets.make_projected_text_encoder(tokenizer),
+        nets.make_projected_text_encoder(tokenizer),
+        nets.make_t5_encoder(tokenizer_3),
+        tokenizer,
+        tokenizer_3,
     )
     vae = shipped_vae()
     return RectifiedFlowTrainer(
@@ -184,7 +190,7 @@ def publish_class_to_image(module: Any, folder: Path) -> None:
 
 
 def publish_flow(module: Any, folder: Path) -> None:
-    """Write the averaged model as a `StableDiffusion3Pipeline` without a T5 encoder."""
+    """Write the averaged model as a `StableDiffusion3Pipeline`."""
     from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 
     tokenizer, encoders = nets.make_tokenizer(), module.ema["conditioner"]
@@ -196,8 +202,8 @@ def publish_flow(module: Any, folder: Path) -> None:
         tokenizer=tokenizer,
         text_encoder_2=copy.deepcopy(encoders.text_encoder_2),
         tokenizer_2=tokenizer,
-        text_encoder_3=None,
-        tokenizer_3=None,
+        text_encoder_3=copy.deepcopy(encoders.text_encoder_3),
+        tokenizer_3=nets.make_t5_tokenizer(),
     )
     save_half(pipeline, folder)
 
