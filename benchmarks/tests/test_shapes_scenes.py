@@ -45,7 +45,7 @@ def test_oracle_stands_slight_noise(scenes, images):
 
 
 def test_shuffled_captions_score_at_chance(scenes, images):
-    # By kind the expected share of a stranger is between 1/9 (place) and 1/2 (size): about 0.3 over all attributes.
+    # A stranger's share is between 1/9 (place) and 1/2 (size): about 0.3 over all attributes.
     assert 0.2 < score(np.roll(images, 1, axis=0), scenes).mean() < 0.35
 
 
@@ -89,7 +89,8 @@ def test_relation_needs_both_objects_and_the_order(scenes):
         mirrored = np.roll(render([scene]), 16, axis=1)
     right = attributes(read(np.ascontiguousarray(mirrored))[0], scene)
     assert not right["relation"]
-    assert right["first color"] and right["second color"]
+    assert right["first color"]
+    assert right["second color"]
 
 
 def test_reading_is_fast(scenes, images):
@@ -148,7 +149,7 @@ def test_training_captions_are_as_noisy_as_stated(scenes):
     rng = np.random.default_rng(0)
     singles = [s for s in sample_scenes(6000, 9) if s.kind == "single"]
     texts = [training_caption(s, rng) for s in singles]
-    # A kept caption names the shape right with 0.85 + 0.15 / 4; a stranger's holds the singular noun by chance.
+    # A kept caption names the shape right with 0.85 + 0.15 / 4; a stranger's holds the noun by chance.
     named = np.mean([s.objects[0].shape in text.split() for s, text in zip(singles, texts, strict=True)])
     own = 0.67 * (0.85 + 0.15 / 4)
     assert own + 0.33 * 0.15 < named < own + 0.33 * 0.35

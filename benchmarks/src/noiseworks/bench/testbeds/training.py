@@ -29,7 +29,6 @@ from noiseworks.core.errors import InputError
 from safetensors.torch import load_file, save_file
 
 Captions = Literal["noisy", "clean"]
-CHECKPOINT_MINUTES = 2.0
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,8 @@ class Recipe:
         learning_rate: Peak rate; warmed up over `warmup_steps`, then a cosine over the budget.
         batch_size: Rows of a batch, over all processes.
         precision: Lightning's precision.
-        about: Facts for the card.
+        scenes: Scenes that `prepare` draws unless told otherwise.
+        about: Facts for the card: name, class, what it is, data.
     """
 
     prepare: Callable[[Captions, int | None], dict[str, torch.Tensor]]
@@ -55,6 +55,7 @@ class Recipe:
     measure: Callable[[Path, int], dict[str, dict[str, float]]]
     learning_rate: float
     batch_size: int
+    scenes: int
     precision: str = "32-true"
     warmup_steps: int = 100
     about: dict[str, Any] = field(default_factory=dict)
@@ -71,15 +72,24 @@ class Budget(L.Callback):
         minutes: Training time in all, over every resumed part.
         folder: Where the model goes.
         every: Minutes between evaluations.
+        checkpoint_every: Minutes between checkpoints.
         captions: Which captions the run uses, for the card.
         sample: Images of an evaluation along the way.
     """
 
     def __init__(
-        self, recipe: Recipe, minutes: float, folder: Path, *, every: float, captions: Captions, sample: int
+        self,
+        recipe: Recipe,
+        minutes: float,
+        folder: Path,
+        *,
+        every: float,
+        checkpoint_every: float,
+        captions: Captions,
+        sample: int,
     ) -> None:
         self.recipe, self.seconds, self.folder, self.every = recipe, 60 * minutes, folder, 60 * every
-        self.captions, self.sample = captions, sample
+        self.checkpoint_every, self.captions, self.sample = 60 * checkpoint_every, captions, sample
         self.used, self.evaluated, self.best = 0.0, 0.0, -1.0
         self.share, self.saved = 0.0, 0.0
 
@@ -118,7 +128,7 @@ class Budget(L.Callback):
         if due:
             self.publish(trainer, module)
         # The share is the same in all processes, which save together.
-        if over or (self.share - self.saved) * self.seconds >= 60 * CHECKPOINT_MINUTES:
+        if over or (self.share - self.saved) * self.seconds >= self.checkpoint_every:
             self.saved = self.share
             trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt", weights_only=False)
         if over:
@@ -145,7 +155,7 @@ class Budget(L.Callback):
             }
             with atomic_directory(self.folder / "model") as kept:
                 shutil.copytree(self.folder / "candidate", kept, dirs_exist_ok=True)
-                write_card(kept, {**self.recipe.about, "training": training, "quality": {}})
+                write_card(kept, {**self.recipe.about, "training": training})
 
     def state_dict(self) -> dict[str, float]:
         """Return the clock."""
@@ -154,7 +164,7 @@ class Budget(L.Callback):
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Set the clock."""
         self.used, self.evaluated, self.best = state["used"], state["evaluated"], state["best"]
-        self.saved = self.used / self.seconds
+        self.share = self.saved = self.used / self.seconds
 
 
 class Rows(L.LightningDataModule):
@@ -192,6 +202,7 @@ def train_testbed(
     processes: int = 1,
     rows: int | None = None,
     evaluate_every: float = 4.0,
+    checkpoint_every: float = 2.0,
     tune_sample: int = 100,
     card_sample: int = 300,
 ) -> dict[str, Any]:
@@ -210,6 +221,7 @@ def train_testbed(
         processes: CPU processes that share each batch.
         rows: Size of the training set, by default the recipe's.
         evaluate_every: Minutes between evaluations, at each of which the best model so far is published.
+        checkpoint_every: Minutes between checkpoints.
         tune_sample: Images of such an evaluation.
         card_sample: Images of each figure of the card.
 
@@ -224,6 +236,7 @@ def train_testbed(
     check_choice("captions", captions, ("noisy", "clean"))
     check_number("budget", budget, low=0, low_open=True)
     check_number("evaluate_every", evaluate_every, low=0, low_open=True)
+    check_number("checkpoint_every", checkpoint_every, low=0, low_open=True)
     check_number("processes", processes, low=1, integer=True)
     recipe, folder = known[name], check_writable(out or Path("testbeds") / name)
     last = folder / "checkpoints" / "last.ckpt"
@@ -231,7 +244,13 @@ def train_testbed(
         raise InputError(f"{folder} holds a run already; resume it or name another folder")
     data = _prepare(folder, recipe, captions, rows)
     budget_callback = Budget(
-        recipe, budget, folder, every=evaluate_every, captions=captions, sample=tune_sample
+        recipe,
+        budget,
+        folder,
+        every=evaluate_every,
+        checkpoint_every=checkpoint_every,
+        captions=captions,
+        sample=tune_sample,
     )
     trainer = _trainer(folder, recipe, budget_callback, device, processes)
     with torch.random.fork_rng(devices=[]):
@@ -239,15 +258,28 @@ def train_testbed(
         module = recipe.build(load_file(data))
     loader = Rows(data, recipe.batch_size)
     trainer.fit(module, datamodule=loader, ckpt_path=last if last.exists() else None, weights_only=True)
-    return _complete_card(folder / "model", recipe, card_sample)
+    return complete_card(name, folder / "model", card_sample)
 
 
-def _complete_card(model: Path, recipe: Recipe, n: int) -> dict[str, Any]:
-    """Measure the kept model and complete its card."""
-    facts = json.loads((model / CARD_NAME).read_text())
-    facts["size"] = model_size(model)
-    facts["quality"] = recipe.measure(model, n)
-    facts["training"] |= {"hardware": f"{os.cpu_count()} CPU cores", "date": date.today().isoformat()}
+def complete_card(name: str, model: Path, n: int) -> dict[str, Any]:
+    """Measure a published model and complete its card.
+
+    Args:
+        name: Name of the recipe.
+        model: The model's folder, which holds a card with the facts of its training.
+        n: Images of each figure.
+
+    Returns:
+        The card.
+    """
+    recipe, facts = recipes()[name], json.loads((model / CARD_NAME).read_text())
+    hardware = {"hardware": f"{os.cpu_count()} CPU cores", "date": date.today().isoformat()}
+    facts = {
+        **recipe.about,
+        "size": model_size(model),
+        "training": {"scenes": recipe.scenes, **hardware, **facts["training"]},
+        "quality": recipe.measure(model, n),
+    }
     write_card(model, facts)
     return facts
 

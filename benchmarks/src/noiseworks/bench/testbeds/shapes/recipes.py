@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from noiseworks.bench.testbeds.shapes import architectures as nets
 from noiseworks.bench.testbeds.shapes import evaluation
+from noiseworks.bench.testbeds.shapes import scenes as scenes_data
 from noiseworks.bench.testbeds.shapes.scenes import Scene, caption, render, sample_scenes, training_caption
 from noiseworks.bench.testbeds.training import Captions, Recipe
 from noiseworks.core.models import resolve_model
@@ -219,6 +220,12 @@ def save_half(pipeline: "DiffusionPipeline", folder: Path) -> None:
         path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
 
 
+NOISE = {
+    "captions of another scene": scenes_data.OTHER_SCENE_RATE,
+    "attribute words replaced": scenes_data.WRONG_WORD_RATE,
+    **{f"{name} left out": rate for name, rate in scenes_data.OMIT_RATES.items()},
+    "captions dropped for guidance": 0.1,
+}
 RECIPES = {
     "shapes-vae": Recipe(
         prepare=prepare_images,
@@ -228,8 +235,15 @@ RECIPES = {
         measure=evaluation.measure_vae,
         learning_rate=VAE_RATE,
         batch_size=32,
+        scenes=VAE_ROWS,
         precision="bf16-mixed",
-        about={"name": "shapes-vae", "class": "AutoencoderKL"},
+        about={
+            "name": "shapes-vae",
+            "class": "AutoencoderKL",
+            "about": "The first stage, 32x32x3 pixels to 8x8x4 latents, trained on absolute and squared error "
+            "and a small KL term, without perceptual and adversarial terms, which its quality did not need.",
+            "data": {"captions": "none"},
+        },
     ),
     "shapes": Recipe(
         prepare=prepare_captioned,
@@ -239,7 +253,14 @@ RECIPES = {
         measure=evaluation.measure_text_to_image,
         learning_rate=SD_RATE,
         batch_size=64,
-        about={"name": "shapes", "class": "StableDiffusionPipeline"},
+        scenes=ROWS,
+        about={
+            "name": "shapes",
+            "class": "StableDiffusionPipeline",
+            "about": "Text to image: a U-Net with cross-attention that predicts the noise, and a CLIP text "
+            "encoder trained along.",
+            "data": {"captions": "noisy and incomplete on purpose", "noise": NOISE},
+        },
     ),
     "shapes-sd3": Recipe(
         prepare=prepare_captioned,
@@ -249,7 +270,14 @@ RECIPES = {
         measure=evaluation.measure_text_to_image,
         learning_rate=FLOW_RATE,
         batch_size=64,
-        about={"name": "shapes-sd3", "class": "StableDiffusion3Pipeline"},
+        scenes=ROWS,
+        about={
+            "name": "shapes-sd3",
+            "class": "StableDiffusion3Pipeline",
+            "about": "Text to image by rectified flow: a transformer with two CLIP encoders and a T5 encoder "
+            f"trained along. Call it with `max_sequence_length={nets.T5_TOKENS}`, for which it is trained most.",
+            "data": {"captions": "noisy and incomplete on purpose", "noise": NOISE},
+        },
     ),
     "shapes-dit": Recipe(
         prepare=prepare_labelled,
@@ -259,6 +287,13 @@ RECIPES = {
         measure=evaluation.measure_class_to_image,
         learning_rate=DIT_RATE,
         batch_size=64,
-        about={"name": "shapes-dit", "class": "DiTPipeline"},
+        scenes=ROWS,
+        about={
+            "name": "shapes-dit",
+            "class": "DiTPipeline",
+            "about": "Class to image: a diffusion transformer on scenes of one object; the 24 classes are "
+            "colour and shape (`red circle`), and labels are right.",
+            "data": {"labels": "right", "labels dropped for guidance": 0.1},
+        },
     ),
 }
