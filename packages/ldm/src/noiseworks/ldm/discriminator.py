@@ -6,6 +6,7 @@ from noiseworks.core.errors import InputError
 from torch import Tensor, nn
 
 NORMS = ("batch", "group")
+_FEWEST_VALUES = 8  # a channel, for the statistics of a training batch
 
 
 class PatchDiscriminator(nn.Module):
@@ -71,7 +72,9 @@ class PatchDiscriminator(nn.Module):
             [B, 1, h, w] logits.
 
         Raises:
-            InputError: When a condition is missing or not expected, or BatchNorm would see too few values.
+            InputError: When a condition is missing or not expected, the images are too small, or BatchNorm
+            would
+                see too few values.
         """
         if (condition is None) != (self.condition_channels == 0):
             wanted = (
@@ -80,10 +83,16 @@ class PatchDiscriminator(nn.Module):
                 else "no condition"
             )
             raise InputError(f"the discriminator expects {wanted}; set condition_channels to match the data")
-        if self.training and self.norm == "batch" and images.shape[0] == 1 and self._last_map(images) < 2:
+        side = self._last_map(images)
+        if side < 2:
+            size = f"{images.shape[-2]}x{images.shape[-1]}"
             raise InputError(
-                f"BatchNorm cannot train on a single image of {images.shape[-2]}x{images.shape[-1]} pixels; "
-                'use a batch of 2 or more, or PatchDiscriminator(norm="group")'
+                f"{size} pixels are too few for the discriminator; use larger images or fewer layers"
+            )
+        if self.training and self.norm == "batch" and len(images) * side**2 < _FEWEST_VALUES:
+            raise InputError(
+                f"BatchNorm would see {len(images) * side**2} values a channel; use a larger batch, "
+                'or PatchDiscriminator(norm="group")'
             )
         return self.layers(images if condition is None else torch.cat([images, condition], dim=1))
 
