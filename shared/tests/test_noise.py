@@ -162,8 +162,8 @@ def test_torch_compat_equals_a_list_of_generators_in_diffusers():
 def test_gumbel_argmax_draws_from_the_softmax(precision, temperature):
     """Chi-square on 64 classes and 1e5 draws.
 
-    A right sampler exceeds 123 with probability 1e-5 (63 degrees of freedom). Power: 4 % of the uniform law mixed
-    into the softmax has a non-centrality of 384 (T = 1), and stays below 123 with probability below 1e-20.
+    A right sampler exceeds 123 with probability 1e-5 (63 degrees of freedom). Power: 4 % of the uniform law
+    mixed into the softmax gives non-centrality 384 (T = 1): below 123 with probability below 1e-20.
     """
     logits = torch.linspace(-2, 2, 64).roll(13)
     n = 100_000

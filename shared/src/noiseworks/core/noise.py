@@ -188,8 +188,8 @@ def uniform_from_words(drawn: Tensor, dtype: torch.dtype = torch.float32) -> Ten
 def exponential_from_words(drawn: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return Exp(1) draws, one per word, exact to the dtype's relative precision at both ends.
 
-    With u = (w + 1/2) 2^-32: E = -log1p(-u) where w < 2^31, else -log of 1 - u, taken from the complement of
-    w. So E reaches from 1.1642e-10 to 22.874 also in float32, where -log(1 - u) of a rounded u stops at 16.64.
+    With u = (w + 1/2) 2^-32: E = -log1p(-u) where w < 2^31, else -log of 1 - u, from the complement of w. So
+    E reaches from 1.1642e-10 to 22.874 also in float32, where -log(1 - u) of a rounded u stops at 16.64.
 
     Args:
         drawn: Words, int64, any shape.
