@@ -1,8 +1,10 @@
 """Compiles every Triton kernel to machine code for compute capability 9.0; needs Triton but no GPU.
 
 The interpreter checks neither types nor what the compiler accepts. Also refuses the approximate logarithm,
-whose error near 1 would spoil the exponential race.
+whose error near 1 would spoil the exponential race, and row offsets of 32 bits.
 """
+
+import re
 
 from noiseworks.core.kernels import adaln, fill, gumbel, logp
 from triton import compile as triton_compile  # noqa: TID253
@@ -37,6 +39,8 @@ def compile_for_hopper(kernel, dtype, warps, **constants):
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
     done = triton_compile(source, target=HOPPER, options={"num_warps": warps})
     assert "lg2.approx" not in done.asm["ptx"], kernel
+    # Row times row length overflows 32 bits at 16,981 rows of a vocabulary of 126,464.
+    assert re.search(r"arith\.muli .* : i64", done.asm["ttir"]), kernel
     assert len(done.asm["cubin"]) > 0
     print("compiled", kernel.__name__, dtype, constants)
 

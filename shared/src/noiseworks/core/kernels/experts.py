@@ -97,8 +97,8 @@ def _check_shapes(x, w1, w2, expert_ids, weights, activation: str) -> None:
     if not fits or weights.shape != expert_ids.shape or expert_ids.dtype != torch.int64:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (x, w1, w2, expert_ids, weights))
         raise InputError(
-            f"need x [T, d], w1 [E, d, {'2 h' if width == 2 else 'h'}], w2 [E, h, d], int64 expert_ids [T, k] "
-            f"and weights [T, k], got {shapes}"
+            f"need x [T, d], w1 [E, d, {'2 h' if width == 2 else 'h'}], w2 [E, h, d], int64 expert_ids "
+            f"[T, k] and weights [T, k], got {shapes}"
         )
 
 
