@@ -198,7 +198,7 @@ class FirstStageTrainer(L.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Step the autoencoder and, once it has started, the discriminator on one batch."""
-        images, condition, weights = self._read_batch(batch)
+        images, condition, weights = self.read_batch(batch)
         with recorded_input(self.vae.decoder.conv_out) as last_inputs:
             encoded = self.encode(self.vae, images, self._posterior_noise(images))
             reconstructions = self.decode(self.vae, encoded.latents)
@@ -223,8 +223,9 @@ class FirstStageTrainer(L.LightningModule):
         if encoded.codes is not None:
             log |= self._codebook_step(encoded.codes, encoded.vectors)
         self.batches_done += 1
-        self._update_average()
-        self.log_dict({f"train/{name}": item for name, item in log.items()})
+        self.update_average()
+        several = self.trainer.world_size > 1
+        self.log_dict({f"train/{name}": item for name, item in log.items()}, sync_dist=several)
         self.log("loss", value, prog_bar=True, logger=False)
 
     def _autoencoder_step(
@@ -275,7 +276,8 @@ class FirstStageTrainer(L.LightningModule):
         )
 
     @torch.no_grad()
-    def _update_average(self) -> None:
+    def update_average(self) -> None:
+        """Move the averaged weights towards the trained ones; n counts updates from 1."""
         if self.average is None:
             return
         decay = min(self.ema_decay, (1 + self.batches_done) / (10 + self.batches_done))
@@ -284,7 +286,7 @@ class FirstStageTrainer(L.LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Log `val/rec_loss`, which selects checkpoints, and the PSNR, with averaged weights if present."""
-        images, _, weights = self._read_batch(batch, resize=False)
+        images, _, weights = self.read_batch(batch, resize=False)
         reconstructions = self(images)
         self.log(
             "val/rec_loss", self.loss.reconstruction(images, reconstructions.float(), weights), sync_dist=True
@@ -329,7 +331,13 @@ class FirstStageTrainer(L.LightningModule):
             images.device
         )
 
-    def _read_batch(self, batch: Any, resize: bool = True) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def read_batch(self, batch: Any, resize: bool = True) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return images, condition and weights of a batch, resized when asked for.
+
+        Raises:
+            InputError: When the images are not [B, C, H, W] of the autoencoder's channels, or no multiple of
+            f.
+        """
         condition = weights = None
         if isinstance(batch, Mapping):
             images, condition, weights = batch["image"], batch.get("condition"), batch.get("weight")
