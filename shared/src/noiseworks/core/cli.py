@@ -21,7 +21,7 @@ from typing import Any
 
 from cyclopts import App, CycloptsError
 
-from noiseworks.core.errors import NoiseworksError
+from noiseworks.core.errors import InputError, NoiseworksError
 
 METHOD_GROUP = "noiseworks.methods"
 COMMAND_GROUP = "noiseworks.commands"
@@ -65,6 +65,7 @@ def run(app: App, arguments: Sequence[str] | None = None) -> None:
     debug, as_json = "--debug" in words, "--json" in words
     words = [word for word in words if word not in ("--debug", "--json")]
     try:
+        _check_verb(app, words)
         result = app(words, exit_on_error=False, print_error=False)
     except KeyboardInterrupt:
         print("stopped; finished work is kept, run the same command again to go on", file=sys.stderr)
@@ -76,6 +77,13 @@ def run(app: App, arguments: Sequence[str] | None = None) -> None:
         sys.exit(EXIT_BAD_INPUT)
     show(result, as_json)
     sys.exit(1 if getattr(result, "failed", False) else 0)
+
+
+def _check_verb(app: App, words: list[str]) -> None:
+    # cyclopts would import every command to suggest one, which is slow and fails where an extra is missing.
+    verbs = [name for name in app if not name.startswith("-")]
+    if words and not words[0].startswith("-") and words[0] not in verbs and app.default_command is None:
+        raise InputError(f"unknown command {words[0]!r}; commands: {', '.join(verbs)}")
 
 
 def one_line(error: BaseException) -> str:

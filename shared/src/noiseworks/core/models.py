@@ -42,7 +42,7 @@ def resolve_model(name: str | Path) -> str:
             known = ", ".join(TESTBED_PREFIX + known for known in sorted(models)) or "none; install noiseworks-bench"
             raise ModelNotFoundError(f"unknown testbed model {text!r}; available: {known}")
         return str(models[short])
-    if Path(text).is_dir():
+    if text and Path(text).is_dir():
         return text
     if _HUB_ID.match(text) and not Path(text).exists():
         return text

@@ -1,0 +1,151 @@
+"""The command-line frame: one-line errors, exit statuses, JSON, lazy imports and `--help` without torch."""
+
+import json
+import subprocess
+import sys
+import types
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from noiseworks.core.cli import Command, list_methods, make_app, one_line, run, show
+from noiseworks.core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A result with everything that must become JSON."""
+
+    ratio: float
+    path: Path
+    parts: tuple[int, ...]
+    failed: bool = False
+
+
+def double(value: float, *, fail: bool = False) -> Outcome:
+    """Double a number.
+
+    Args:
+        value: A number of at least 0.
+        fail: Whether the result says failure.
+    """
+    if value < 0:
+        raise InputError(f"value must be at least 0,\n got {value}")
+    return Outcome(2 * value, Path("out"), (1, 2), fail)
+
+
+def broken() -> None:
+    """Fail in a way that is nobody's input."""
+    raise ZeroDivisionError("a defect")
+
+
+@pytest.fixture
+def app(monkeypatch):
+    module = types.ModuleType("frame_commands")
+    module.double, module.broken = double, broken
+    monkeypatch.setitem(sys.modules, "frame_commands", module)
+    commands = {name: Command(f"frame_commands:{name}", f"Run {name}.") for name in ("double", "broken")}
+    commands["absent"] = Command("no_such_module:function", "Import nothing before it runs.")
+    return make_app("frame", commands, distribution="noiseworks-core")
+
+
+def status(app, *words):
+    with pytest.raises(SystemExit) as end:
+        run(app, words)
+    return end.value.code
+
+
+def test_a_command_prints_its_result_as_lines(app, capsys):
+    assert status(app, "double", "1.5") == 0
+    assert capsys.readouterr().out.splitlines()[:2] == ["ratio: 3.0", "path: out"]
+
+
+def test_json_anywhere_prints_json(app, capsys):
+    for words in (("double", "1.5", "--json"), ("--json", "double", "1.5")):
+        assert status(app, *words) == 0
+        assert json.loads(capsys.readouterr().out) == {
+            "ratio": 3.0,
+            "path": "out",
+            "parts": [1, 2],
+            "failed": False,
+        }
+
+
+def test_a_failed_result_ends_with_status_one(app):
+    assert status(app, "double", "1", "--fail") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("double", "-1"), "noiseworks-frame: value must be at least 0, got -1.0"),
+        (("double", "many"), "many"),
+        (("double",), "value"),
+        (("double", "1", "--unknown", "2"), "unknown"),
+        (("triple", "1"), "unknown command 'triple'; commands: double, broken, absent"),
+    ],
+)
+def test_bad_input_is_one_line_on_stderr_and_status_two(app, capsys, words, message):
+    assert status(app, *words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.strip().splitlines()) == 1
+    assert message.lower() in captured.err.lower()
+
+
+def test_debug_shows_the_trace(app):
+    with pytest.raises(InputError, match="at least 0"):
+        run(app, ["double", "-1", "--debug"])
+
+
+def test_defects_are_not_disguised_as_bad_input(app):
+    with pytest.raises(ZeroDivisionError):
+        run(app, ["broken"])
+
+
+def test_commands_are_imported_when_they_run(app, capsys):
+    assert status(app, "--help") == 0
+    assert "Import nothing before it runs." in capsys.readouterr().out
+    with pytest.raises(ImportError):
+        run(app, ["absent"])
+
+
+def test_results_of_every_kind_are_shown(capsys):
+    show(None)
+    assert capsys.readouterr().out == ""
+    show({"a": 1})
+    show([1, 2])
+    assert capsys.readouterr().out == "a: 1\n[1, 2]\n"
+    show({"a": (Path("x"), 1.0)}, as_json=True)
+    assert json.loads(capsys.readouterr().out) == {"a": ["x", 1.0]}
+
+
+def test_messages_are_folded_to_one_line():
+    assert one_line(ValueError("a\n  b")) == "a b"
+    assert one_line(KeyboardInterrupt()) == "KeyboardInterrupt"
+
+
+def test_methods_are_listed_with_their_summaries():
+    methods = list_methods()
+    assert list(methods) == sorted(methods)
+    assert all(summary and "\n" not in summary for summary in methods.values())
+
+
+@pytest.mark.parametrize("words", [["--help"], ["list"]])
+def test_help_and_listing_never_import_torch(words):
+    code = (
+        "import sys\n"
+        "from noiseworks.core import cli\n"
+        f"sys.argv = ['noiseworks', *{words!r}]\n"
+        "try:\n"
+        "    cli.main()\n"
+        "except SystemExit as end:\n"
+        "    assert end.code in (0, None), end.code\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'triton', 'lightning'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
