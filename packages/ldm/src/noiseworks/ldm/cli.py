@@ -13,13 +13,13 @@ app = make_app(
         "eval-ae": Command(
             f"{_HERE}.evaluation:evaluate_autoencoder", "Measure PSNR, SSIM, rFD and codebook use."
         ),
-        "train": Command(f"{_HERE}.tasks:train", "Train a latent diffusion model on a first stage."),
+        "train": Command(f"{_HERE}.training:train", "Train a latent diffusion model on a first stage."),
         "sample": Command(f"{_HERE}.tasks:sample_images", "Sample images from a trained model."),
         "inpaint": Command(f"{_HERE}.tasks:inpaint", "Fill the masked part of an image."),
         "upscale": Command(f"{_HERE}.tasks:upscale", "Enlarge an image four times."),
         "layout": Command(f"{_HERE}.tasks:layout", "Sample an image from boxes with classes."),
         "semantic": Command(f"{_HERE}.tasks:semantic", "Sample an image from a map of classes."),
-        "export": Command(f"{_HERE}.tasks:export", "Write a trained model as a diffusers pipeline."),
+        "export": Command(f"{_HERE}.training:export", "Write a trained model as a diffusers pipeline."),
         "import": Command(
             f"{_HERE}.conversion:import_ldm", "Convert an original checkpoint to diffusers classes."
         ),

@@ -86,6 +86,7 @@ class ResumableLoader(DataLoader):
         world_size: Number of processes.
         transform: (batch, generator) -> batch, applied to every batch; the generator depends on (seed, epoch,
             batch, rank) alone.
+        repeat: Whether every pass is the first one over again, as validation wants it.
 
     Raises:
         InputError: When the dataset holds less than one batch for every process.
@@ -101,6 +102,7 @@ class ResumableLoader(DataLoader):
         rank: int = 0,
         world_size: int = 1,
         transform: Transform | None = None,
+        repeat: bool = False,
     ) -> None:
         check_number("batch_size", batch_size, low=1, integer=True)
         if len(dataset) < batch_size * world_size:
@@ -109,7 +111,7 @@ class ResumableLoader(DataLoader):
                 f"examples, the data hold {len(dataset)}; use a smaller batch"
             )
         batches = _EpochBatches(len(dataset), batch_size, seed, rank, world_size)
-        self.transform, self.seed, self.rank = transform, seed, rank
+        self.transform, self.seed, self.rank, self.repeat = transform, seed, rank, repeat
         collate = _keep if hasattr(dataset, "__getitems__") else None
         own = torch.Generator().manual_seed(
             seed
@@ -120,7 +122,9 @@ class ResumableLoader(DataLoader):
         self._epoch, self._batch = 0, 0
 
     def __iter__(self) -> Iterator:
-        if self._batch >= len(self):  # Lightning stops at the last batch without exhausting the iterator
+        if self.repeat:
+            self._epoch, self._batch = 0, 0
+        elif self._batch >= len(self):  # Lightning stops at the last batch without exhausting the iterator
             self._epoch, self._batch = self._epoch + 1, 0
         sampler = self.batch_sampler
         sampler.epoch, sampler.start = self._epoch, self._batch

@@ -9,9 +9,10 @@ Each holds a U-Net, a first stage, a scheduler and, where it has weights, a cond
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import diffusers
+import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from noiseworks.core.errors import InputError
 from noiseworks.core.models import resolve_model
@@ -35,7 +36,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "conditioner->unet->vae"
-    _optional_components = ("conditioner",)
+    _optional_components: ClassVar[list[str]] = ["conditioner"]
 
     def __init__(
         self, unet: nn.Module, vae: nn.Module, scheduler: Any, conditioner: nn.Module | None = None
@@ -129,7 +130,12 @@ class InpaintPipeline(LatentDiffusionPipeline):
 
 
 def fill(
-    model: LatentModel, images: Tensor, mask: Tensor, settings: SampleSettings | None = None, seed: int = 0
+    model: LatentModel,
+    images: Tensor,
+    mask: Tensor,
+    settings: SampleSettings | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
 ) -> Tensor:
     """Return `(1 - mask) image + mask prediction`, `[B, 3, H, W]` in [-1, 1] (the paper's inpainting)."""
     samples = sample(
@@ -137,11 +143,11 @@ def fill(
         {"image": images, "mask": mask},
         settings=settings,
         seed=seed,
+        batch_size=batch_size,
         height=images.shape[-2],
         width=images.shape[-1],
     )
-    hole = (mask > 0.5).to(images.dtype)
-    return (1 - hole) * images + hole * samples.images.to(images.device)
+    return torch.where(mask > 0.5, samples.images.to(images.device), images)
 
 
 OWN = {

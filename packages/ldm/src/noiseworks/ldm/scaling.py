@@ -131,7 +131,7 @@ def cache_latents(
 
 def _half(mean: Tensor, logvar: Tensor | None, row: int) -> dict[str, Tensor]:
     found = {"latents": mean} if logvar is None else {"mean": mean, "logvar": logvar.clamp(-30, 20)}
-    found = {name: tensor.half().cpu() for name, tensor in found.items()}
+    found = {name: tensor.half().cpu().contiguous() for name, tensor in found.items()}
     for name, tensor in found.items():
         check_finite(f"the {name} of the images from row {row} on, in float16", tensor)
     return found

@@ -280,6 +280,7 @@ def train(
             rank=trainer.global_rank,
             world_size=trainer.world_size,
             transform=transform,
+            repeat=part is parts[1],
         )
         for part in parts
     ]
