@@ -1,11 +1,10 @@
 """What is committed and shown was measured: laptop results of the present claims, and a README to match."""
 
 import json
+import shutil
 from importlib.metadata import entry_points
 
 import pytest
-
-MARKED = ("<!-- results:start -->", "<!-- results:end -->")
 
 
 @pytest.fixture(scope="module")
@@ -16,12 +15,22 @@ def records(root):
     }
 
 
-def test_readme_table_is_generated_from_the_committed_results(root):
-    from noiseworks.bench.runner.tables import results_markdown
+def test_readme_table_is_generated_from_the_committed_results(root, run, tmp_path):
+    """`noiseworks bench table --write README.md` changes nothing; run it after committing results."""
+    page = tmp_path / "README.md"
+    shutil.copy(root / "README.md", page)
+    done = run("noiseworks", "bench", "table", root / "benchmarks/results", "--write", page)
+    assert done.returncode == 0, done.stderr
+    assert page.read_text() == (root / "README.md").read_text()
 
-    start, end = MARKED
-    block = (root / "README.md").read_text().split(start)[1].split(end)[0]
-    assert block.strip() == results_markdown(root / "benchmarks/results").strip()
+
+def test_page_without_a_place_for_the_table_is_refused(root, run, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# No place\n")
+    done = run("noiseworks", "bench", "table", root / "benchmarks/results", "--write", page)
+    assert done.returncode == 2
+    assert "results:start" in done.stderr
+    assert page.read_text() == "# No place\n"
 
 
 def test_every_claim_has_a_committed_laptop_result(records):

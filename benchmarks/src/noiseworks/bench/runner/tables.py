@@ -6,8 +6,10 @@ from typing import Annotated
 from cyclopts import Parameter
 from noiseworks.bench.runner.display import estimate_text, outcome_word, threshold_text
 from noiseworks.bench.runner.results import read_folder
+from noiseworks.core.artifacts import atomic_write
 from noiseworks.core.errors import InputError
 
+START, END = "<!-- results:start -->", "<!-- results:end -->"
 HEADER = ("Method", "Claim", "Measured", "Promised", "Ours, 95 % interval", "Verdict", "Scale")
 
 
@@ -57,17 +59,32 @@ def table(
     folder: Annotated[Path, Parameter(help="Folder of results files.")] = Path("benchmarks/results"),
     *,
     method: str | None = None,
+    write: Path | None = None,
 ) -> str:
-    """Print the markdown table of the results files in a folder.
+    """Print the markdown table of the results files in a folder, or put it into a page.
 
     Args:
         folder: A folder of results files.
         method: Only this method.
+        write: A page such as `README.md`; the table replaces what stands between its lines
+            `<!-- results:start -->` and `<!-- results:end -->`.
 
     Returns:
-        The table.
+        The table, or which page it was written to.
 
     Raises:
-        InputError: When the folder is missing or a file has another schema version.
+        InputError: When the folder is missing, a file has another schema version, or the page is missing or
+            lacks one of the two lines.
     """
-    return results_markdown(folder, method).rstrip()
+    text = results_markdown(folder, method).rstrip()
+    if write is None:
+        return text
+    if not write.is_file():
+        raise InputError(f"no page {write} to write the table into; name a markdown file")
+    page = write.read_text()
+    before, start, rest = page.partition(START)
+    _, end, after = rest.partition(END)
+    if not (start and end):
+        raise InputError(f"{write} lacks the lines {START} and {END}; put them where the table belongs")
+    atomic_write(write, f"{before}{start}\n{text}\n{end}{after}")
+    return f"wrote the table into {write}"
