@@ -110,13 +110,9 @@ def straightforward_gradients(vae, loss, x, disc_weight):
 
 @pytest.mark.parametrize("kind", ["kl", "vq"])
 def test_adaptive_weight_shortcut_equals_the_straightforward_form(kind):
-    vae, x = tiny_autoencoder().double(), images(0).double()
-    features = FeatureNet().double()
-    loss = PerceptualAdversarialLoss(
-        kind, Perceptual("trained", features), make_discriminator(), disc_start=0
-    ).double()
-    # The image gradients are float32; measure the straightforward form on the same float32 image networks.
-    loss, vae, x = loss.float(), vae.float(), x.float()
+    vae, x = tiny_autoencoder(), images(0)
+    net = Perceptual("trained", FeatureNet())
+    loss = PerceptualAdversarialLoss(kind, net, make_discriminator(), disc_start=0)
     factor, total, expected = straightforward_gradients(vae, loss, x, loss.disc_weight)
     with losses.recorded_input(vae.decoder.conv_out) as recorded:
         reconstructions = vae.decode(vae.encode(x).latent_dist.mode()).sample

@@ -30,7 +30,9 @@ def make_module(kind="kl", loss=None, adversarial=True, vae=None, **options):
 
 
 def image_table(rows=12, side=8, **others):
-    images = torch.rand(rows, 3, side, side, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    generator = torch.Generator().manual_seed(3)
+    colors = torch.rand(rows, 3, 1, 1, generator=generator) * 1.6 - 0.8
+    images = colors + 0.2 * (torch.rand(rows, 3, side, side, generator=generator) * 2 - 1)
     return TensorTable({"image": images, **others})
 
 
