@@ -1,0 +1,85 @@
+"""The claim: the time to a score, the scenes, networks of equal size, shipped models, the smoke run."""
+
+import numpy as np
+import pytest
+import torch
+from noiseworks.bench.claims import Context, Measurement
+from noiseworks.ldm import claim
+from noiseworks.ldm.model import LatentModel
+from noiseworks.ldm.objective import make_scheduler
+from noiseworks.ldm.timing import seconds_to_reach
+
+
+@pytest.mark.parametrize(
+    ("score", "expected"),
+    [(0.0, 0.0), (0.1, 1.0), (0.2, 2.0), (0.3, 3.0), (0.4, 4.0), (0.9, 8.0)],
+)
+def test_time_to_a_score_is_linear_between_marks_and_at_most_the_whole_time(score, expected):
+    assert seconds_to_reach(score, (2.0, 4.0, 8.0), (0.2, 0.4, 0.3)) == pytest.approx(expected)
+
+
+def test_scenes_hold_one_object_and_their_attributes_are_numbered():
+    scenes = claim.single_scenes(40, 3, "test")
+    assert len(scenes) == 40
+    assert all(len(scene.objects) == 1 for scene in scenes)
+    assert claim.single_scenes(10, 3, "test") == scenes[:10]
+    numbers, values = claim.attribute_numbers(scenes), claim.attribute_values()
+    assert [len(column) for column in values] == [4, 6, 2, 9, 3]
+    for row, scene in zip(numbers.tolist(), scenes, strict=True):
+        names = tuple(column[number] for column, number in zip(values, row, strict=True))
+        assert names == claim.attribute_names(scene)
+
+
+def test_oracle_reads_rendered_scenes_and_not_noise():
+    scenes = claim.single_scenes(12, 3, "test")
+    images = claim.to_tensor(claim.shapes.render(scenes))
+    assert claim.oracle_scores(images, scenes).mean() > 0.95
+    assert claim.oracle_scores(torch.zeros_like(images), scenes).mean() < 0.1
+
+
+def test_both_arms_have_about_the_same_number_of_parameters():
+    counts = {}
+    for arm, space in claim.SPACES.items():
+        unet, _ = claim.make_networks(space, 0)
+        counts[arm] = sum(parameter.numel() for parameter in unet.parameters())
+    assert 0.75 < counts["latent"] / counts["pixels"] < 1.33
+    assert max(counts.values()) < 600_000
+
+
+def test_a_shipped_model_comes_back_as_it_was_trained(tmp_path):
+    unet, conditioner = claim.make_networks(claim.SPACES["latent"], 5)
+    model = LatentModel(unet.half().float(), None, make_scheduler(), conditioner.half().float(), 0.7)
+    trained = claim.Trained(model, (1.0, 2.0), (0.1, 0.4), np.zeros(2), torch.zeros(2, 3, 32, 32), 9)
+    claim.save_trained(tmp_path / "seed" / "latent", trained, 1.5, 7)
+    claim.save_trained(tmp_path / "seed" / "pixels", trained, 2.0, 7)
+    claim.ship_models(tmp_path / "seed", tmp_path / "package")
+    loaded, config = claim.load_shipped("latent", tmp_path / "package")
+    assert (config["reached"], config["steps"], config["seed"]) == (1.5, 9, 7)
+    assert loaded.scale_factor == 0.7
+    for name, value in loaded.unet.state_dict().items():
+        assert torch.equal(value, unet.state_dict()[name])
+    assert (tmp_path / "package/latent/model.safetensors").stat().st_size < 1.2e6
+
+
+def test_a_bad_first_stage_or_an_untrained_pixel_model_makes_the_claim_void():
+    def measured(ceiling, pixels):
+        latent = Measurement({"ceiling": [ceiling, ceiling], "score": [0.5], "seconds": 1.0})
+        return {"latent": [latent], "pixels": [Measurement({"score": [pixels], "seconds": 3.0})]}
+
+    assert claim.precondition(measured(0.97, 0.4)) is None
+    assert "after the first stage" in claim.precondition(measured(0.8, 0.4))
+    assert "learned too little" in claim.precondition(measured(0.97, 0.05))
+
+
+@pytest.mark.slow
+def test_smoke_run_measures_what_the_targets_need(tmp_path):
+    settings = {"seconds": 0.3, "scenes": 64, "prompts": 2}
+    context = Context("smoke", settings, None, "cpu", tmp_path, lambda done, total, text: None)
+    for arm in ("pixels", "latent"):
+        found = claim.run_arm(arm, 0, context)
+        assert {target.metric for target in claim.CLAIM.targets} <= set(found.metrics)
+        assert len(found.metrics["score"]) == 2
+        assert all(path.is_file() for path in found.images.values())
+        model, config = claim.load_shipped(arm, tmp_path)
+        assert config["seed"] == 0
+        assert all(parameter.isfinite().all() for parameter in model.unet.parameters())
