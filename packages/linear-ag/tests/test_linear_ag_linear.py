@@ -108,6 +108,7 @@ def test_regression_beats_copying_on_gaussian_data_and_on_held_out_runs():
     found = fit_from_gram(runs(1), steps)
     missing, missing_by_copy = 1 - r2_of(found, runs(2)), 1 - fit_from_gram(runs(2), steps).r2_copy
     differing = missing_by_copy > 1e-3
+    differing[0] = False  # the first step has one coefficient, which can do no more than scale
     assert int(differing.sum()) >= 3
     assert bool((missing[differing] < 0.7 * missing_by_copy[differing]).all())
 

@@ -1,13 +1,13 @@
 """Loading pipelines by name and drawing latents per sample."""
 
 import json
-import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from noiseworks.core.errors import InputError, ModelNotFoundError
+from noiseworks.core.errors import InputError, ModelNotFoundError, UnsupportedHostError
 from noiseworks.core.models import resolve_model
 from noiseworks.kits.diffusers_hosts.layouts import LAYOUTS, layout_of
 from torch import Tensor
@@ -42,23 +42,18 @@ def load_pipeline(
     from safetensors import SafetensorError
 
     path = resolve_model(name)
-    _check_index(name, path)
-    hub = logging.getLogger("diffusers")
-    level = hub.level
-    hub.setLevel(logging.ERROR)
+    if Path(path).is_dir():
+        _check_family(name, LAYOUTS[_class_name(name, path)].family, families)
     try:
-        pipe = DiffusionPipeline.from_pretrained(path, torch_dtype=dtype)
+        with _quiet():
+            pipe = DiffusionPipeline.from_pretrained(path, dtype=dtype)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
         raise ModelNotFoundError(f"the pipeline {name} cannot be loaded: {_first_line(error)}") from error
     except SafetensorError as error:
         raise ModelNotFoundError(
             f"the pipeline {name} is missing or corrupt: {_first_line(error)}"
         ) from error
-    finally:
-        hub.setLevel(level)
-    family = layout_of(pipe).family
-    if families is not None and family not in families:
-        raise InputError(f"{name} is a pipeline of family {family!r}, needed: {', '.join(families)}")
+    _check_family(name, layout_of(pipe).family, families)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 
@@ -91,21 +86,44 @@ def seeded_latents(
     return torch.stack(draws).to(device=device, dtype=dtype)
 
 
-def _check_index(name: str | Path, path: str) -> None:
-    if not Path(path).is_dir():
-        return
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the hosts' bars and warnings off the terminal: what goes wrong is told in one line."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    hosts = (diffusers_logging, transformers_logging)
+    before = [(host.get_verbosity(), host.is_progress_bar_enabled()) for host in hosts]
+    for host in hosts:
+        host.set_verbosity(host.CRITICAL)
+        host.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for host, (verbosity, bar) in zip(hosts, before, strict=True):
+            host.set_verbosity(verbosity)
+            if bar:
+                host.enable_progress_bar()
+
+
+def _class_name(name: str | Path, path: str) -> str:
+    """Return the pipeline class that a directory names, before anything is loaded."""
     index = Path(path) / "model_index.json"
     if not index.is_file():
         raise ModelNotFoundError(f"{name} holds no model_index.json: name the folder of a diffusers pipeline")
     try:
         cls = json.loads(index.read_text())["_class_name"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ModelNotFoundError(
-            f"{name} has a corrupt model_index.json: download or export the model again"
-        ) from error
+        raise ModelNotFoundError(f"{name} has a corrupt model_index.json: get the model again") from error
     if cls not in LAYOUTS:
         known = ", ".join(sorted({layout.family for layout in LAYOUTS.values()}))
-        raise ModelNotFoundError(f"{name} is a {cls}, which is not supported; supported families: {known}")
+        raise UnsupportedHostError(f"{name} is a {cls}, which is not supported; supported families: {known}")
+    return cls
+
+
+def _check_family(name: str | Path, family: str, families: Sequence[str] | None) -> None:
+    if families is not None and family not in families:
+        raise InputError(f"{name} is a pipeline of family {family!r}, needed: {', '.join(families)}")
 
 
 def _first_line(error: BaseException) -> str:
