@@ -51,7 +51,7 @@ def test_fixed_point_inversion_is_exact(predict):
     if predict is linear_epsilon:
         refinements = 30
     else:
-        levels, refinements = rising(100), 40
+        levels, refinements = rising(100), 20
     x = sample()
     path = inversion.ddim_invert(x, predict, levels, refinements=refinements, evaluate_at_next=True)
     back = inversion.ddim_generate(path[-1], predict, levels)
