@@ -34,7 +34,7 @@ _MULTIPLIERS = {
     32: (1, 1, 2, 2, 4, 4),
 }
 _LATENT_CHANNELS = {1: 3, 2: 3, 4: 3, 8: 4, 16: 16, 32: 64}
-_FEATURE_IMAGES = 4096
+_FEATURE_IMAGES = 1024
 
 
 @Parameter(name="*")
@@ -258,6 +258,8 @@ def train_autoencoder(
     settings = (
         {"data": data, "size": size, "validation_share": validation_share} | asdict(model) | asdict(loss)
     )
+    if run.batches is not None:
+        module.loss.warn_if_never_adversarial(run.batches)
     checkpoint = open_run(out, settings | {"batch_size": run.batch_size, "seed": run.seed}, run.resume)
     trainer.fit(module, *loaders, ckpt_path=checkpoint, weights_only=True)
     return _finish(trainer, module, training, out)
@@ -285,7 +287,8 @@ def _finish(
     scale = 1.0
     if module.loss.kind == "kl":
         rows = range(min(len(training), 256))
-        scale = estimate_scale(vae, [torch.stack([training[row]["image"] for row in rows])], batches=1)
+        images = ({"image": training[row]["image"][None]} for row in rows)
+        scale = estimate_scale(vae, images, batches=len(rows))
     vae.register_to_config(scaling_factor=scale)
     if trainer.is_global_zero:
         with atomic_directory(out / "vae") as folder:

@@ -191,7 +191,7 @@ def evaluate_autoencoder(
             f"the Fréchet distance needs more than 64 images, {data} holds {count}; give more images"
         )
     vae = load_autoencoder(model).to(where)
-    images = torch.stack([dataset[row]["image"] for row in range(min(count, 4096))])
+    images = torch.stack([dataset[row]["image"] for row in range(min(count, 1024))])
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     if any(side % factor for side in images.shape[-2:]):
         side = images.shape[-1]

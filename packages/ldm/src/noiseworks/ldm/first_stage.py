@@ -184,17 +184,7 @@ class FirstStageTrainer(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Warn when the discriminator would never start within the run."""
-        total = self.trainer.estimated_stepping_batches
-        if (
-            self.loss.disc is not None
-            and self.loss.disc_weight > 0
-            and self.loss.disc_start >= total / 2 >= 0
-        ):
-            from lightning.pytorch.utilities import rank_zero_warn
-
-            rank_zero_warn(
-                f"disc_start={self.loss.disc_start} is not reached in this run: it has no adversarial term"
-            )
+        self.loss.warn_if_never_adversarial(self.trainer.estimated_stepping_batches)
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Step the autoencoder and, once it has started, the discriminator on one batch."""

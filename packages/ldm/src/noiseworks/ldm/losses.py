@@ -1,6 +1,7 @@
 """The first-stage loss of section 3.1: reconstruction, perceptual distance, regulariser, patch adversary."""
 
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -174,6 +175,14 @@ class PerceptualAdversarialLoss(nn.Module):
     def adversarial_factor(self, step: int) -> float:
         """Return a: 0 while `step` (batches done) is below `disc_start` or without a discriminator."""
         return self.disc_factor if self.disc is not None and step >= self.disc_start else 0.0
+
+    def warn_if_never_adversarial(self, batches: float) -> None:
+        """Warn when a run of so many batches ends before the discriminator starts."""
+        if self.disc is not None and self.disc_weight > 0 and 0 <= batches <= self.disc_start:
+            warnings.warn(
+                f"disc_start={self.disc_start} is not reached in {batches:g} batches: no adversarial term",
+                stacklevel=2,
+            )
 
     def reconstruction(
         self, images: Tensor, reconstructions: Tensor, weights: Tensor | None = None
