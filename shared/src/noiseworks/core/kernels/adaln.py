@@ -132,7 +132,8 @@ def eager_backward(
     g_in = rstd[..., None] * (q - centre - n * (q * n).mean(dim=-1, keepdim=True))
 
     def reduced(gradient: Tensor) -> Tensor:
-        return (gradient if scale.ndim == 3 else gradient.sum(dim=1)).to(scale.dtype)
+        # A copy: without one the gradient of shift could be g_y itself, and an op must not return its input.
+        return (gradient if scale.ndim == 3 else gradient.sum(dim=1)).to(scale.dtype, copy=True)
 
     if gate is None:
         return g_in.to(x.dtype), reduced(g * n), reduced(g), x.new_empty(0), x.new_empty(0)
