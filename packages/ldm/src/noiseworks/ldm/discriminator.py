@@ -73,8 +73,7 @@ class PatchDiscriminator(nn.Module):
 
         Raises:
             InputError: When a condition is missing or not expected, the images are too small, or BatchNorm
-            would
-                see too few values.
+                would see too few values.
         """
         if (condition is None) != (self.condition_channels == 0):
             wanted = (

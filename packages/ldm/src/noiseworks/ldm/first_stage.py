@@ -325,8 +325,8 @@ class FirstStageTrainer(L.LightningModule):
         """Return images, condition and weights of a batch, resized when asked for.
 
         Raises:
-            InputError: When the images are not [B, C, H, W] of the autoencoder's channels, or no multiple of
-            f.
+            InputError: When the images are not [B, C, H, W] of the autoencoder's channels, or no multiple
+                of f.
         """
         condition = weights = None
         if isinstance(batch, Mapping):

@@ -56,10 +56,8 @@ def calibrate(
     """Choose the threshold of Adaptive Guidance for a model, scheduler, number of steps and guidance scale.
 
     A threshold does not carry over from one model to another, so it is set from similarities recorded on
-    guided
-    runs: for `target_nfe` exactly (converged or not, a run costs what its record says), for
-        `max_quality_loss` by
-    bisection over thresholds, with one more pass over the prompts each.
+    guided runs: for `target_nfe` exactly (converged or not, a run costs what its record says), for
+    `max_quality_loss` by bisection over thresholds, with one more pass over the prompts each.
 
     Args:
         pipe: The pipeline.
