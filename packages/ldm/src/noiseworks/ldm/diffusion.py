@@ -115,6 +115,7 @@ class LatentDiffusionTrainer(L.LightningModule):
             {name: _frozen_copy(module) for name, module in self.trained_modules().items()}
         )
         self.batches_seen, self.ema_updates = 0, 0
+        self._resumed: dict[str, Any] | None = None
 
     def trained_modules(self) -> dict[str, nn.Module]:
         """Return what trains and is averaged: the U-Net, and the conditioner if it has weights to train."""
@@ -293,19 +294,30 @@ class LatentDiffusionTrainer(L.LightningModule):
             "batches_seen": self.batches_seen,
             "ema_updates": self.ema_updates,
             "random_state": torch.get_rng_state(),
+            "loader": self._loader_state(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore what `on_save_checkpoint` stored."""
         state = checkpoint["latent_diffusion"]
         self.batches_seen, self.ema_updates = state["batches_seen"], state["ema_updates"]
-        self._random_state = state["random_state"]
+        self._resumed = state
 
     def on_train_start(self) -> None:
-        """Set the random state of a resumed run last, after everything that draws while setting up."""
-        if hasattr(self, "_random_state"):
-            torch.set_rng_state(self._random_state.cpu())
-            del self._random_state
+        """Set loader position and random state of a resumed run, after everything that draws in setting up.
+
+        Lightning restores a loader itself, but not when the run had been stopped within an epoch on purpose.
+        """
+        if self._resumed is None:
+            return
+        torch.set_rng_state(self._resumed["random_state"].cpu())
+        if self._resumed["loader"] is not None:
+            self.trainer.train_dataloader.load_state_dict(self._resumed["loader"])
+        self._resumed = None
+
+    def _loader_state(self) -> dict[str, int] | None:
+        loader = self.trainer.train_dataloader
+        return loader.state_dict() if hasattr(loader, "state_dict") else None
 
 
 def _checked_kind(kind: str | None, conditioner: Conditioner | None) -> str:

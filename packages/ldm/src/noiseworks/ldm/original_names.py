@@ -145,7 +145,7 @@ def make_original_unet(params: Mapping[str, Any]) -> nn.Module:
         widths = {c // params["num_heads"] for c, a in zip(channels, [*attends[:-1], True], strict=True) if a}
         if len(widths) > 1:
             raise InputError(
-                f"{params['num_heads']} heads on levels of different width need head widths {sorted(widths)}; "
+                f"{params['num_heads']} heads on levels of different width have widths {sorted(widths)}; "
                 "diffusers' UNet2DModel knows one width only"
             )
         head_dim = widths.pop()
