@@ -1,0 +1,1 @@
+"""Claims, the runner that judges them, and the testbeds they run on."""

@@ -36,7 +36,9 @@ def check_writable(path: str | Path) -> Path:
     if not parent.is_dir():
         raise InputError(f"the output folder {path} cannot be made: {parent} is a file; name another folder")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"the output folder {path} cannot be written: no permission on {parent}; name another folder")
+        raise InputError(
+            f"the output folder {path} cannot be written: no permission on {parent}; name another folder"
+        )
     return path
 
 
@@ -89,7 +91,9 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def save_artifact(path: str | Path, kind: str, config: Mapping[str, Any], tensors: Mapping[str, "Tensor"]) -> None:
+def save_artifact(
+    path: str | Path, kind: str, config: Mapping[str, Any], tensors: Mapping[str, "Tensor"]
+) -> None:
     """Write an artifact directory atomically.
 
     Args:
@@ -129,10 +133,14 @@ def load_artifact(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str
         config = json.loads((path / CONFIG_NAME).read_text())
         tensors = load_file(path / WEIGHTS_NAME)
     except (OSError, ValueError, SafetensorError) as error:
-        raise ArtifactError(f"the artifact {path} is corrupt or incomplete ({error}); make it again") from error
+        raise ArtifactError(
+            f"the artifact {path} is corrupt or incomplete ({error}); make it again"
+        ) from error
     found, version = config.pop("kind", None), config.pop("format_version", None)
     if found != kind:
         raise ArtifactError(f"{path} is an artifact of kind {found!r}, expected {kind!r}")
     if version != FORMAT_VERSION:
-        raise ArtifactError(f"{path} has format version {version!r}, this release reads {FORMAT_VERSION}; make it again")
+        raise ArtifactError(
+            f"{path} has format version {version!r}, this release reads {FORMAT_VERSION}; redo it"
+        )
     return config, tensors

@@ -70,4 +70,6 @@ def check_finite(name: str, tensor, step: int | None = None) -> None:
     """
     if not bool(tensor.isfinite().all()):
         where = "" if step is None else f" at step {step}"
-        raise NonFiniteError(f"{name} is not finite{where}: NaN or infinity in a tensor of shape {tuple(tensor.shape)}")
+        raise NonFiniteError(
+            f"{name} is not finite{where}: NaN or infinity in a tensor of shape {tuple(tensor.shape)}"
+        )

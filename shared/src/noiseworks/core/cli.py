@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from cyclopts import App, CycloptsError
-
 from noiseworks.core.errors import InputError, NoiseworksError
 
 METHOD_GROUP = "noiseworks.methods"
@@ -45,7 +44,12 @@ def make_app(slug: str, commands: Mapping[str, Command], *, distribution: str | 
         distribution: The distribution whose summary and version are shown, by default `noiseworks-<slug>`.
     """
     about = metadata(distribution or f"noiseworks-{slug}")
-    app = App(name=f"noiseworks-{slug}", help=about["Summary"], version=about["Version"], result_action="return_value")
+    app = App(
+        name=f"noiseworks-{slug}",
+        help=about["Summary"],
+        version=about["Version"],
+        result_action="return_value",
+    )
     for verb, command in commands.items():
         app.command(command.target, name=verb, help=command.help, result_action="return_value")
     return app
@@ -103,7 +107,9 @@ def show(result: Any, as_json: bool = False) -> None:
         Console().print(result)
     else:
         plain = _plain(result)
-        lines = [f"{name}: {value}" for name, value in plain.items()] if isinstance(plain, dict) else [str(plain)]
+        lines = (
+            [f"{name}: {value}" for name, value in plain.items()] if isinstance(plain, dict) else [str(plain)]
+        )
         print("\n".join(lines))
 
 
@@ -125,7 +131,9 @@ def _plain(value: Any) -> Any:
 
 def installed_methods() -> dict[str, EntryPoint]:
     """Return the installed methods by slug, sorted."""
-    return {entry.name: entry for entry in sorted(entry_points(group=METHOD_GROUP), key=lambda entry: entry.name)}
+    return {
+        entry.name: entry for entry in sorted(entry_points(group=METHOD_GROUP), key=lambda entry: entry.name)
+    }
 
 
 def list_methods() -> dict[str, str]:
@@ -134,7 +142,10 @@ def list_methods() -> dict[str, str]:
     Returns:
         Slug -> one-line summary of the distribution.
     """
-    return {slug: entry.dist.metadata["Summary"] if entry.dist else "" for slug, entry in installed_methods().items()}
+    return {
+        slug: entry.dist.metadata["Summary"] if entry.dist else ""
+        for slug, entry in installed_methods().items()
+    }
 
 
 def dispatched() -> dict[str, EntryPoint]:
@@ -155,7 +166,9 @@ def root_app() -> App:
     )
     app.command(list_methods, name="list", help="List the installed methods.", result_action="return_value")
     for name, entry in dispatched().items():
-        summary = entry.dist.metadata["Summary"] if entry.dist else "Show and measure the GPU kernels of the core."
+        summary = (
+            entry.dist.metadata["Summary"] if entry.dist else "Show and measure the GPU kernels of the core."
+        )
         app.command(entry.value, name=name, help=summary)
     return app
 

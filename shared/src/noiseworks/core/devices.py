@@ -27,7 +27,9 @@ def resolve_device(device: str = "auto") -> "torch.device":
     except RuntimeError as error:
         raise InputError(f"unknown device {device!r}; use auto, cpu, cuda, cuda:<n> or mps") from error
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device {device!r} is not present ({torch.cuda.device_count()} CUDA devices found); use cpu")
+        raise InputError(
+            f"device {device!r} is not present ({torch.cuda.device_count()} CUDA devices found); use cpu"
+        )
     return found
 
 

@@ -39,7 +39,10 @@ def resolve_model(name: str | Path) -> str:
         models = testbed_models()
         short = text.removeprefix(TESTBED_PREFIX)
         if short not in models:
-            known = ", ".join(TESTBED_PREFIX + known for known in sorted(models)) or "none; install noiseworks-bench"
+            known = (
+                ", ".join(TESTBED_PREFIX + known for known in sorted(models))
+                or "none; install noiseworks-bench"
+            )
             raise ModelNotFoundError(f"unknown testbed model {text!r}; available: {known}")
         return str(models[short])
     if text and Path(text).is_dir():
