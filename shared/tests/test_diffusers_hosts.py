@@ -28,6 +28,7 @@ from noiseworks.kits.diffusers_hosts import (
 )
 from noiseworks.kits.diffusers_hosts.levels import distinct_timesteps
 from noiseworks.kits.diffusers_hosts.rows import scatter_rows
+from noiseworks.kits.diffusers_hosts.tokenizers import bpe_merges, tiny_clip_tokenizer, tiny_t5_tokenizer
 
 
 class Recorder(DenoiserHook):
@@ -99,6 +100,21 @@ def test_identical_latents_without_guidance_are_not_taken_for_guidance():
     latents = seeded_latents([5, 5], (4, 8, 8))
     pipe(**tiny_inputs("sd", 2, 1.0), num_inference_steps=1, latents=latents, output_type="latent")
     assert hook.seen == [(0, 1, 2, False, None)]
+
+
+def test_tokenizers_give_one_token_a_word_and_the_same_ids_everywhere():
+    words = ["red", "green", "greenery", "circle", "a"]
+    tokenizer = tiny_clip_tokenizer(words, 8)
+    ids = tokenizer("a red greenery circle", padding="max_length", max_length=8)["input_ids"]
+    start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    assert end == len(tokenizer) - 1
+    assert ids[0] == start
+    assert ids[5:] == [end] * 3
+    assert tokenizer.convert_ids_to_tokens(ids[1:5]) == ["a</w>", "red</w>", "greenery</w>", "circle</w>"]
+    assert len(tokenizer("blue")["input_ids"]) == 6
+    assert bpe_merges(["ab", "abc"]) == [("a", "b"), ("a", "b</w>"), ("ab", "c</w>")]
+    t5 = tiny_t5_tokenizer(words, 8)
+    assert t5.convert_ids_to_tokens(t5("red circle")["input_ids"]) == ["\u2581red", "\u2581circle", "</s>"]
 
 
 def test_rows_are_taken_from_any_nest():
@@ -241,9 +257,11 @@ def test_pipelines_load_from_a_directory_and_bad_ones_are_refused(tmp_path):
     folder = tmp_path / "model"
     tiny_pipeline("sd").save_pretrained(folder)
     pipe = load_pipeline(folder, families=("sd",))
-    weights = tiny_pipeline("sd").unet.state_dict()
-    assert all(torch.equal(value, weights[name]) for name, value in pipe.unet.state_dict().items())
-    assert bool(draw(pipe, "sd").isfinite().all())
+    twin = tiny_pipeline("sd")
+    for name in ("unet", "text_encoder"):
+        weights = getattr(twin, name).state_dict()
+        assert all(torch.equal(value, weights[k]) for k, value in getattr(pipe, name).state_dict().items())
+    torch.testing.assert_close(draw(pipe, "sd"), draw(twin, "sd"), rtol=1e-3, atol=1e-3)
     with pytest.raises(InputError, match="needed: sd3"):
         load_pipeline(folder, families=("sd3",))
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"

@@ -54,6 +54,9 @@ class Drawn:
     images: list[Tensor] = field(default_factory=list)
 
 
+_DRAWN: dict[tuple, dict[str, Drawn]] = {}
+
+
 @dataclass(frozen=True, eq=False)
 class Calibrated:
     """Policies of all arms, and what calibration found."""
@@ -100,7 +103,20 @@ def calibrated(model: str | None, device: str, prompts: int) -> Calibrated:
     return Calibrated(policies, gamma, r2, r2_copy, adaptive.threshold)
 
 
-@cache
+def drawn_by_all(
+    seed: int,
+    model: str | None,
+    device: str,
+    sizes: tuple[int, int, int],
+    report: Callable[[int, int, str], None],
+) -> dict[str, Drawn]:
+    """Return what every arm drew on one seed, drawn once a process; arguments as in `draw_all`."""
+    key = (seed, model, device, sizes)
+    if key not in _DRAWN:
+        _DRAWN[key] = draw_all(*key, report)
+    return _DRAWN[key]
+
+
 def draw_all(
     seed: int, model: str | None, device: str, sizes: tuple[int, int, int], report: Callable
 ) -> dict[str, Drawn]:
@@ -157,7 +173,7 @@ def run(arm: str, seed: int, context: Context) -> Measurement:
     """Measure one arm on one seed; the first arm draws for all of them."""
     sizes = tuple(int(context.settings[name]) for name in ("prompts", "others", "calibration"))
     key = (context.model, context.device)
-    drawn = draw_all(seed, *key, sizes, context.progress)
+    drawn = drawn_by_all(seed, *key, sizes, context.progress)
     plan, mine, reference = calibrated(*key, sizes[2]), drawn[arm], drawn["cfg"]
     images, latents = torch.cat(mine.images), torch.cat(mine.latents)
     count = len(images)

@@ -1,12 +1,15 @@
 """Tokenizers of a few words, built in memory: a listed word is one token, any other falls into characters."""
 
-import json
 import string
+from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer, T5Tokenizer
+
+_END = "</w>"
 
 
 def tiny_clip_tokenizer(words: Iterable[str], max_length: int = 16) -> "CLIPTokenizer":
@@ -16,29 +19,43 @@ def tiny_clip_tokenizer(words: Iterable[str], max_length: int = 16) -> "CLIPToke
         words: The vocabulary, lower case.
         max_length: Tokens of a padded prompt, the text encoder's `max_position_embeddings`.
     """
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 
+    merges = bpe_merges(words)
     characters = [chr(code) for code in range(33, 127)]
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", continuing_subword_prefix=""))
-    bpe.normalizer, bpe.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(
-        vocab_size=100_000,
-        min_frequency=1,
-        end_of_word_suffix="</w>",
-        initial_alphabet=characters,
-        show_progress=False,
-    )
-    bpe.train_from_iterator(sorted(set(words)), trainer)
-    model = json.loads(bpe.to_str())["model"]
-    vocab = dict(model["vocab"])
-    for piece in (piece for c in characters for piece in (c, c + "</w>")):
-        vocab.setdefault(piece, len(vocab))
+    pieces = [*(piece for c in characters for piece in (c, c + _END)), *(a + b for a, b in merges)]
     # The CLIP text model pools at the largest id, so the end token must come last.
-    for special in ("<|startoftext|>", "<|endoftext|>"):
-        vocab[special] = len(vocab)
-    merges = [tuple(merge) for merge in model["merges"]]
+    pieces += ["<|startoftext|>", "<|endoftext|>"]
+    vocab = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=max_length)
+
+
+def bpe_merges(words: Iterable[str]) -> list[tuple[str, str]]:
+    """Return byte-pair merges that make every word one token.
+
+    The most frequent pair comes first and ties go by the alphabet, so that, unlike a trained tokenizer's, the
+    ids are the same in every process.
+
+    Args:
+        words: Lower-case words.
+    """
+    split = {word: [*word[:-1], word[-1] + _END] for word in set(words)}
+    merges: list[tuple[str, str]] = []
+    while pairs := Counter(pair for pieces in split.values() for pair in pairwise(pieces)):
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        split = {word: _merged(pieces, best) for word, pieces in split.items()}
+    return merges
+
+
+def _merged(pieces: list[str], pair: tuple[str, str]) -> list[str]:
+    found: list[str] = []
+    for piece in pieces:
+        if found and (found[-1], piece) == pair:
+            found[-1] += piece
+        else:
+            found.append(piece)
+    return found
 
 
 def tiny_t5_tokenizer(words: Iterable[str], max_length: int = 16) -> "T5Tokenizer":
