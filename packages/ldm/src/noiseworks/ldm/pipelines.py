@@ -7,13 +7,15 @@ Each holds a U-Net, a first stage, a scheduler and, where it has weights, a cond
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import diffusers
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
+from diffusers.utils import logging
 from noiseworks.core.errors import InputError
 from noiseworks.core.models import resolve_model
 from noiseworks.ldm.conditioning import Box, Conditioner, TextConditioner
@@ -191,11 +193,23 @@ def load_model(name: str | Path, *, truncate: bool = False) -> LatentModel:
         if index.is_file()
         else DiffusionPipeline.load_config(path)["_class_name"]
     )
-    if kind in OWN:
-        return OWN[kind].from_pretrained(path).latent_model()
-    if kind not in HOSTS:
+    if kind not in (*OWN, *HOSTS):
         raise InputError(f"{name} is a {kind}; latent models are {', '.join((*OWN, *HOSTS))}")
-    return from_host(getattr(diffusers, kind).from_pretrained(path), truncate=truncate)
+    with _without_progress_bar():
+        pipeline = (OWN[kind] if kind in OWN else getattr(diffusers, kind)).from_pretrained(path)
+    return pipeline.latent_model() if kind in OWN else from_host(pipeline, truncate=truncate)
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """Keep diffusers' loading bar, which is done within a second, out of the standard error."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def from_host(pipeline: DiffusionPipeline, *, truncate: bool = False) -> LatentModel:
