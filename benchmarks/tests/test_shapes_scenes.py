@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -168,6 +171,21 @@ def test_captions_survive_the_tokenizer(scenes):
         assert len(tokenizer(word)["input_ids"]) == 3
     assert tokenizer.eos_token_id == len(tokenizer) - 1
     assert len(tokenizer("zebra")["input_ids"]) == 2 + len("zebra")
+
+
+def test_token_ids_are_the_same_in_every_process():
+    # Shipped text encoders were trained on these ids.
+    ids = make_tokenizer()("a red circle left of a blue square on a gray background")["input_ids"]
+    code = (
+        "from noiseworks.bench.testbeds.shapes.architectures import make_tokenizer\n"
+        "print(make_tokenizer()('a red circle left of a blue square on a gray background')['input_ids'])"
+    )
+    for seed in ("1", "2"):
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        run = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+        )
+        assert run.stdout.strip() == str(ids)
 
 
 def test_digits_are_in_range_and_split_once():

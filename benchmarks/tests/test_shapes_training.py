@@ -20,6 +20,7 @@ TINY = {"rows": 150, "tune_sample": 2, "card_sample": 2}
         ({"name": "shape"}, "name must be one of"),
         ({"name": "shapes", "budget": 0}, "budget must be"),
         ({"name": "shapes", "captions": "some"}, "captions must be"),
+        ({"name": "shapes", "clean_until": 1.5}, "clean_until must be"),
         ({"name": "shapes", "processes": 0}, "processes must be"),
         ({"name": "shapes", "evaluate_every": float("nan")}, "evaluate_every must be"),
     ],
@@ -45,6 +46,7 @@ def test_the_rate_warms_up_and_follows_the_budget(tmp_path):
         every=1,
         checkpoint_every=1,
         captions="noisy",
+        clean_until=0.0,
         sample=1,
     )
     assert budget.factor(0) == pytest.approx(0.01)
@@ -68,6 +70,7 @@ def test_transformer_blocks_do_not_drop_labels_on_their_own():
     assert not torch.allclose(first, null)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     script = (
         "from pathlib import Path\n"

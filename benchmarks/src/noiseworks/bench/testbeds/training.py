@@ -74,6 +74,7 @@ class Budget(L.Callback):
         every: Minutes between evaluations.
         checkpoint_every: Minutes between checkpoints.
         captions: Which captions the run uses, for the card.
+        clean_until: Share of the budget up to which batches hold clean captions.
         sample: Images of an evaluation along the way.
     """
 
@@ -86,10 +87,12 @@ class Budget(L.Callback):
         every: float,
         checkpoint_every: float,
         captions: Captions,
+        clean_until: float,
         sample: int,
     ) -> None:
         self.recipe, self.seconds, self.folder, self.every = recipe, 60 * minutes, folder, 60 * every
         self.checkpoint_every, self.captions, self.sample = 60 * checkpoint_every, captions, sample
+        self.clean_until = clean_until
         self.used, self.evaluated, self.best = 0.0, 0.0, -1.0
         self.share, self.saved = 0.0, 0.0
 
@@ -101,13 +104,16 @@ class Budget(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, module: L.LightningModule, batch: Any, index: int
     ) -> None:
-        """Set the learning rate; all processes use the first one's clock."""
+        """Set the learning rate and the batch's captions; all processes use the first one's clock."""
         self._tick = time.monotonic()
         if trainer.world_size == 1 or self.steps(trainer) % 10 == 0:
             self.share = trainer.strategy.broadcast(self.used / self.seconds, src=0)
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.recipe.learning_rate * self.factor(self.steps(trainer))
+        if self.share < self.clean_until:
+            clean = {key.removeprefix("clean_"): batch[key] for key in batch if key.startswith("clean_")}
+            batch.update(clean)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any) -> None:
         """Clip gradients to norm 1; `Trainer(gradient_clip_val=...)` refuses modules that step by hand."""
@@ -148,6 +154,7 @@ class Budget(L.Callback):
             self.best = figures["share_right"]
             training = {
                 "captions": self.captions,
+                "clean_until": self.clean_until,
                 "budget_minutes": self.seconds / 60,
                 "minutes": round(self.used / 60, 1),
                 "steps": self.steps(trainer),
@@ -199,6 +206,7 @@ def train_testbed(
     device: str = "auto",
     resume: bool = True,
     captions: Captions = "noisy",
+    clean_until: float = 0.0,
     processes: int = 1,
     rows: int | None = None,
     evaluate_every: float = 4.0,
@@ -218,6 +226,8 @@ def train_testbed(
             folder.
         captions: `noisy` as shipped, or `clean` and complete ones: the control on which guidance has nothing
             to do.
+        clean_until: Share of the budget that is trained on clean captions before the noisy ones. Conditions are
+            learned faster on them; the noisy rest sets how far a caption is trusted.
         processes: CPU processes that share each batch.
         rows: Size of the training set, by default the recipe's.
         evaluate_every: Minutes between evaluations, at each of which the best model so far is published.
@@ -236,6 +246,7 @@ def train_testbed(
     check_choice("captions", captions, ("noisy", "clean"))
     check_number("budget", budget, low=0, low_open=True)
     check_number("evaluate_every", evaluate_every, low=0, low_open=True)
+    check_number("clean_until", clean_until, low=0, high=1)
     check_number("checkpoint_every", checkpoint_every, low=0, low_open=True)
     check_number("processes", processes, low=1, integer=True)
     recipe, folder = known[name], check_writable(out or Path("testbeds") / name)
@@ -250,6 +261,7 @@ def train_testbed(
         every=evaluate_every,
         checkpoint_every=checkpoint_every,
         captions=captions,
+        clean_until=clean_until,
         sample=tune_sample,
     )
     trainer = _trainer(folder, recipe, budget_callback, device, processes)

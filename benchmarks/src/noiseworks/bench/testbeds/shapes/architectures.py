@@ -1,6 +1,6 @@
 """The small networks of the `shapes` models, in diffusers' and transformers' own classes."""
 
-import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -42,28 +42,40 @@ def make_vae() -> "AutoencoderKL":
 
 def make_tokenizer(words: Sequence[str] = vocabulary(), max_length: int = MAX_TOKENS) -> "CLIPTokenizer":
     """Return a CLIP tokenizer with one token for every given word; other words fall apart into characters."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 
     characters = [chr(code) for code in range(33, 127)]
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", continuing_subword_prefix=""))
-    bpe.normalizer, bpe.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(
-        vocab_size=100_000,
-        min_frequency=1,
-        end_of_word_suffix="</w>",
-        initial_alphabet=characters,
-        show_progress=False,
-    )
-    bpe.train_from_iterator(sorted(set(words)), trainer)
-    model = json.loads(bpe.to_str())["model"]
-    vocab = dict(model["vocab"])
-    for piece in (piece for c in characters for piece in (c, c + "</w>")):
-        vocab.setdefault(piece, len(vocab))
+    merges = learn_merges(words)
+    pieces = [piece for c in characters for piece in (c, c + "</w>")] + [a + b for a, b in merges]
     # The end token must have the largest id: the text model looks for it there.
-    for special in ("<|startoftext|>", "<|endoftext|>"):
-        vocab[special] = len(vocab)
-    return CLIPTokenizer(vocab=vocab, merges=[tuple(m) for m in model["merges"]], model_max_length=max_length)
+    vocab = {piece: i for i, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=max_length)
+
+
+def learn_merges(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Return byte-pair merges that make one token of every word, the same ones in every process.
+
+    The most frequent pair is merged first, the alphabetically first one among equals. (The trainer of `tokenizers`
+    breaks ties by an order that changes from process to process, and ids with it.)
+    """
+    parts = [[*word[:-1], word[-1] + "</w>"] for word in sorted(set(words))]
+    merges: list[tuple[str, str]] = []
+    while any(len(part) > 1 for part in parts):
+        counts = Counter(pair for part in parts for pair in zip(part, part[1:], strict=False))
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        merges.append(best)
+        parts = [_merged(part, best) for part in parts]
+    return merges
+
+
+def _merged(part: list[str], pair: tuple[str, str]) -> list[str]:
+    merged: list[str] = []
+    for piece in part:
+        if merged and (merged[-1], piece) == pair:
+            merged[-1] += piece
+        else:
+            merged.append(piece)
+    return merged
 
 
 def _text_config(tokenizer: "CLIPTokenizer", width: int, layers: int):

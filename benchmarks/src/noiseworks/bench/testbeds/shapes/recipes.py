@@ -39,14 +39,15 @@ def prepare_images(captions: Captions, rows: int | None) -> dict[str, torch.Tens
 
 
 def prepare_captioned(captions: Captions, rows: int | None) -> dict[str, torch.Tensor]:
-    """Return cached posteriors of the shipped first stage and token ids of noisy (or clean) captions."""
+    """Return cached posteriors of the shipped first stage and token ids of noisy and of clean captions."""
     scenes = sample_scenes(rows or ROWS, TRAIN_SEED)
     rng = np.random.default_rng([TRAIN_SEED, 1])
-    texts = [caption(s) if captions == "clean" else training_caption(s, rng) for s in scenes]
+    clean = [caption(s) for s in scenes]
+    texts = clean if captions == "clean" else [training_caption(s, rng) for s in scenes]
     table = encode_scenes(scenes)
     for key, tokenizer in (("input_ids", nets.make_tokenizer()), ("t5_ids", nets.make_t5_tokenizer())):
-        encoded = tokenizer(texts, padding="max_length", return_tensors="pt")
-        table[key] = encoded["input_ids"]
+        for prefix, words in (("", texts), ("clean_", clean)):
+            table[prefix + key] = tokenizer(words, padding="max_length", return_tensors="pt")["input_ids"]
     return table
 
 
@@ -240,8 +241,8 @@ RECIPES = {
         about={
             "name": "shapes-vae",
             "class": "AutoencoderKL",
-            "about": "The first stage, 32x32x3 pixels to 8x8x4 latents, trained on absolute and squared error "
-            "and a small KL term, without perceptual and adversarial terms, which its quality did not need.",
+            "about": "The first stage, 32x32x3 pixels to 8x8x4 latents, trained on absolute and squared "
+            "error and a small KL term; perceptual and adversarial terms were not needed.",
             "data": {"captions": "none"},
         },
     ),
@@ -275,7 +276,7 @@ RECIPES = {
             "name": "shapes-sd3",
             "class": "StableDiffusion3Pipeline",
             "about": "Text to image by rectified flow: a transformer with two CLIP encoders and a T5 encoder "
-            f"trained along. Call it with `max_sequence_length={nets.T5_TOKENS}`, for which it is trained most.",
+            "trained along. Call it with `max_sequence_length=20`, for which it is trained most.",
             "data": {"captions": "noisy and incomplete on purpose", "noise": NOISE},
         },
     ),
