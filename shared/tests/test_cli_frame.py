@@ -83,6 +83,7 @@ def test_a_failed_result_ends_with_status_one(app):
         (("double",), "value"),
         (("double", "1", "--unknown", "2"), "unknown"),
         (("triple", "1"), "unknown command 'triple'; commands: double, broken, absent"),
+        (("--triple",), "unknown option '--triple'; commands: double, broken, absent"),
     ],
 )
 def test_bad_input_is_one_line_on_stderr_and_status_two(app, capsys, words, message):

@@ -85,9 +85,11 @@ def run(app: App, arguments: Sequence[str] | None = None) -> None:
 
 def _check_verb(app: App, words: list[str]) -> None:
     # cyclopts would import every command to suggest one, which is slow and fails where an extra is missing.
-    verbs = [name for name in app if not name.startswith("-")]
-    if words and not words[0].startswith("-") and words[0] not in verbs and app.default_command is None:
-        raise InputError(f"unknown command {words[0]!r}; commands: {', '.join(verbs)}")
+    if not words or app.default_command is not None or words[0] in list(app):
+        return
+    what = "option" if words[0].startswith("-") else "command"
+    verbs = ", ".join(name for name in app if not name.startswith("-"))
+    raise InputError(f"unknown {what} {words[0]!r}; commands: {verbs}")
 
 
 def one_line(error: BaseException) -> str:
