@@ -160,7 +160,7 @@ class TextConditioner(Conditioner):
             InputError: When a caption is longer than the limit and `truncate` is False.
         """
         if not self.truncate:
-            lengths = [len(ids) for ids in self.tokenizer(list(captions))["input_ids"]]
+            lengths = [len(ids) for ids in self.tokenizer(list(captions), verbose=False)["input_ids"]]
             longest = max(range(len(lengths)), key=lengths.__getitem__)
             if lengths[longest] > self.max_length:
                 raise InputError(

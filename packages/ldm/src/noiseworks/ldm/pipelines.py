@@ -25,6 +25,7 @@ from noiseworks.ldm.samplers import SampleSettings
 from noiseworks.ldm.sampling import sample
 from noiseworks.ldm.spatial_conditioning import LowResConditioner, MaskConditioner
 from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
 
 
 class LatentDiffusionPipeline(DiffusionPipeline):
@@ -202,14 +203,15 @@ def load_model(name: str | Path, *, truncate: bool = False) -> LatentModel:
 
 @contextmanager
 def _without_progress_bar() -> Iterator[None]:
-    """Keep diffusers' loading bar, which is done within a second, out of the standard error."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    """Keep the hosts' loading bars out of the standard error, where a refusal is one line."""
+    shown = [host for host in (logging, transformers_logging) if host.is_progress_bar_enabled()]
+    for host in shown:
+        host.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
-            logging.enable_progress_bar()
+        for host in shown:
+            host.enable_progress_bar()
 
 
 def from_host(pipeline: DiffusionPipeline, *, truncate: bool = False) -> LatentModel:
