@@ -92,7 +92,8 @@ def test_mode_is_deterministic_and_shapes_return():
 def test_vq_reconstruction_equals_the_decode_of_diffusers():
     vae, x = autoencoder("vq"), images(0)
     with torch.no_grad():
-        torch.testing.assert_close(reconstruct(vae, x)[0], vae(x).sample, rtol=1e-5, atol=1e-6)
+        # diffusers decodes z + (q - z), which rounds otherwise than q
+        torch.testing.assert_close(reconstruct(vae, x)[0], vae(x).sample, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["kl", "vq"])

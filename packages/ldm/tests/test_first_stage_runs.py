@@ -47,7 +47,7 @@ settings.run(Path(sys.argv[1]), Path(sys.argv[2]), devices=int(sys.argv[4]), bat
 @pytest.fixture
 def data(tmp_path):
     path = tmp_path / "images.npz"
-    images = np.random.default_rng(0).integers(0, 256, (24, 16, 16, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (24, 24, 24, 3), dtype=np.uint8)
     np.savez(path, images=images)
     return path
 

@@ -258,6 +258,8 @@ def train_autoencoder(
     settings = (
         {"data": data, "size": size, "validation_share": validation_share} | asdict(model) | asdict(loss)
     )
+    if module.loss.disc is not None:
+        module.loss.disc.check_size(run.batch_size, *dataset[0]["image"].shape[-2:])
     if run.batches is not None:
         module.loss.warn_if_never_adversarial(run.batches)
     checkpoint = open_run(out, settings | {"batch_size": run.batch_size, "seed": run.seed}, run.resume)

@@ -32,7 +32,9 @@ from torch import Tensor, nn
 
 FIRST_STAGE = "testbed:shapes-vae"
 SMALLEST_CEILING = 0.9
-SMALLEST_PIXEL_SCORE = 0.2
+SMALLEST_PIXEL_SCORE = (
+    0.05  # nothing is right where no object is found, so a model that learned nothing has 0
+)
 SHIPPED = Path(__file__).parent / "shipped"
 SHIPPED_KIND = "ldm/claim"
 IMAGE_SIZE = 32
@@ -384,7 +386,7 @@ CLAIM = Claim(
     scales={
         "smoke": Scale((1000,), 120, {"seconds": 0.5, "scenes": 128, "prompts": 4}),
         "quick": Scale((1000,), 120, {"prompts": 32}),
-        "laptop": Scale((1000, 1001, 1002, 1003), 700, {"seconds": 130.0, "scenes": 8000, "prompts": 96}),
+        "laptop": Scale((1000, 1001), 900, {"seconds": 280.0, "scenes": 6000, "prompts": 96}),
     },
     run=run_arm,
     units="prompt",

@@ -81,8 +81,9 @@ class ImageFolder(Dataset):
             raise InputError(f"{path} is no readable image ({error}); remove or repair it") from error
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
-        box = (left, top, left + side, top + side)
-        image = image.resize((self.size, self.size), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+        # Cropped first: a resize with a box would let pixels outside the square bleed in.
+        square = image.crop((left, top, left + side, top + side))
+        image = square.resize((self.size, self.size), Image.Resampling.LANCZOS)
         return to_tensor(np.asarray(image)[None])[0]
 
 

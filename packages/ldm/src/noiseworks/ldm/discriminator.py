@@ -82,22 +82,28 @@ class PatchDiscriminator(nn.Module):
                 else "no condition"
             )
             raise InputError(f"the discriminator expects {wanted}; set condition_channels to match the data")
-        side = self._last_map(images)
-        if side < 2:
-            size = f"{images.shape[-2]}x{images.shape[-1]}"
-            raise InputError(
-                f"{size} pixels are too few for the discriminator; use larger images or fewer layers"
-            )
-        if self.training and self.norm == "batch" and len(images) * side**2 < _FEWEST_VALUES:
-            raise InputError(
-                f"BatchNorm would see {len(images) * side**2} values a channel; use a larger batch, "
-                'or PatchDiscriminator(norm="group")'
-            )
+        self.check_size(len(images), *images.shape[-2:])
         return self.layers(images if condition is None else torch.cat([images, condition], dim=1))
 
-    def _last_map(self, images: Tensor) -> int:
-        """Side of the smallest map that a normalisation sees."""
-        side = min(images.shape[-2:])
+    def check_size(self, rows: int, height: int, width: int) -> None:
+        """Refuse batches whose maps are too small for the layers or for BatchNorm's statistics.
+
+        Raises:
+            InputError: With the fix.
+        """
+        side = self._last_map(min(height, width))
+        if side < 2:
+            raise InputError(
+                f"{height}x{width} pixels are too few for the discriminator; use larger images or fewer layers"
+            )
+        if self.training and self.norm == "batch" and rows * side**2 < _FEWEST_VALUES:
+            raise InputError(
+                f"BatchNorm would see {rows * side**2} values a channel; use a larger batch, "
+                'or PatchDiscriminator(norm="group")'
+            )
+
+    def _last_map(self, side: int) -> int:
+        """Return the side of the smallest map that a normalisation sees, for images of a side."""
         for module in self.layers[:-1]:
             if isinstance(module, nn.Conv2d):
                 side = (side + 2 - 4) // module.stride[0] + 1

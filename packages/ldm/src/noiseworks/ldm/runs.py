@@ -55,8 +55,9 @@ class MetricsFile(Callback):
             self._add(trainer, "train/")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Add what the validation measured."""
+        """Add what the validation measured and write the file: the last checkpoint may be from just before it."""
         self._add(trainer, "val/")
+        self.save(trainer)
 
     def on_save_checkpoint(self, trainer: L.Trainer, *args: Any) -> None:
         """Write the file, so that it is never behind a checkpoint."""
