@@ -48,6 +48,7 @@ def test_the_rate_warms_up_and_follows_the_budget(tmp_path):
         captions="noisy",
         clean_until=0.0,
         sample=1,
+        command="",
     )
     assert budget.factor(0) == pytest.approx(0.01)
     assert budget.factor(10_000) == pytest.approx(1.0)
@@ -97,3 +98,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     assert card["training"]["steps"] == steps + 1
     assert json.loads((tmp_path / "model" / "card.json").read_text()) == card
     assert card["quality"]["attributes right, guidance 4"]["n"] == 2
+    assert [command.split("--budget ")[1] for command in card["training"]["commands"]] == [
+        "30 --processes 1",
+        "0.001 --processes 1",
+    ]

@@ -28,8 +28,10 @@ def write_page(docs: Path, prompts: int = 8) -> Path:
         InputError: When `prompts` is not a whole number of at least 1.
     """
     check_number("prompts", prompts, low=1, integer=True)
-    sections = "\n".join(_section(card) for card in list_cards() if "quality" in card)
-    text = Path(__file__).with_name("page.md").read_text().replace("{cards}", sections)
+    cards = list_cards()
+    commands = "\n".join(command for card in cards for command in card["training"]["commands"])
+    text = Path(__file__).with_name("page.md").read_text()
+    text = text.replace("{cards}", "\n".join(map(_section, cards))).replace("{commands}", commands)
     _draw_grid(docs / IMAGE_NAME, prompts)
     atomic_write(docs / "testbeds.md", text)
     return docs / "testbeds.md"
@@ -38,6 +40,7 @@ def write_page(docs: Path, prompts: int = 8) -> Path:
 def _section(card: dict[str, Any]) -> str:
     """Return a model's facts and figures as Markdown."""
     training, size = card["training"], card["size"]
+    notes = [training["note"], ""] if "note" in training else []
     lines = [
         f"### `testbed:{card['name']}`",
         "",
@@ -45,6 +48,7 @@ def _section(card: dict[str, Any]) -> str:
         f"{size['megabytes']:.1f} MB on disk. Trained {training['minutes']:g} minutes on "
         f"{training['hardware']}: {training['steps']} steps of {training['batch_size']} rows.",
         "",
+        *notes,
         "| figure | value | 95 % interval | n |",
         "|---|---|---|---|",
     ]

@@ -76,6 +76,7 @@ class Budget(L.Callback):
         captions: Which captions the run uses, for the card.
         clean_until: Share of the budget up to which batches hold clean captions.
         sample: Images of an evaluation along the way.
+        command: The command that runs, for the card.
     """
 
     def __init__(
@@ -89,10 +90,11 @@ class Budget(L.Callback):
         captions: Captions,
         clean_until: float,
         sample: int,
+        command: str,
     ) -> None:
         self.recipe, self.seconds, self.folder, self.every = recipe, 60 * minutes, folder, 60 * every
         self.checkpoint_every, self.captions, self.sample = 60 * checkpoint_every, captions, sample
-        self.clean_until = clean_until
+        self.clean_until, self.commands = clean_until, [command]
         self.used, self.evaluated, self.best = 0.0, 0.0, -1.0
         self.share, self.saved = 0.0, 0.0
 
@@ -130,7 +132,9 @@ class Budget(L.Callback):
         """Count the time, publish now and then, and stop when the budget is used up."""
         self.used += time.monotonic() - self._tick
         over = self.share >= 1.0
-        due = trainer.is_global_zero and (over or self.used - self.evaluated >= self.every)
+        # A model of the clean phase would be the better one at following captions, and guidance void on it.
+        noisy = self.share >= self.clean_until
+        due = trainer.is_global_zero and (over or (noisy and self.used - self.evaluated >= self.every))
         if due:
             self.publish(trainer, module)
         # The share is the same in all processes, which save together.
@@ -154,8 +158,7 @@ class Budget(L.Callback):
             self.best = figures["share_right"]
             training = {
                 "captions": self.captions,
-                "clean_until": self.clean_until,
-                "budget_minutes": self.seconds / 60,
+                "commands": self.commands,
                 "minutes": round(self.used / 60, 1),
                 "steps": self.steps(trainer),
                 "batch_size": self.recipe.batch_size,
@@ -164,13 +167,18 @@ class Budget(L.Callback):
                 shutil.copytree(self.folder / "candidate", kept, dirs_exist_ok=True)
                 write_card(kept, {**self.recipe.about, "training": training})
 
-    def state_dict(self) -> dict[str, float]:
-        """Return the clock."""
-        return {"used": self.used, "evaluated": self.evaluated, "best": self.best}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the clock and the commands so far."""
+        clock = {"used": self.used, "evaluated": self.evaluated, "best": self.best}
+        return clock | {"commands": self.commands}
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Set the clock."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Set the clock, and remember the commands of the earlier parts."""
         self.used, self.evaluated, self.best = state["used"], state["evaluated"], state["best"]
+        if state["commands"][-1] != self.commands[-1]:
+            self.commands = [*state["commands"], *self.commands]
+        else:
+            self.commands = state["commands"]
         self.share = self.saved = self.used / self.seconds
 
 
@@ -263,6 +271,7 @@ def train_testbed(
         captions=captions,
         clean_until=clean_until,
         sample=tune_sample,
+        command=_command(name, budget, captions, clean_until, processes),
     )
     trainer = _trainer(folder, recipe, budget_callback, device, processes)
     with torch.random.fork_rng(devices=[]):
@@ -271,6 +280,14 @@ def train_testbed(
     loader = Rows(data, recipe.batch_size)
     trainer.fit(module, datamodule=loader, ckpt_path=last if last.exists() else None, weights_only=True)
     return complete_card(name, folder / "model", card_sample)
+
+
+def _command(name: str, budget: float, captions: Captions, clean_until: float, processes: int) -> str:
+    """Return the command line of a run, without the options that do not change its result."""
+    options = [f"--budget {budget:g}", f"--processes {processes}"]
+    options += [f"--captions {captions}"] * (captions != "noisy")
+    options += [f"--clean-until {clean_until:g}"] * (clean_until > 0)
+    return " ".join(["noiseworks bench train-testbed", name, *options])
 
 
 def complete_card(name: str, model: Path, n: int) -> dict[str, Any]:

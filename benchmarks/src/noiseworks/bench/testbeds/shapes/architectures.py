@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from noiseworks.bench.testbeds.shapes.scenes import COLORS, SHAPES, vocabulary
@@ -61,7 +62,7 @@ def learn_merges(words: Sequence[str]) -> list[tuple[str, str]]:
     parts = [[*word[:-1], word[-1] + "</w>"] for word in sorted(set(words))]
     merges: list[tuple[str, str]] = []
     while any(len(part) > 1 for part in parts):
-        counts = Counter(pair for part in parts for pair in zip(part, part[1:], strict=False))
+        counts = Counter(pair for part in parts for pair in pairwise(part))
         best = min(counts, key=lambda pair: (-counts[pair], pair))
         merges.append(best)
         parts = [_merged(part, best) for part in parts]
