@@ -19,7 +19,7 @@ from noiseworks.ldm.losses import PerceptualAdversarialLoss
 from noiseworks.ldm.perceptual import Perceptual, train_features
 from noiseworks.ldm.runs import CHECKPOINT, RunOptions, make_trainer, open_run
 from noiseworks.ldm.scaling import estimate_scale
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, VQModel
@@ -232,16 +232,11 @@ def train_autoencoder(
             "several processes need --disc-norm group: batch statistics would differ between them"
         )
     trainer = make_trainer(out, run, (_best(out),))
+    places = {"rank": trainer.global_rank, "world_size": trainer.world_size, "num_workers": run.num_workers}
     loaders = [
-        ResumableLoader(
-            part,
-            min(run.batch_size, len(part)) if part is held else run.batch_size,
-            seed=run.seed,
-            num_workers=run.num_workers,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
-        )
-        for part in (training, held)
+        ResumableLoader(training, run.batch_size, seed=run.seed, **places),
+        # All held-out images in a fixed order, so that a resumed run measures the same.
+        DataLoader(held, run.batch_size, collate_fn=lambda batch: batch),
     ]
     rate = loss.learning_rate * (
         scaled_learning_rate(1.0, run.batch_size, run.devices) if loss.scale_lr else 1.0
