@@ -16,17 +16,18 @@ import torch
 from noiseworks.bench.claims import Arm, Claim, Context, Measurement, Scale, Target
 from noiseworks.bench.testbeds import shapes
 from noiseworks.kits.diffusers_hosts.loading import load_pipeline
-from noiseworks.linear_ag.calibration import calibrate, collect_gram, fit_linear
+from noiseworks.linear_ag.calibration import collect_gram, fit_linear
 from noiseworks.linear_ag.diffusers import attach
 from noiseworks.linear_ag.linear import LinearGuidance, every_second_policy, fit_from_gram, r2_of
-from noiseworks.linear_ag.policies import FixedPolicy, GuidancePolicy, alternating
+from noiseworks.linear_ag.policies import AdaptiveGuidance, FixedPolicy, GuidancePolicy, alternating
 from noiseworks.linear_ag.sampling import Sampling, record_similarity, sample
+from noiseworks.linear_ag.thresholds import threshold_for_nfe
 from PIL import Image
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 STEPS, FEWER_STEPS, GUIDANCE_SCALE, BATCH = 20, 15, 4.0, 16
-TARGET_NFE = 29.0
+TARGET_NFE = 29.6
 CALIBRATION_SEED, HELD_OUT_SEED = 7, 8
 MAIN = ("cfg", "ag", "fewer_steps", "cond")
 STRIP = 8
@@ -80,10 +81,9 @@ def calibrated(model: str | None, device: str, prompts: int) -> Calibrated:
     pipe = load(model, device)
     sampling = Sampling(STEPS, GUIDANCE_SCALE, batch_size=BATCH, seed=0)
     captions = [shapes.caption(scene) for scene in shapes.sample_scenes(prompts, CALIBRATION_SEED, "train")]
-    adaptive = calibrate(pipe, captions, sampling, target_nfe=TARGET_NFE)
-    gamma = {
-        space: record_similarity(pipe, captions, sampling, space)[..., 0] for space in ("auto", "x0", "eps")
-    }
+    gamma = {space: record_similarity(pipe, captions, sampling, space) for space in ("auto", "x0", "eps")}
+    threshold = threshold_for_nfe(gamma["auto"], TARGET_NFE, AdaptiveGuidance())
+    adaptive = AdaptiveGuidance(threshold=threshold)
     coefficients = fit_linear(pipe, captions, sampling)
     held_out = [shapes.caption(scene) for scene in shapes.sample_scenes(prompts, HELD_OUT_SEED, "train")]
     gram, _ = collect_gram(pipe, held_out, replace(sampling, seed=500))
@@ -100,7 +100,7 @@ def calibrated(model: str | None, device: str, prompts: int) -> Calibrated:
         "alternating": alternating(STEPS),
     }
     r2, r2_copy = r2_of(coefficients, gram), fit_from_gram(gram, STEPS).r2_copy
-    return Calibrated(policies, gamma, r2, r2_copy, adaptive.threshold)
+    return Calibrated(policies, gamma, r2, r2_copy, threshold)
 
 
 def drawn_by_all(
@@ -214,7 +214,7 @@ def _findings(plan: Calibrated, drawn: Mapping[str, Drawn], scenes: Sequence[Any
     """Return curves and sentences: is late guidance redundant here, and how good is the regression?"""
     steps = [float(k) for k in range(STEPS)]
     names = {"auto": "similarity in x - eps", "x0": "similarity in x0", "eps": "similarity in eps"}
-    curves = {label: plan.gamma[space].mean(dim=1).tolist() for space, label in names.items()}
+    curves = {label: plan.gamma[space][..., 0].mean(dim=1).tolist() for space, label in names.items()}
     curves |= {"R2 of the regression": plan.r2.tolist(), "R2 of copying cond": plan.r2_copy.tolist()}
     count = len(torch.cat(drawn["first_half"].images))
     error = {
@@ -279,7 +279,7 @@ CLAIM = Claim(
     scales={
         "smoke": Scale((1000,), 300, {"prompts": 4, "others": 4, "calibration": 4}),
         "quick": Scale((1000,), 120, {"prompts": 48, "others": 16, "calibration": 16}),
-        "laptop": Scale((1000, 1001, 1002), 600, {"prompts": 192, "others": 48, "calibration": 48}),
+        "laptop": Scale((1000, 1001, 1002), 600, {"prompts": 160, "others": 32, "calibration": 40}),
         "full": Scale(
             (1000, 1001, 1002, 1003, 1004), 36_000, {"prompts": 200, "others": 200, "calibration": 200}
         ),
