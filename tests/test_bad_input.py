@@ -26,7 +26,8 @@ GENERATE = "linear-ag generate --prompts disc --out out"
 METHODS = {
     "model that is no directory": (f"{GENERATE} --pipeline {{empty}}/gone", "gone"),
     "folder that holds no model": (f"{GENERATE} --pipeline {{empty}}", "empty"),
-    "model of the wrong family": (f"{GENERATE} --pipeline testbed:shapes-vae", "AutoencoderKL"),
+    "model that is no pipeline": (f"{GENERATE} --pipeline testbed:shapes-vae", "model_index.json"),
+    "model of the wrong family": (f"{GENERATE} --pipeline {{video}}", "AnimateDiffPipeline"),
     "guidance scale NaN": (f"{GENERATE} --pipeline testbed:shapes --scale nan", "nan"),
     "negative steps": (f"{GENERATE} --pipeline testbed:shapes --steps=-5", "-5"),
     "prompts file that is missing": (
@@ -57,8 +58,17 @@ def mistakes(tmp_path):
     (tmp_path / "corrupt").mkdir()
     (tmp_path / "corrupt" / "config.json").write_text('{"kind": "linear-ag/policy", "format_version": 1}')
     (tmp_path / "corrupt" / "model.safetensors").write_bytes(b"cut off")
+    (tmp_path / "video").mkdir()
+    (tmp_path / "video" / "model_index.json").write_text('{"_class_name": "AnimateDiffPipeline"}')
     (tmp_path / "work").mkdir()
-    names = {"file": "file", "empty": "empty", "corrupt": "corrupt", "cut": "cut.json", "other": "other.json"}
+    names = {
+        "file": "file",
+        "empty": "empty",
+        "corrupt": "corrupt",
+        "video": "video",
+        "cut": "cut.json",
+        "other": "other.json",
+    }
     return {name: tmp_path / path for name, path in names.items()}
 
 
