@@ -138,7 +138,7 @@ def fit_linear(
     prompts: Prompts,
     sampling: Sampling,
     *,
-    ridge: float = 1e-9,
+    ridge: float = 1e-7,
     intercept: bool = False,
     closed_loop: LinearGuidance | None = None,
     partial: str | Path | None = None,

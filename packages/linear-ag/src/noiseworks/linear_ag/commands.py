@@ -199,7 +199,7 @@ def fit(
     steps: int = 20,
     scale: float = 7.5,
     negative: str | None = None,
-    ridge: float = 1e-9,
+    ridge: float = 1e-7,
     intercept: bool = False,
     seed: int = 0,
     batch_size: int = 8,

@@ -199,7 +199,7 @@ def gram_matrix(cond: Tensor, uncond: Tensor, target: Tensor | None = None) -> T
 def fit_from_gram(
     gram: Tensor,
     num_steps: int,
-    ridge: float = 1e-9,
+    ridge: float = 1e-7,
     intercept: bool = False,
     settings: RunSettings | None = None,
 ) -> LinearCoefficients:
