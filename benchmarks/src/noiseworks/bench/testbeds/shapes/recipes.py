@@ -186,9 +186,12 @@ def publish_class_to_image(module: Any, folder: Path) -> None:
         transformer=copy.deepcopy(module.ema["unet"]),
         vae=copy.deepcopy(module.vae),
         scheduler=copy.deepcopy(module.scheduler),
-        id2label=dict(enumerate(nets.CLASSES)),
     )
     save_half(pipeline, folder)
+    # The pipeline reads its labels from here, but does not save them itself.
+    index = folder / "model_index.json"
+    labels = {"id2label": {str(i): name for i, name in enumerate(nets.CLASSES)}}
+    index.write_text(json.dumps(json.loads(index.read_text()) | labels, indent=2) + "\n")
 
 
 def publish_flow(module: Any, folder: Path) -> None:
