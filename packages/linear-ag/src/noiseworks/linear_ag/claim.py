@@ -80,12 +80,12 @@ def calibrated(model: str | None, device: str, prompts: int) -> Calibrated:
     """Choose threshold and coefficients on scenes and noise that judging never sees."""
     pipe = load(model, device)
     sampling = Sampling(STEPS, GUIDANCE_SCALE, batch_size=BATCH, seed=0)
-    captions = [shapes.caption(scene) for scene in shapes.sample_scenes(prompts, CALIBRATION_SEED, "train")]
+    captions = [shapes.caption(scene) for scene in shapes.sample_scenes(prompts, CALIBRATION_SEED, "test")]
     gamma = {space: record_similarity(pipe, captions, sampling, space) for space in ("auto", "x0", "eps")}
     threshold = threshold_for_nfe(gamma["auto"], TARGET_NFE, AdaptiveGuidance())
     adaptive = AdaptiveGuidance(threshold=threshold)
     coefficients = fit_linear(pipe, captions, sampling)
-    held_out = [shapes.caption(scene) for scene in shapes.sample_scenes(prompts, HELD_OUT_SEED, "train")]
+    held_out = [shapes.caption(scene) for scene in shapes.sample_scenes(prompts, HELD_OUT_SEED, "test")]
     gram, _ = collect_gram(pipe, held_out, replace(sampling, seed=500))
     half = STEPS // 2
     policies = {
@@ -278,8 +278,8 @@ CLAIM = Claim(
     ),
     scales={
         "smoke": Scale((1000,), 300, {"prompts": 4, "others": 4, "calibration": 4}),
-        "quick": Scale((1000,), 120, {"prompts": 48, "others": 16, "calibration": 16}),
-        "laptop": Scale((1000, 1001, 1002), 600, {"prompts": 160, "others": 32, "calibration": 40}),
+        "quick": Scale((1000,), 120, {"prompts": 48, "others": 16, "calibration": 32}),
+        "laptop": Scale((1000, 1001, 1002), 600, {"prompts": 160, "others": 32, "calibration": 64}),
         "full": Scale(
             (1000, 1001, 1002, 1003, 1004), 36_000, {"prompts": 200, "others": 200, "calibration": 200}
         ),
