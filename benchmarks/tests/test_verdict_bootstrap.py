@@ -124,7 +124,7 @@ def coverage(experiments, draw):
     inside = 0
     for experiment in range(experiments):
         arm, against = draw(np.random.default_rng(1_000 + experiment))
-        found = estimate_contrast("difference", arm, against, resamples=1_000)
+        found = estimate_contrast("difference", arm, against, resamples=2_000)
         inside += found.low <= 1.0 <= found.high
     return inside / experiments
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from noiseworks.core.errors import InputError
 from noiseworks.ldm.autoencoding import AutoencoderOptions, LossOptions, make_autoencoder, train_autoencoder
 from noiseworks.ldm.runs import RunOptions
@@ -97,8 +98,6 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path, data):
 
 
 def test_a_run_folder_is_complete_and_not_overwritten(tmp_path, data):
-    from diffusers import AutoencoderKL
-
     out = tmp_path / "run"
     done = run(data, out, batches=2)
     assert done.vae == out / "vae"
@@ -128,11 +127,14 @@ def test_two_processes_give_the_loss_curve_of_one(tmp_path, data):
             assert float(two_row[name] or 0) == pytest.approx(
                 float(one_row[name] or 0), rel=1e-3, abs=1e-4
             ), name
-    weights = [
-        load_file(tmp_path / name / "vae/diffusion_pytorch_model.safetensors") for name in ("one", "two")
-    ]
-    for name, value in weights[0].items():
-        torch.testing.assert_close(weights[1][name], value, rtol=2e-3, atol=2e-4)
+    # Weights are not compared one by one: Adam turns the rounding noise of a gradient that is zero in exact
+    # arithmetic (the bias of an attention's keys) into full steps. What the models compute is.
+    images = torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        one_output, two_output = (
+            AutoencoderKL.from_pretrained(tmp_path / name / "vae")(images).sample for name in ("one", "two")
+        )
+    torch.testing.assert_close(two_output, one_output, rtol=2e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def judge_claim(described: Described, outcomes: Sequence[Outcome], out: Path) ->
         "package_version": described.source.package_version,
         "seeds": [outcome.task.seed for outcome in outcomes],
         "machine": done[0].result["machine"] if done else {},
-        "seconds": round(sum(outcome.seconds for outcome in outcomes), 2),
+        "seconds": round(sum(o.result["seconds"] if o.result else o.seconds for o in outcomes), 2),
         "summary": _summary(measurements),
         "measurements": measurements,
         "notes": list(

@@ -52,8 +52,8 @@ def describe(job: dict[str, Any]) -> None:
 def run(job: dict[str, Any]) -> None:
     """Run every arm of a claim on one seed and write the result."""
     folder = Path(job["folder"])
-    claim = load_claim(job["values"], job["method"])
     start = time.perf_counter()
+    claim = load_claim(job["values"], job["method"])
     arms = {}
     for index, arm in enumerate(claim.arms):
         progress = _progress_writer(folder / PROGRESS_NAME, index, len(claim.arms), arm.label)
