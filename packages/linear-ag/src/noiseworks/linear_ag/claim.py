@@ -178,12 +178,12 @@ def run(arm: str, seed: int, context: Context) -> Measurement:
     images, latents = torch.cat(mine.images), torch.cat(mine.latents)
     count = len(images)
     scenes = shapes.sample_scenes(sizes[0], seed, "test")[:count]
-    target_images, target_latents = torch.cat(reference.images)[:count], torch.cat(reference.latents)[:count]
-    similarity = structural_similarity_index_measure(images, target_images, data_range=1.0, reduction="none")
+    target_latents = torch.cat(reference.latents)[:count]
+    similarity = _ssim(mine, reference)
     metrics = {
         "calls": mine.calls,
         "score": oracle_scores(images, scenes).tolist(),
-        "ssim": similarity.reshape(-1).tolist(),
+        "ssim": similarity.tolist(),
         "latent_error": (latents - target_latents).square().flatten(1).mean(dim=1).tolist(),
         "seconds": mine.seconds,
     }
@@ -191,6 +191,13 @@ def run(arm: str, seed: int, context: Context) -> Measurement:
     label = next(a.label for a in ARMS if a.name == arm)
     series, notes = _findings(plan, drawn, scenes) if arm == "ag" else ({}, ())
     return Measurement(metrics, series=series, images={label: strip}, notes=notes)
+
+
+def _ssim(mine: Drawn, reference: Drawn) -> Tensor:
+    """Return the SSIM of an arm's images to those of `reference`, `[n]`."""
+    images = torch.cat(mine.images)
+    target = torch.cat(reference.images)[: len(images)]
+    return structural_similarity_index_measure(images, target, data_range=1.0, reduction="none").reshape(-1)
 
 
 def oracle_scores(images: Tensor, scenes: Sequence[Any]) -> np.ndarray:
@@ -226,6 +233,8 @@ def _findings(plan: Calibrated, drawn: Mapping[str, Drawn], scenes: Sequence[Any
     score = {
         half: float(oracle_scores(torch.cat(drawn[half].images), scenes[:count]).mean()) for half in error
     }
+    imitation = {arm: float(_ssim(drawn[arm], drawn["cfg"]).mean()) for arm in ("ag", "fewer_steps")}
+    closer = max(imitation, key=imitation.get)
     redundant = error["first_half"] < error["last_half"]
     first_half = plan.r2[: STEPS // 2].min()
     notes = (
@@ -233,6 +242,9 @@ def _findings(plan: Calibrated, drawn: Mapping[str, Drawn], scenes: Sequence[Any
         f"the first half has latent error {error['first_half']:.4f} and score "
         f"{100 * score['first_half']:.1f} %, in the last half {error['last_half']:.4f} and "
         f"{100 * score['last_half']:.1f} %.",
+        f"At about equal calls, {'Adaptive Guidance' if closer == 'ag' else 'plain guidance with 15 steps'} is the "
+        f"closer imitation of 20 guided steps: SSIM {imitation['ag']:.3f} with Adaptive Guidance, "
+        f"{imitation['fewer_steps']:.3f} with fewer steps.",
         f"Mean similarity at the first, middle and last step: x - eps {_ends(curves[names['auto']])}, "
         f"x0 {_ends(curves[names['x0']])}, eps {_ends(curves[names['eps']])}.",
         f"Threshold {plan.threshold:.5f} aims at {TARGET_NFE:g} calls on calibration scenes.",
@@ -272,14 +284,21 @@ CLAIM = Claim(
             "oracle score within 1 point", "score", "ag", "cfg", "difference", -0.01, "higher", guard=True
         ),
         Target(
-            "SSIM not below fewer steps", "ssim", "ag", "fewer_steps", "difference", 0.0, "higher", guard=True
+            "oracle score above conditional only",
+            "score",
+            "ag",
+            "cond",
+            "difference",
+            0.05,
+            "higher",
+            guard=True,
         ),
         Target("wall-clock", "seconds", "ag", "cfg", "ratio", 0.80, "lower", guard=True),
     ),
     scales={
         "smoke": Scale((1000,), 300, {"prompts": 4, "others": 4, "calibration": 4}),
         "quick": Scale((1000,), 120, {"prompts": 48, "others": 16, "calibration": 32}),
-        "laptop": Scale((1000, 1001, 1002), 600, {"prompts": 160, "others": 32, "calibration": 64}),
+        "laptop": Scale((1000, 1001, 1002), 600, {"prompts": 96, "others": 32, "calibration": 32}),
         "full": Scale(
             (1000, 1001, 1002, 1003, 1004), 36_000, {"prompts": 200, "others": 200, "calibration": 200}
         ),
