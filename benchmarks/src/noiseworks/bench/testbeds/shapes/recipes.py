@@ -219,6 +219,11 @@ def save_half(pipeline: "DiffusionPipeline", folder: Path) -> None:
         if isinstance(component, torch.nn.Module):
             component.half()
     pipeline.save_pretrained(folder)
+    # diffusers notes the folder that the first stage was loaded from, which means nothing to anybody else.
+    for path in folder.glob("*/config.json"):
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)
+        path.write_text(json.dumps(config, indent=2) + "\n")
     # transformers loads in the type that the configuration names.
     for path in folder.glob("text_encoder*/config.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
