@@ -34,6 +34,12 @@ def test_methods_of_different_hosts_are_refused(methods):
         pair_claim(methods.HALF, methods.OTHER)
 
 
+def test_without_any_composable_method_compose_says_so(monkeypatch):
+    monkeypatch.setattr("noiseworks.bench.runner.discovery.entry_points", lambda group: [])
+    with pytest.raises(InputError, match="no installed method can be composed"):
+        compose()
+
+
 @pytest.mark.slow
 def test_compose_judges_a_pair_and_reports_one_that_cannot_be(fakes, tmp_path):
     result = compose(methods=["half,third,other"], out=tmp_path / "out", open_report=False)

@@ -65,6 +65,8 @@ def select_pairs(methods: Sequence[str] | None) -> list[Source]:
         InputError: When a method is unknown, or fewer than two are named or installed.
     """
     found = installed(COMPOSE_GROUP)
+    if not found:
+        raise InputError("no installed method can be composed; one registers itself under noiseworks.compose")
     names = list(found) if methods is None else list(methods)
     _check_known(names, found, "composable method")
     if len(names) < 2:
