@@ -62,10 +62,11 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def run(data, out, resume=False, devices=1, batch_size=4, batches=11):
+def run(data, out, resume=False, devices=1, batch_size=4, batches=11, accumulate=1):
     options = RunOptions(
         batches=batches,
         batch_size=batch_size,
+        accumulate=accumulate,
         checkpoint_batches=4,
         log_every=1,
         accelerator="cpu",
@@ -104,6 +105,25 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path, data, on
         load_file(tmp_path / name / "vae/diffusion_pytorch_model.safetensors") for name in ("whole", "killed")
     ]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+@pytest.mark.parametrize(("accumulate", "stop", "end"), [(1, 7, 10), (2, 6, 10)])
+def test_a_finished_run_goes_on_where_its_data_stopped(tmp_path, data, one_thread, accumulate, stop, end):
+    """An epoch has 4 batches, so the first part stops within its second one."""
+    run(data, tmp_path / "whole", batches=end, accumulate=accumulate)
+    run(data, tmp_path / "parts", batches=stop, accumulate=accumulate)
+    extended = run(data, tmp_path / "parts", batches=end, accumulate=accumulate, resume=True)
+    assert extended.batches == end
+    rows = [
+        {row["step"]: row["train/loss"] for row in metrics(tmp_path / name)} for name in ("whole", "parts")
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_half_finished_steps_are_refused(tmp_path, data):
+    with pytest.raises(InputError, match="batches must be a multiple of accumulate"):
+        run(data, tmp_path / "run", batches=7, accumulate=2)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_folder_is_complete_and_not_overwritten(tmp_path, data):

@@ -102,6 +102,39 @@ def test_validation_uses_mean_latents_of_the_average():
     torch.testing.assert_close(first, expected)
 
 
+@pytest.mark.parametrize("kind", ["kl", "vq"])
+def test_accumulated_batches_take_the_step_of_one_large_batch(kind):
+    """Without an adversary, whose adaptive weight is each batch's own; means are used for the latents of KL."""
+    options = {"codebook": CodebookOptions(average_decay=0.5)} if kind == "vq" else {}
+    modules = [make_module(kind, adversarial=False, ema_decay=0.5, accumulate=n, **options) for n in (1, 2)]
+    for module, batch_size in zip(modules, (8, 4), strict=True):
+        module._posterior_noise = lambda images: None
+        fit(module, table=image_table(8), batch_size=batch_size)
+    assert [module.batches_done for module in modules] == [1, 2]
+    # Gradients, not weights: Adam turns the rounding noise of a zero gradient into a full step.
+    gradients = [{name: p.grad for name, p in module.vae.named_parameters()} for module in modules]
+    for name, whole in gradients[0].items():
+        assert (whole is None) == (gradients[1][name] is None), name
+        if whole is not None:
+            torch.testing.assert_close(gradients[1][name], whole, rtol=1e-4, atol=1e-4, msg=name)
+    if kind == "vq":
+        codes = [module.vae.quantize.embedding.weight for module in modules]
+        torch.testing.assert_close(codes[1], codes[0])
+
+
+def test_an_unfinished_step_changes_nothing():
+    module = make_module(loss={"disc_start": 0}, accumulate=2)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    fit(module, limit_train_batches=1)
+    assert module.batches_done == 1
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+    fit(module, limit_train_batches=1)
+    assert not torch.equal(before["vae.encoder.conv_in.weight"], module.vae.encoder.conv_in.weight)
+    assert not torch.equal(
+        before["loss.disc.layers.0.weight"], module.loss.disc.state_dict()["layers.0.weight"]
+    )
+
+
 def test_vq_reports_its_codebook_and_restarts_dead_codes():
     module = make_module("vq", codebook=CodebookOptions(restart_every=3))
     with torch.no_grad():  # one code far away from all encoder outputs is never used

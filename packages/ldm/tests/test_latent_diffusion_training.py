@@ -134,6 +134,15 @@ def test_resumed_run_repeats_the_numbers_of_an_uninterrupted_one(tmp_path, stop)
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
+def test_accumulated_batches_move_the_average_once_a_step(tmp_path):
+    module = tiny_text_trainer()
+    loader = ResumableLoader(tiny_table(module.conditioner), 4, accumulate=4)
+    assert len(loader) == 4  # of the six batches of the data
+    trainer, losses = fit(module, loader, tmp_path, 2, accumulate_grad_batches=4)
+    assert len(losses) == module.batches_seen == 8
+    assert trainer.global_step == module.ema_updates == 2
+
+
 def test_scale_factor_is_one_over_the_deviation_of_the_first_batch_and_kept(tmp_path):
     module = tiny_text_trainer()
     table = tiny_table(module.conditioner)

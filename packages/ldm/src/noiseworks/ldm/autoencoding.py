@@ -234,12 +234,12 @@ def train_autoencoder(
     trainer = make_trainer(out, run, (_best(out),))
     places = {"rank": trainer.global_rank, "world_size": trainer.world_size, "num_workers": run.num_workers}
     loaders = [
-        ResumableLoader(training, run.batch_size, seed=run.seed, **places),
+        ResumableLoader(training, run.batch_size, seed=run.seed, accumulate=run.accumulate, **places),
         # All held-out images in a fixed order, so that a resumed run measures the same.
         DataLoader(held, run.batch_size, collate_fn=lambda batch: batch),
     ]
     rate = loss.learning_rate * (
-        scaled_learning_rate(1.0, run.batch_size, run.devices) if loss.scale_lr else 1.0
+        scaled_learning_rate(1.0, run.batch_size, run.devices, run.accumulate) if loss.scale_lr else 1.0
     )
     module = FirstStageTrainer(
         vae,
@@ -249,6 +249,7 @@ def train_autoencoder(
         resize_range=loss.resize_range,
         codebook=CodebookOptions(average_decay=model.codebook_decay, restart_every=model.restart_every),
         seed=run.seed,
+        accumulate=run.accumulate,
     )
     settings = (
         {"data": data, "size": size, "validation_share": validation_share} | asdict(model) | asdict(loss)
@@ -257,7 +258,8 @@ def train_autoencoder(
         module.loss.disc.check_size(run.batch_size, *dataset[0]["image"].shape[-2:])
     if run.batches is not None:
         module.loss.warn_if_never_adversarial(run.batches)
-    checkpoint = open_run(out, settings | {"batch_size": run.batch_size, "seed": run.seed}, run.resume)
+    settings |= {"batch_size": run.batch_size, "accumulate": run.accumulate, "seed": run.seed}
+    checkpoint = open_run(out, settings, run.resume)
     trainer.fit(module, *loaders, ckpt_path=checkpoint, weights_only=True)
     return _finish(trainer, module, training, out)
 

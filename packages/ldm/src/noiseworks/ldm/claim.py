@@ -21,9 +21,9 @@ from noiseworks.core.artifacts import load_artifact, save_artifact
 from noiseworks.ldm.conditioning import Condition, Conditioner
 from noiseworks.ldm.data import to_tensor, to_uint8
 from noiseworks.ldm.diffusion import LatentDiffusionTrainer
-from noiseworks.ldm.evaluation import load_autoencoder, reconstruct
+from noiseworks.ldm.evaluation import reconstruct
 from noiseworks.ldm.loader import ResumableLoader, TensorTable
-from noiseworks.ldm.model import LatentModel
+from noiseworks.ldm.model import LatentModel, load_first_stage
 from noiseworks.ldm.objective import make_scheduler, run_unet
 from noiseworks.ldm.samplers import SampleSettings, sample_latents
 from noiseworks.ldm.scaling import posterior
@@ -149,7 +149,7 @@ def oracle_scores(images: Tensor, scenes: Sequence[shapes.Scene]) -> np.ndarray:
 @cache
 def first_stage(name: str) -> nn.Module:
     """Return the first stage, loaded once a process."""
-    return load_autoencoder(name)
+    return load_first_stage(name)
 
 
 @cache

@@ -13,6 +13,7 @@ from noiseworks.core.errors import InputError
 from noiseworks.core.params import from_x0_epsilon
 from noiseworks.core.schedules import Level, add_noise
 from noiseworks.ldm.conditioning import KINDS, Condition, Conditioner
+from noiseworks.ldm.loader import loader_position, restore_loader
 from noiseworks.ldm.objective import (
     PREDICTIONS,
     elbo_weights,
@@ -188,12 +189,10 @@ class LatentDiffusionTrainer(L.LightningModule):
         """
         unet = self.ema["unet"] if ema else self.unet
         latents = self.raw_latents(batch, generator) * self.scale_factor
-        rows, device = len(latents), latents.device
-        timesteps = torch.randint(len(self.alphas_cumprod), (rows,), generator=generator, device=device)
-        noise = torch.randn(latents.shape, generator=generator, device=device)
-        drop = None
-        if condition_drop > 0:
-            drop = torch.rand(rows, generator=generator, device=device) < condition_drop
+        timesteps = torch.randint(
+            len(self.alphas_cumprod), (len(latents),), generator=generator, device=latents.device
+        )
+        noise, drop = draw_noise(latents, condition_drop, generator)
         abar = self.alphas_cumprod[timesteps]
         level = Level(abar.sqrt(), (1 - abar).sqrt())
         condition = self.condition(batch, drop, ema=ema)
@@ -294,7 +293,7 @@ class LatentDiffusionTrainer(L.LightningModule):
             "batches_seen": self.batches_seen,
             "ema_updates": self.ema_updates,
             "random_state": torch.get_rng_state(),
-            "loader": self._loader_state(),
+            "loader": loader_position(self.trainer),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -304,20 +303,29 @@ class LatentDiffusionTrainer(L.LightningModule):
         self._resumed = state
 
     def on_train_start(self) -> None:
-        """Set loader position and random state of a resumed run, after everything that draws in setting up.
-
-        Lightning restores a loader itself, but not when the run had been stopped within an epoch on purpose.
-        """
+        """Set loader position and random state of a resumed run, after everything that draws in setting up."""
         if self._resumed is None:
             return
         torch.set_rng_state(self._resumed["random_state"].cpu())
-        if self._resumed["loader"] is not None:
-            self.trainer.train_dataloader.load_state_dict(self._resumed["loader"])
+        restore_loader(self.trainer, self._resumed["loader"])
         self._resumed = None
 
-    def _loader_state(self) -> dict[str, int] | None:
-        loader = self.trainer.train_dataloader
-        return loader.state_dict() if hasattr(loader, "state_dict") else None
+
+def draw_noise(
+    latents: Tensor, condition_drop: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor | None]:
+    """Return noise like `latents` `[B, C, h, w]`, and which rows lose their condition, bool `[B]`.
+
+    Args:
+        latents: Scaled latents.
+        condition_drop: Share of rows without condition; at 0 nothing is drawn and the rows are None.
+        generator: Source of both.
+    """
+    device = latents.device
+    noise = torch.randn(latents.shape, generator=generator, device=device)
+    if condition_drop == 0:
+        return noise, None
+    return noise, torch.rand(len(latents), generator=generator, device=device) < condition_drop
 
 
 def _checked_kind(kind: str | None, conditioner: Conditioner | None) -> str:

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from noiseworks.core.checks import check_number
 from noiseworks.core.devices import resolve_device
 from noiseworks.core.errors import InputError
-from noiseworks.core.models import resolve_model
 from noiseworks.ldm import codebook as vq
 from noiseworks.ldm.data import load_images
 from noiseworks.ldm.losses import peak_signal_to_noise
+from noiseworks.ldm.model import load_first_stage
 from noiseworks.ldm.perceptual import FeatureNet, train_features
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -190,7 +190,7 @@ def evaluate_autoencoder(
         raise InputError(
             f"the Fréchet distance needs more than 64 images, {data} holds {count}; give more images"
         )
-    vae = load_autoencoder(model).to(where)
+    vae = load_first_stage(model).to(where)
     images = torch.stack([dataset[row]["image"] for row in range(min(count, 1024))])
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     if any(side % factor for side in images.shape[-2:]):
@@ -202,19 +202,3 @@ def evaluate_autoencoder(
     return score_autoencoder(
         vae, torch.utils.data.Subset(dataset, range(count)), features, accuracy, batch_size
     )
-
-
-def load_autoencoder(model: str) -> nn.Module:
-    """Return the `AutoencoderKL` or `VQModel` at a directory, hub id or `testbed:` name, in eval mode.
-
-    Raises:
-        InputError: When the model is of another class.
-    """
-    from diffusers import AutoencoderKL, VQModel
-
-    path = resolve_model(model)
-    config = AutoencoderKL.load_config(path)
-    classes = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
-    if config.get("_class_name") not in classes:
-        raise InputError(f"{model} is a {config.get('_class_name')}, expected an AutoencoderKL or VQModel")
-    return classes[config["_class_name"]].from_pretrained(path).eval().requires_grad_(False)

@@ -12,12 +12,14 @@ import torch.nn.functional as F
 from noiseworks.core.checks import check_finite, check_number
 from noiseworks.core.errors import InputError, UnsupportedHostError
 from noiseworks.ldm import codebook as vq
+from noiseworks.ldm.loader import loader_position, restore_loader
 from noiseworks.ldm.losses import (
     PerceptualAdversarialLoss,
     kl_to_standard_normal,
     peak_signal_to_noise,
     recorded_input,
 )
+from noiseworks.ldm.objective import ema_decay
 from torch import Tensor, nn
 
 _NOISE, _RESIZE, _RESTART = range(3)
@@ -92,6 +94,8 @@ class FirstStageTrainer(L.LightningModule):
             when larger) in it. None: sizes stay.
         codebook: Options of a `VQModel`.
         seed: Seed of posterior noise, sizes and restarts.
+        accumulate: Batches of an optimiser step: gradients are averaged over them, and averaged weights and
+            an averaged codebook move once a step. λ is that of each batch.
 
     Attributes:
         average: The averaged autoencoder, or None.
@@ -114,9 +118,12 @@ class FirstStageTrainer(L.LightningModule):
         resize_range: tuple[int, int] | None = None,
         codebook: CodebookOptions | None = None,
         seed: int = 0,
+        accumulate: int = 1,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
+        check_number("accumulate", accumulate, low=1, integer=True)
+        self.accumulate = accumulate
         kind = autoencoder_kind(vae)
         if kind != loss.kind:
             raise InputError(f"a {type(vae).__name__} trains with a loss of kind {kind!r}, got {loss.kind!r}")
@@ -137,6 +144,7 @@ class FirstStageTrainer(L.LightningModule):
         if kind == "vq":
             self._prepare_codebook(vae.quantize.embedding)
         self.batches_done = 0
+        self._loader: dict[str, int] | None = None
 
     def _prepare_codebook(self, embedding: nn.Embedding) -> None:
         options = self.codebook_options
@@ -145,6 +153,7 @@ class FirstStageTrainer(L.LightningModule):
             embedding.weight.requires_grad_(False)
             self.codebook_average = vq.CodebookAverage(embedding.weight, options.average_decay)
         self.register_buffer("code_counts", torch.zeros(embedding.num_embeddings))
+        self._window: list[Tensor] | None = None  # counts and sums of the codes in an unfinished window
 
     # Forward ------------------------------------------------------------------------------------------------
 
@@ -212,8 +221,10 @@ class FirstStageTrainer(L.LightningModule):
             log |= self._discriminator_step(optimizers[1], images, terms.fake_logits, condition)
         if encoded.codes is not None:
             log |= self._codebook_step(encoded.codes, encoded.vectors)
+        stepped = self.completes_window
         self.batches_done += 1
-        self.update_average()
+        if stepped:
+            self.update_average()
         several = self.trainer.world_size > 1
         self.log_dict({f"train/{name}": item for name, item in log.items()}, sync_dist=several)
         self.log("loss", value, prog_bar=True, logger=False)
@@ -221,22 +232,31 @@ class FirstStageTrainer(L.LightningModule):
     def _autoencoder_step(
         self, optimizer: Any, reconstructions: Tensor, terms: Any, regularisation: Tensor
     ) -> None:
-        optimizer.zero_grad()
         # A scalar whose gradient is (∂loss/∂x̂, ∂regulariser): one walk, and one that loss scaling can scale.
         surrogate = (reconstructions.float() * terms.image_gradient).sum() + regularisation
         if terms.logvar_gradient is not None:
             surrogate = surrogate + self.loss.logvar * terms.logvar_gradient
-        self.manual_backward(surrogate)
-        optimizer.step()
+        self._accumulated_step(optimizer, surrogate)
+
+    def _accumulated_step(self, optimizer: Any, value: Tensor) -> None:
+        """Add a batch's share to the gradients, and step once they hold a whole window."""
+        if self.batches_done % self.accumulate == 0:
+            optimizer.zero_grad()
+        self.manual_backward(value / self.accumulate)
+        if self.completes_window:
+            optimizer.step()
+
+    @property
+    def completes_window(self) -> bool:
+        """Whether the batch at hand is the last one of its optimiser step."""
+        return (self.batches_done + 1) % self.accumulate == 0
 
     def _discriminator_step(
         self, optimizer: Any, images: Tensor, fake_logits: Tensor, condition: Tensor | None
     ) -> dict[str, Tensor]:
         value, log = self.loss.discriminator(images, fake_logits, condition)
         check_finite("the discriminator loss", value, self.batches_done)
-        optimizer.zero_grad()
-        self.manual_backward(value)
-        optimizer.step()
+        self._accumulated_step(optimizer, value)
         return log
 
     @torch.no_grad()
@@ -245,7 +265,7 @@ class FirstStageTrainer(L.LightningModule):
         counts = self._summed(torch.bincount(codes, minlength=len(table)).to(self.code_counts))
         if self.codebook_average is not None:
             sums = torch.zeros_like(table).index_add_(0, codes, vectors.to(table))
-            self.codebook_average.update(table, counts, self._summed(sums))
+            self._average_codes(table, counts, self._summed(sums))
         self.code_counts += counts
         if options.restart_every and (self.batches_done + 1) % options.restart_every == 0:
             generator = self._generator(_RESTART)
@@ -260,6 +280,13 @@ class FirstStageTrainer(L.LightningModule):
             self.code_counts.zero_()
         return {"perplexity": vq.perplexity(counts).float(), "codebook_usage": vq.usage(counts).float()}
 
+    def _average_codes(self, table: Tensor, counts: Tensor, sums: Tensor) -> None:
+        if self._window is not None:
+            counts, sums = counts + self._window[0], sums + self._window[1]
+        self._window = None if self.completes_window else [counts, sums]
+        if self.completes_window:
+            self.codebook_average.update(table, counts, sums)
+
     def _summed(self, tensor: Tensor) -> Tensor:
         return (
             self.trainer.strategy.reduce(tensor, reduce_op="sum") if self.trainer.world_size > 1 else tensor
@@ -270,7 +297,7 @@ class FirstStageTrainer(L.LightningModule):
         """Move the averaged weights towards the trained ones; n counts updates from 1."""
         if self.average is None:
             return
-        decay = min(self.ema_decay, (1 + self.batches_done) / (10 + self.batches_done))
+        decay = ema_decay(self.batches_done // self.accumulate, self.ema_decay)
         own, averaged = list(self.vae.parameters()), list(self.average.parameters())
         torch._foreach_lerp_(averaged, [parameter.detach() for parameter in own], 1 - decay)
 
@@ -298,12 +325,19 @@ class FirstStageTrainer(L.LightningModule):
         return found
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the batch counter."""
+        """Store the batch counter and the loader's position."""
         checkpoint["batches_done"] = self.batches_done
+        checkpoint["loader_position"] = loader_position(self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the batch counter."""
+        """Restore the batch counter and the loader's position."""
         self.batches_done = checkpoint["batches_done"]
+        self._loader = checkpoint["loader_position"]
+
+    def on_train_start(self) -> None:
+        """Set the loader's position in a resumed run."""
+        restore_loader(self.trainer, self._loader)
+        self._loader = None
 
     # Randomness and batches ---------------------------------------------------------------------------------
 

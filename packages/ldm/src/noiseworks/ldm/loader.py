@@ -1,6 +1,7 @@
 """Batches in an order that depends on (seed, epoch) alone, so that a killed run goes on where it stopped."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from noiseworks.core.checks import check_number
@@ -43,9 +44,14 @@ class TensorTable(Dataset):
 
 
 class _EpochBatches(Sampler):
-    """Index batches of one rank; epoch e is the permutation drawn from (seed, e), short batches left out."""
+    """Index batches of one rank; epoch e is the permutation drawn from (seed, e).
 
-    def __init__(self, size: int, batch_size: int, seed: int, rank: int, world_size: int) -> None:
+    Short batches are left out, and so are batches that do not fill a window of `accumulate`.
+    """
+
+    def __init__(
+        self, size: int, batch_size: int, seed: int, rank: int, world_size: int, accumulate: int
+    ) -> None:
         self.size, self.batch_size, self.seed, self.rank, self.world_size = (
             size,
             batch_size,
@@ -53,11 +59,13 @@ class _EpochBatches(Sampler):
             rank,
             world_size,
         )
+        self.accumulate = accumulate
         self.epoch = 0
         self.start = 0
 
     def __len__(self) -> int:
-        return self.size // (self.batch_size * self.world_size)
+        batches = self.size // (self.batch_size * self.world_size)
+        return batches - batches % self.accumulate
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
@@ -87,9 +95,10 @@ class ResumableLoader(DataLoader):
         transform: (batch, generator) -> batch, applied to every batch; the generator depends on (seed, epoch,
             batch, rank) alone.
         repeat: Whether every pass is the first one over again, as validation wants it.
+        accumulate: Batches of an optimiser step; an epoch holds whole windows of so many.
 
     Raises:
-        InputError: When the dataset holds less than one batch for every process.
+        InputError: When the dataset holds less than one window of batches for every process.
     """
 
     def __init__(
@@ -103,14 +112,18 @@ class ResumableLoader(DataLoader):
         world_size: int = 1,
         transform: Transform | None = None,
         repeat: bool = False,
+        accumulate: int = 1,
     ) -> None:
         check_number("batch_size", batch_size, low=1, integer=True)
-        if len(dataset) < batch_size * world_size:
+        check_number("accumulate", accumulate, low=1, integer=True)
+        needed = batch_size * world_size * accumulate
+        if len(dataset) < needed:
+            several = f", {accumulate} batches a step," if accumulate > 1 else ""
             raise InputError(
-                f"batch_size {batch_size} on {world_size} processes needs at least {batch_size * world_size} "
+                f"batch_size {batch_size} on {world_size} processes{several} needs at least {needed} "
                 f"examples, the data hold {len(dataset)}; use a smaller batch"
             )
-        batches = _EpochBatches(len(dataset), batch_size, seed, rank, world_size)
+        batches = _EpochBatches(len(dataset), batch_size, seed, rank, world_size, accumulate)
         self.transform, self.seed, self.rank, self.repeat = transform, seed, rank, repeat
         collate = _keep if hasattr(dataset, "__getitems__") else None
         own = torch.Generator().manual_seed(
@@ -142,3 +155,18 @@ class ResumableLoader(DataLoader):
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go on from a position of `state_dict`."""
         self._epoch, self._batch = state["epoch"], state["batch"]
+
+
+def loader_position(trainer: Any) -> dict[str, int] | None:
+    """Return the position of a trainer's training loader, for a checkpoint; None where it has none."""
+    loader = trainer.train_dataloader
+    return loader.state_dict() if hasattr(loader, "state_dict") else None
+
+
+def restore_loader(trainer: Any, position: Mapping[str, int] | None) -> None:
+    """Set the training loader to a position of `loader_position`.
+
+    Lightning restores a loader itself, but not when the run had been stopped within an epoch on purpose.
+    """
+    if position is not None:
+        trainer.train_dataloader.load_state_dict(position)

@@ -4,9 +4,9 @@ import csv
 import io
 import json
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -111,23 +111,6 @@ class RunLength(Callback):
             trainer.should_stop = True
 
 
-class EveryBatches(Callback):
-    """Write the checkpoint every so many batches (`ModelCheckpoint` would count optimiser steps).
-
-    Args:
-        folder: Where `last.ckpt` is written.
-        batches: Batches between two checkpoints.
-    """
-
-    def __init__(self, folder: Path, batches: int) -> None:
-        self.folder, self.batches = folder, batches
-
-    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        """Write the checkpoint when it is due."""
-        if batches_done(trainer) % self.batches == 0:
-            trainer.save_checkpoint(self.folder / CHECKPOINT.name, weights_only=False)
-
-
 def batches_done(trainer: L.Trainer) -> int:
     """Return how many batches a run has finished, also over interruptions."""
     return trainer.fit_loop.epoch_loop.batch_progress.total.processed
@@ -142,6 +125,8 @@ class RunOptions:
         batches: Batches of the whole run.
         max_time: Longest time, as DD:HH:MM:SS.
         batch_size: Examples of a batch and process.
+        accumulate: Batches of an optimiser step, whose gradients are averaged. A run that max_time stops
+            within a step forgets that step's batches.
         validate_every: Batches between two validations; by default once an epoch.
         checkpoint_minutes: Minutes between two checkpoints.
         checkpoint_batches: Batches between two checkpoints, instead of minutes.
@@ -158,6 +143,7 @@ class RunOptions:
     batches: int | None = None
     max_time: str | None = None
     batch_size: int = 8
+    accumulate: int = 1
     validate_every: int | None = None
     checkpoint_minutes: float = 5.0
     checkpoint_batches: int | None = None
@@ -169,6 +155,38 @@ class RunOptions:
     precision: str = "32-true"
     seed: int = 0
     resume: bool = False
+
+
+class Checkpoints(Callback):
+    """Write the checkpoint every so many batches or minutes, at the end of an optimiser step.
+
+    `ModelCheckpoint` would count optimiser steps, two a batch in a first stage, and would stop in the middle
+    of accumulated gradients, which no checkpoint holds.
+
+    Args:
+        folder: Where `last.ckpt` is written.
+        run: Its `checkpoint_batches`, or else `checkpoint_minutes`, and `accumulate`.
+    """
+
+    def __init__(self, folder: Path, run: RunOptions) -> None:
+        self.folder, self.run, self.written = folder, run, time.monotonic()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self.written = time.monotonic()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        """Write the checkpoint when it is due."""
+        done = batches_done(trainer)
+        if done % self.run.accumulate == 0 and self._due(trainer, done):
+            trainer.save_checkpoint(self.folder / CHECKPOINT.name, weights_only=False)
+            self.written = time.monotonic()
+
+    def _due(self, trainer: L.Trainer, done: int) -> bool:
+        if self.run.checkpoint_batches is not None:
+            return done % self.run.checkpoint_batches == 0
+        due = time.monotonic() - self.written >= 60 * self.run.checkpoint_minutes
+        return trainer.strategy.broadcast(due, src=0)  # all processes save together
 
 
 def open_run(out: Path, settings: Mapping[str, Any], resume: bool) -> Path | None:
@@ -205,27 +223,31 @@ def open_run(out: Path, settings: Mapping[str, Any], resume: bool) -> Path | Non
     return checkpoint if checkpoint.is_file() else None
 
 
-def make_trainer(out: Path, run: RunOptions, callbacks: tuple[Callback, ...] = ()) -> L.Trainer:
+def make_trainer(
+    out: Path, run: RunOptions, callbacks: tuple[Callback, ...] = (), *, accumulate: int = 1
+) -> L.Trainer:
     """Return a `Trainer` that logs to and checkpoints in a run's folder; nothing is written yet.
 
     Args:
         out: The run's folder.
         run: Length, speed and bookkeeping.
         callbacks: Further callbacks.
+        accumulate: Batches of an optimiser step, where the `Trainer` and not the module counts them.
 
     Raises:
         InputError: When nothing bounds the run, or a value is out of range.
     """
     if run.batches is None and run.max_time is None:
         raise InputError("a run needs an end: give batches or max_time")
+    check_number("accumulate", run.accumulate, low=1, integer=True)
     for name in ("batches", "checkpoint_batches", "validate_every"):
         if getattr(run, name) is not None:
             check_number(name, getattr(run, name), low=1, integer=True)
+            _check_whole_steps(name, getattr(run, name), run.accumulate)
     check_number("devices", run.devices, low=1, integer=True)
     check_number("checkpoint_minutes", run.checkpoint_minutes, low=0, low_open=True)
     check_writable(out)
-    folder = out / CHECKPOINT.parent
-    saving = EveryBatches(folder, run.checkpoint_batches) if run.checkpoint_batches else _timed(folder, run)
+    saving = Checkpoints(out / CHECKPOINT.parent, run)
     bar = [RichProgressBar(console_kwargs={"stderr": True})] if sys.stderr.isatty() else []
     several = run.devices > 1 and run.strategy == "auto"
     try:
@@ -238,6 +260,7 @@ def make_trainer(out: Path, run: RunOptions, callbacks: tuple[Callback, ...] = (
             # The autoencoder's and the discriminator's steps each leave the other one's parameters unused.
             strategy="ddp_find_unused_parameters_true" if several else run.strategy,
             precision=run.precision,
+            accumulate_grad_batches=accumulate,
             log_every_n_steps=run.log_every,
             val_check_interval=run.validate_every,
             check_val_every_n_epoch=None if run.validate_every else 1,
@@ -245,6 +268,7 @@ def make_trainer(out: Path, run: RunOptions, callbacks: tuple[Callback, ...] = (
             logger=TensorBoardLogger(out, name="", version="tensorboard"),
             callbacks=[*callbacks, RunLength(run.batches), *bar, MetricsFile(out, run.log_every), saving],
             enable_progress_bar=bool(bar),
+            enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
@@ -252,9 +276,9 @@ def make_trainer(out: Path, run: RunOptions, callbacks: tuple[Callback, ...] = (
         raise InputError(f"Lightning refuses these settings: {error}") from error
 
 
-def _timed(folder: Path, run: RunOptions) -> ModelCheckpoint:
-    interval = timedelta(minutes=run.checkpoint_minutes)
-    name = CHECKPOINT.stem
-    return ModelCheckpoint(
-        folder, filename=name, save_top_k=1, enable_version_counter=False, train_time_interval=interval
-    )
+def _check_whole_steps(name: str, batches: int, accumulate: int) -> None:
+    if batches % accumulate:
+        raise InputError(
+            f"{name} must be a multiple of accumulate ({accumulate}), got {batches}: batches are counted, and "
+            "a checkpoint holds no half-finished step"
+        )

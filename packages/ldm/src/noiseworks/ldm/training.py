@@ -3,19 +3,19 @@
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from cyclopts import Parameter
-from noiseworks.core.checks import check_choice, check_number
+from noiseworks.core.checks import check_number
 from noiseworks.core.errors import ArtifactError, InputError
-from noiseworks.core.models import resolve_model
 from noiseworks.ldm.conditioning import Conditioner, LayoutConditioner, TextConditioner
 from noiseworks.ldm.data import Rows, holdout
 from noiseworks.ldm.degradation import low_resolution
 from noiseworks.ldm.diffusion import LatentDiffusionTrainer
 from noiseworks.ldm.export import export_diffusers
 from noiseworks.ldm.loader import ResumableLoader, TensorTable, Transform
+from noiseworks.ldm.model import load_first_stage
 from noiseworks.ldm.objective import make_scheduler
 from noiseworks.ldm.recipes import Recipe, make_conditioner, make_unet, recipe
 from noiseworks.ldm.runs import CHECKPOINT, CONFIG_NAME, RunOptions, make_trainer, open_run
@@ -23,9 +23,6 @@ from noiseworks.ldm.scaling import LatentCache, cache_latents
 from noiseworks.ldm.task_data import TaskData, WithColumns, load_task_data, random_masks
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, VQModel
 
 Task = Literal["class", "text", "text-large", "layout", "semantic", "upscale", "inpaint", "unconditional"]
 
@@ -100,27 +97,6 @@ class TrainedDiffusion:
     val_loss: float
     scale_factor: float
     kind: str
-
-
-def load_first_stage(name: str) -> "AutoencoderKL | VQModel":
-    """Return a first stage: a directory (of train-ae, or a pipeline), `testbed:<name>` or a hub id.
-
-    Raises:
-        InputError: When there is none.
-    """
-    import diffusers
-
-    path = resolve_model(name)
-    if Path(path).is_dir():
-        inner = [Path(path) / sub for sub in ("", "vae", "vqvae")]
-        path = next((str(folder) for folder in inner if (folder / "config.json").is_file()), None)
-        if path is None:
-            raise InputError(
-                f"{name} holds no first stage (config.json); name the folder vae that train-ae wrote"
-            )
-    kind = diffusers.AutoencoderKL.load_config(path)["_class_name"]
-    check_choice(f"the class of the first stage {name}", kind, ("AutoencoderKL", "VQModel"))
-    return getattr(diffusers, kind).from_pretrained(path)
 
 
 def build(
@@ -261,7 +237,7 @@ def train(
         InputError: When an option is out of range, the data do not fit, or `out` holds another run.
     """
     model, run, out = model or DiffusionOptions(), run or RunOptions(), Path(out)
-    trainer = make_trainer(out, run)
+    trainer = make_trainer(out, run, accumulate=run.accumulate)
     first_stage = load_first_stage(vae)
     loaded = load_task_data(task, data, size, scenes)
     parts = holdout(loaded.images, validation_share, run.seed)
@@ -269,6 +245,7 @@ def train(
     module = build(task, loaded, first_stage, model, run)
     settings = {"task": task, "data": data, "size": size, "scenes": scenes, "vae": vae}
     settings |= {"validation_share": validation_share, "batch_size": run.batch_size, "seed": run.seed}
+    settings["accumulate"] = run.accumulate
     checkpoint = open_run(out, settings | asdict(model), run.resume)
     rows, transform = prepare_rows(task, loaded, module, model, out)
     loaders = [
@@ -281,6 +258,7 @@ def train(
             world_size=trainer.world_size,
             transform=transform,
             repeat=part is parts[1],
+            accumulate=run.accumulate if part is parts[0] else 1,
         )
         for part in parts
     ]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from noiseworks.ldm.conditioning import Condition, Conditioner
-from noiseworks.ldm.diffusion import LatentDiffusionTrainer
+from noiseworks.ldm.diffusion import LatentDiffusionTrainer, draw_noise
 from torch import Tensor, nn
 
 LONG_TOKENS = 256  # the pipeline's default `max_sequence_length`
@@ -86,10 +86,9 @@ class RectifiedFlowTrainer(LatentDiffusionTrainer):
             ema: Whether the averaged weights are used.
         """
         latents = self.raw_latents(batch, generator) * self.scale_factor
-        rows, device = len(latents), latents.device
-        sigmas = torch.sigmoid(torch.randn(rows, generator=generator, device=device))
-        noise = torch.randn(latents.shape, generator=generator, device=device)
-        drop = torch.rand(rows, generator=generator, device=device) < condition_drop
+        device = latents.device
+        sigmas = torch.sigmoid(torch.randn(len(latents), generator=generator, device=device))
+        noise, drop = draw_noise(latents, condition_drop, generator)
         if torch.rand((), generator=generator, device=device) < LONG_SHARE:
             ids = batch["t5_ids"]
             batch = {**batch, "t5_ids": F.pad(ids, (0, LONG_TOKENS - ids.shape[1]))}
