@@ -11,6 +11,7 @@ import torch
 from noiseworks.bench.testbeds.shapes import architectures as nets
 from noiseworks.bench.testbeds.shapes import evaluation
 from noiseworks.bench.testbeds.shapes import scenes as scenes_data
+from noiseworks.bench.testbeds.shapes.reading import statements, teach
 from noiseworks.bench.testbeds.shapes.scenes import Scene, caption, render, sample_scenes, training_caption
 from noiseworks.bench.testbeds.training import Captions, Recipe
 from noiseworks.core.models import resolve_model
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 VAE_ROWS, ROWS = 20_000, 48_000
 TRAIN_SEED = 0
-VAE_RATE, SD_RATE, FLOW_RATE, DIT_RATE = 1e-3, 1e-3, 1e-3, 1e-3
-EMA_DECAY = 0.9995
+VAE_RATE, SD_RATE, FLOW_RATE, DIT_RATE = 1e-3, 2e-3, 1e-3, 1e-3
+EMA_DECAY = 0.999
 
 
 def to_tensor(images: np.ndarray) -> torch.Tensor:
@@ -39,12 +40,12 @@ def prepare_images(captions: Captions, rows: int | None) -> dict[str, torch.Tens
 
 
 def prepare_captioned(captions: Captions, rows: int | None) -> dict[str, torch.Tensor]:
-    """Return cached posteriors of the shipped first stage and token ids of noisy and of clean captions."""
+    """Return cached posteriors of the shipped first stage, ids of noisy and clean captions, what these state."""
     scenes = sample_scenes(rows or ROWS, TRAIN_SEED)
     rng = np.random.default_rng([TRAIN_SEED, 1])
     clean = [caption(s) for s in scenes]
     texts = clean if captions == "clean" else [training_caption(s, rng) for s in scenes]
-    table = encode_scenes(scenes)
+    table = encode_scenes(scenes) | {"statements": statements(scenes)}
     for key, tokenizer in (("input_ids", nets.make_tokenizer()), ("t5_ids", nets.make_t5_tokenizer())):
         for prefix, words in (("", texts), ("clean_", clean)):
             table[prefix + key] = tokenizer(words, padding="max_length", return_tensors="pt")["input_ids"]
@@ -102,13 +103,14 @@ class SquaredError(torch.nn.Module):
 
 
 def build_text_to_image(data: dict[str, torch.Tensor]) -> "L.LightningModule":
-    """Return U-Net and text encoder under the latent diffusion loss, 10 % of the captions dropped."""
+    """Return U-Net and taught text encoder under the latent diffusion loss, 10 % of the captions dropped."""
     from noiseworks.ldm.conditioning import TextConditioner
 
     tokenizer = nets.make_tokenizer()
-    return _latent_diffusion(
-        nets.make_unet(), TextConditioner(nets.make_text_encoder(tokenizer), tokenizer), SD_RATE
-    )
+    encoder = nets.make_text_encoder(tokenizer)
+    captions = data["clean_input_ids"]
+    teach(encoder, lambda rows: encoder(captions[rows]).last_hidden_state, data["statements"])
+    return _latent_diffusion(nets.make_unet(), TextConditioner(encoder, tokenizer), SD_RATE)
 
 
 def build_class_to_image(data: dict[str, torch.Tensor]) -> "L.LightningModule":
@@ -261,13 +263,13 @@ RECIPES = {
         tune=evaluation.tune_text_to_image,
         measure=evaluation.measure_text_to_image,
         learning_rate=SD_RATE,
-        batch_size=64,
+        batch_size=32,
         scenes=ROWS,
         about={
             "name": "shapes",
             "class": "StableDiffusionPipeline",
             "about": "Text to image: a U-Net with cross-attention that predicts the noise, and a CLIP text "
-            "encoder trained along.",
+            "encoder, taught first to state what captions state, then trained along.",
             "data": {"captions": "noisy and incomplete on purpose", "noise": NOISE},
         },
     ),
