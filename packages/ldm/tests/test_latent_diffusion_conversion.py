@@ -1,12 +1,21 @@
 import json
 
+import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, LDMPipeline, UNet2DConditionModel, UNet2DModel, VQModel
+from diffusers import (
+    AutoencoderKL,
+    LDMPipeline,
+    StableDiffusionInpaintPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+    VQModel,
+)
 from noiseworks.core.errors import InputError
 from noiseworks.ldm import pipelines
 from noiseworks.ldm.conversion import bert_name, import_ldm
-from noiseworks.ldm.original_names import convert_first_stage, convert_unet
+from noiseworks.ldm.original_names import convert_first_stage, convert_unet, make_original_unet
+from noiseworks.ldm.samplers import SampleSettings
 
 # The original names, written out for two levels with one residual block each, attention on the second.
 UNET = {
@@ -207,6 +216,76 @@ def test_plain_attention_equals_the_original_formula():
     expected = x.flatten(2) + torch.nn.functional.conv1d(mixed, old["proj_out.weight"], old["proj_out.bias"])
     with torch.no_grad():
         torch.testing.assert_close(attention(x).flatten(2), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_inpainting_checkpoint_becomes_a_pipeline_that_fills(tmp_path):
+    tiny = UNET_PARAMS | {"in_channels": 7}
+    unet, vae = make_original_unet(tiny), random_first_stage(True)
+    state = {f"model.diffusion_model.{n}": w for n, w in original_unet(unet, False).items()}
+    state |= {f"first_stage_model.{n}": w for n, w in original_first_stage(vae).items()}
+    config = {
+        "linear_start": 0.0015,
+        "linear_end": 0.0205,
+        "unet_config": {"params": tiny},
+        "first_stage_config": {"params": {"ddconfig": DDCONFIG, "embed_dim": 3, "n_embed": 8}},
+        "cond_stage_config": "__is_first_stage__",
+    }
+    torch.save({"state_dict": state}, tmp_path / "model.ckpt")
+    (tmp_path / "config.yaml").write_text(json.dumps({"model": {"params": config}}))
+    made = import_ldm(tmp_path / "model.ckpt", tmp_path / "config.yaml", tmp_path / "out")
+    assert made.kind == "InpaintPipeline"
+    model = pipelines.load_model(tmp_path / "out")
+    assert_same(model.unet, unet)
+    image, mask = torch.rand(1, 3, 16, 16) * 2 - 1, torch.zeros(1, 1, 16, 16)
+    mask[..., 4:12, 4:12] = 1
+    filled = pipelines.fill(model, image, mask, SampleSettings(num_inference_steps=2))
+    kept = mask.expand_as(image) == 0
+    assert torch.equal(filled[kept], image[kept])
+    assert not torch.equal(filled[~kept], image[~kept])
+
+
+def test_text_checkpoint_with_nine_channels_becomes_the_inpainting_pipeline_of_diffusers(tmp_path):
+    from noiseworks.kits.diffusers_hosts.tokenizers import tiny_clip_tokenizer
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    tokenizer = tiny_clip_tokenizer(["red", "circle"], max_length=77)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    size = {"hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 1}
+    encoder = CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), **size))
+    torch.manual_seed(0)
+    crossed = UNET_PARAMS | CROSSED | {"in_channels": 9, "out_channels": 4, "context_dim": 64}
+    unet = make_original_unet(crossed)
+    vae = AutoencoderKL(**{**random_first_stage(False).config, "latent_channels": 4})
+    state = {f"model.diffusion_model.{n}": w for n, w in original_unet(unet, True).items()}
+    state |= {f"first_stage_model.{n}": w for n, w in original_first_stage(vae).items()}
+    state |= {f"cond_stage_model.transformer.text_model.{n}": w for n, w in encoder.state_dict().items()}
+    state["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    stage = {"ddconfig": DDCONFIG | {"z_channels": 4}, "embed_dim": 4}
+    config = {
+        "linear_start": 0.00085,
+        "linear_end": 0.012,
+        "conditioning_key": "hybrid",
+        "scale_factor": 0.18215,
+        "unet_config": {"params": crossed},
+        "first_stage_config": {"params": stage},
+        "cond_stage_config": {"target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder"},
+    }
+    torch.save({"state_dict": state}, tmp_path / "model.ckpt")
+    (tmp_path / "config.yaml").write_text(json.dumps({"model": {"params": config}}))
+    files = (tmp_path / "model.ckpt", tmp_path / "config.yaml", tmp_path / "out")
+    with pytest.raises(InputError, match="CLIP's"):
+        import_ldm(*files)
+    made = import_ldm(*files, tokenizer=str(tmp_path / "tokenizer"))
+    assert made.kind == "StableDiffusionInpaintPipeline"
+    pipeline = StableDiffusionInpaintPipeline.from_pretrained(tmp_path / "out")
+    assert_same(pipeline.text_encoder, encoder)
+    assert_same(pipeline.unet, unet)
+    assert pipeline.vae.config.scaling_factor == pytest.approx(0.18215)
+    pipeline.set_progress_bar_config(disable=True)
+    image = pipeline(
+        "red circle", np.zeros((16, 16, 3)), np.ones((16, 16)), height=16, width=16, num_inference_steps=2
+    ).images[0]
+    assert image.size == (16, 16)
 
 
 @pytest.mark.parametrize("vq", [False, True])

@@ -48,7 +48,7 @@ def import_ldm(
         config: The model's original YAML file.
         out: The directory to make or replace.
         ema: Whether averaged weights are taken where the checkpoint has them.
-        tokenizer: Directory or hub id of the BERT tokenizer, for text models.
+        tokenizer: Directory or hub id of the text encoder's tokenizer, BERT's or CLIP's, for text models.
 
     Raises:
         InputError: When files are missing or unreadable, or a weight finds no place.
@@ -173,20 +173,58 @@ def convert_conditioner(
         load_strictly(maps, {"table": state["channel_mapper.weight"][:, :, 0, 0].T}, "the map's convolution")
         return maps
     if name == "BERTEmbedder":
-        return _convert_text(state, given, tokenizer)
+        return _convert_text(state, given, _tokenizer(tokenizer, "BERT's (bert-base-uncased)"))
+    if name == "FrozenCLIPEmbedder":
+        return _convert_clip(state, _tokenizer(tokenizer, "CLIP's (openai/clip-vit-large-patch14)"))
     raise InputError(f"no conversion for the conditioner {stage['target']} with {given}")
 
 
-def _convert_text(
-    state: Mapping[str, Tensor], given: Mapping[str, Any], tokenizer: str | None
-) -> TextConditioner:
-    from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
+def _tokenizer(name: str | None, whose: str) -> Any:
     from noiseworks.core.models import resolve_model
     from transformers import AutoTokenizer
 
-    if tokenizer is None:
-        raise InputError("a text model needs tokenizer: a directory or hub id of BERT's (bert-base-uncased)")
-    words = AutoTokenizer.from_pretrained(resolve_model(tokenizer), model_max_length=77)
+    if name is None:
+        raise InputError(f"a text model needs tokenizer: a directory or hub id of {whose}")
+    return AutoTokenizer.from_pretrained(resolve_model(name), model_max_length=77)
+
+
+def _convert_clip(state: Mapping[str, Tensor], tokenizer: Any) -> TextConditioner:
+    """Return the frozen CLIP text encoder of the published text-to-image models, sized by its weights."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    weights = {
+        name.removeprefix("transformer.text_model."): tensor
+        for name, tensor in state.items()
+        if not name.endswith("position_ids")
+    }
+    try:
+        vocabulary, width = weights["embeddings.token_embedding.weight"].shape
+        inner = weights["encoder.layers.0.mlp.fc1.weight"].shape[0]
+        positions = weights["embeddings.position_embedding.weight"].shape[0]
+    except KeyError as error:
+        raise InputError(
+            f"the checkpoint's text encoder lacks {error}: it is no CLIP text encoder"
+        ) from error
+    encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=vocabulary,
+            hidden_size=width,
+            intermediate_size=inner,
+            num_hidden_layers=sum(name.endswith("mlp.fc1.weight") for name in weights),
+            num_attention_heads=width // 64,
+            max_position_embeddings=positions,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    load_strictly(encoder, weights, "the text encoder")
+    return TextConditioner(encoder, tokenizer, trained=False)
+
+
+def _convert_text(state: Mapping[str, Tensor], given: Mapping[str, Any], tokenizer: Any) -> TextConditioner:
+    from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
+
     width = given["n_embed"]
     encoder = LDMBertModel(
         LDMBertConfig(
@@ -197,7 +235,7 @@ def _convert_text(
         )
     )
     load_strictly(encoder, {bert_name(name): tensor for name, tensor in state.items()}, "the text encoder")
-    return TextConditioner(encoder, words, trained=False)
+    return TextConditioner(encoder, tokenizer, trained=False)
 
 
 def bert_name(name: str) -> str:

@@ -100,7 +100,10 @@ def _text_pipeline(
         return diffusers.LDMTextToImagePipeline(
             vqvae=vae, bert=encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler
         )
-    return diffusers.StableDiffusionPipeline(
+    # Latent, mask and masked image's latent: the inpainting model of captions.
+    inpaints = unet.config.in_channels == 2 * vae.config.latent_channels + 1
+    kind = diffusers.StableDiffusionInpaintPipeline if inpaints else diffusers.StableDiffusionPipeline
+    return kind(
         vae=vae,
         text_encoder=encoder,
         tokenizer=tokenizer,

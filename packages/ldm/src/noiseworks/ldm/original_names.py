@@ -1,7 +1,7 @@
 """Original names of U-Nets and first stages, and their diffusers classes and names."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from noiseworks.core.errors import InputError
@@ -32,6 +32,7 @@ _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj
 def unet_names(params: Mapping[str, Any]) -> dict[str, str]:
     """Return original prefix -> diffusers prefix of every part of a U-Net."""
     levels, blocks = len(params["channel_mult"]), params["num_res_blocks"]
+    resampling = ("", "") if params.get("resblock_updown") else (".op", ".conv")
     attends = [2**level in params["attention_resolutions"] for level in range(levels)]
     names = {
         "time_embed.0": "time_embedding.linear_1",
@@ -51,7 +52,8 @@ def unet_names(params: Mapping[str, Any]) -> dict[str, str]:
             names[f"input_blocks.{place}.1"] = f"down_blocks.{level}.attentions.{block}"
             place += 1
         if level < levels - 1:
-            names[f"input_blocks.{place}.0.op"] = f"down_blocks.{level}.downsamplers.0.conv"
+            first = f"input_blocks.{place}.0{resampling[0]}"
+            names[first] = f"down_blocks.{level}.downsamplers.0{resampling[1]}"
             place += 1
     place = 0
     for index, level in enumerate(reversed(range(levels))):
@@ -60,8 +62,8 @@ def unet_names(params: Mapping[str, Any]) -> dict[str, str]:
             if attends[level]:
                 names[f"output_blocks.{place}.1"] = f"up_blocks.{index}.attentions.{block}"
             if level and block == blocks:
-                last = f"output_blocks.{place}.{2 if attends[level] else 1}.conv"
-                names[last] = f"up_blocks.{index}.upsamplers.0.conv"
+                last = f"output_blocks.{place}.{2 if attends[level] else 1}{resampling[1]}"
+                names[last] = f"up_blocks.{index}.upsamplers.0{resampling[1]}"
             place += 1
     return names
 
@@ -84,7 +86,7 @@ def convert_unet(state: Mapping[str, Tensor], params: Mapping[str, Any]) -> nn.M
         if prefix is None:
             raise InputError(f"the weight {name!r} has no place in the U-Net of this configuration")
         new, rest = names[prefix], name.removeprefix(prefix)
-        if ".resnets." in new:
+        if ".resnets." in new or new.endswith("samplers.0"):
             for old, part in _RESNET.items():
                 rest = rest.replace(old, part)
         elif ".attentions." in new and not params.get("use_spatial_transformer", False):
@@ -110,44 +112,60 @@ def make_original_unet(params: Mapping[str, Any]) -> nn.Module:
     """Return an untrained diffusers U-Net with the architecture of an original configuration.
 
     Raises:
-        InputError: For heads whose width differs between levels without cross-attention, and for the
-            scale-and-shift and residual resampling variants, which no released latent model uses.
+        InputError: For residual resampling together with cross-attention, which no class of diffusers has.
     """
-    from diffusers import UNet2DConditionModel, UNet2DModel
-
-    for option in ("use_scale_shift_norm", "resblock_updown"):
-        if params.get(option):
-            raise InputError(f"the U-Net option {option} is not supported by this import")
+    crossed, residual = params.get("use_spatial_transformer", False), params.get("resblock_updown", False)
+    if crossed and residual:
+        raise InputError("a U-Net with both use_spatial_transformer and resblock_updown cannot be imported")
     channels = [params["model_channels"] * multiplier for multiplier in params["channel_mult"]]
     attends = [2**level in params["attention_resolutions"] for level in range(len(channels))]
-    crossed = params.get("use_spatial_transformer", False)
-    kind = "CrossAttn" if crossed else "Attn"
+    kind, plain = "CrossAttn" if crossed else "Attn", ("ResnetDownsample", "ResnetUpsample")
+    down, up = plain if residual else ("Down", "Up")
     common = {
         "sample_size": params["image_size"],
         "in_channels": params["in_channels"],
         "out_channels": params["out_channels"],
         "block_out_channels": tuple(channels),
-        "down_block_types": tuple(f"{kind if a else ''}DownBlock2D" for a in attends),
-        "up_block_types": tuple(f"{kind if a else ''}UpBlock2D" for a in reversed(attends)),
+        "down_block_types": tuple(f"{kind}DownBlock2D" if a else f"{down}Block2D" for a in attends),
+        "up_block_types": tuple(f"{kind}UpBlock2D" if a else f"{up}Block2D" for a in reversed(attends)),
         "layers_per_block": params["num_res_blocks"],
         "num_class_embeds": params.get("num_classes"),
+        "resnet_time_scale_shift": "scale_shift" if params.get("use_scale_shift_norm") else "default",
     }
-    head_dim = params.get("num_head_channels", -1)
     if crossed:
-        heads = params["num_heads"] if head_dim == -1 else tuple(c // head_dim for c in channels)
-        return UNet2DConditionModel(
-            **common,
-            attention_head_dim=heads,
-            cross_attention_dim=params["context_dim"],
-            transformer_layers_per_block=params.get("transformer_depth", 1),
-        )
+        return _crossed_unet(common, channels, params)
+    return _plain_unet(common, channels, attends, params)
+
+
+def _crossed_unet(common: Mapping[str, Any], channels: Sequence[int], params: Mapping[str, Any]) -> nn.Module:
+    from diffusers import UNet2DConditionModel
+
+    head_dim = params.get("num_head_channels", -1)
+    # This class calls the number of heads attention_head_dim.
+    heads = params["num_heads"] if head_dim == -1 else tuple(c // head_dim for c in channels)
+    return UNet2DConditionModel(
+        **common,
+        attention_head_dim=heads,
+        cross_attention_dim=params["context_dim"],
+        transformer_layers_per_block=params.get("transformer_depth", 1),
+    )
+
+
+def _plain_unet(
+    common: Mapping[str, Any], channels: Sequence[int], attends: Sequence[bool], params: Mapping[str, Any]
+) -> nn.Module:
+    from diffusers import UNet2DModel
+    from noiseworks.ldm.unets import FixedHeadsUNet2DModel
+
+    kind = "resnet" if params.get("resblock_updown") else "conv"
+    common = {**common, "downsample_type": kind, "upsample_type": kind, "attn_norm_num_groups": 32}
+    head_dim = params.get("num_head_channels", -1)
     if head_dim == -1:
-        widths = {c // params["num_heads"] for c, a in zip(channels, [*attends[:-1], True], strict=True) if a}
+        heads = params["num_heads"]
+        # The middle block, as wide as the last level, always attends.
+        widths = {c // heads for c, a in zip(channels, [*attends[:-1], True], strict=True) if a}
         if len(widths) > 1:
-            raise InputError(
-                f"{params['num_heads']} heads on levels of different width have widths {sorted(widths)}; "
-                "diffusers' UNet2DModel knows one width only"
-            )
+            return FixedHeadsUNet2DModel(**common, attention_head_dim=heads)
         head_dim = widths.pop()
     return UNet2DModel(**common, attention_head_dim=head_dim)
 

@@ -72,8 +72,7 @@ PAPER = {
     ),
     "semantic": Recipe(128, (1, 4, 8), (False,) * 3, head_dim=128, beta_end=0.0205, loss="l1"),
     "upscale": Recipe(160, (1, 2, 2, 4), (False, False, False, True), beta_end=0.0155),
-    # The authors' model has 8 heads on every level; diffusers' `UNet2DModel` knows one head width only.
-    "inpaint": Recipe(256, (1, 2, 3, 4), _DEEP, head_dim=64, beta_end=0.0205, loss="l1"),
+    "inpaint": Recipe(256, (1, 2, 3, 4), _DEEP, None, 8, beta_end=0.0205, loss="l1"),
     "unconditional": Recipe(224, (1, 2, 3, 4), _DEEP, learning_rate=2e-6),
 }
 TASKS = tuple(PAPER)
@@ -126,6 +125,7 @@ def make_unet(
         InputError: When the latent cannot be halved as often as the U-Net does.
     """
     from diffusers import UNet2DConditionModel, UNet2DModel
+    from noiseworks.ldm.unets import FixedHeadsUNet2DModel
 
     levels = len(made_by.multipliers)
     if sample_size % 2 ** (levels - 1):
@@ -146,6 +146,8 @@ def make_unet(
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if made_by.context is None and made_by.head_dim is None:
+            return FixedHeadsUNet2DModel(**common, attention_head_dim=made_by.heads)
         if made_by.context is None:
             return UNet2DModel(**common, attention_head_dim=made_by.head_dim)
         # This class calls the number of heads attention_head_dim.
