@@ -202,9 +202,10 @@ class Rows(L.LightningDataModule):
 
 def recipes() -> dict[str, Recipe]:
     """Return the recipes by the name that follows `testbed:`."""
-    from noiseworks.bench.testbeds.shapes.recipes import RECIPES
+    from noiseworks.bench.testbeds.countdown.recipes import RECIPES as TEXT
+    from noiseworks.bench.testbeds.shapes.recipes import RECIPES as IMAGES
 
-    return dict(RECIPES)
+    return {**IMAGES, **TEXT}
 
 
 def train_testbed(
@@ -225,8 +226,8 @@ def train_testbed(
     """Train a testbed model from scratch within a time budget; a stopped run goes on where it stopped.
 
     Args:
-        name: `shapes-vae`, `shapes`, `shapes-sd3` or `shapes-dit`. The last three use the shipped
-            `shapes-vae`.
+        name: `shapes-vae`, `shapes`, `shapes-sd3` or `shapes-dit` (the last three use the shipped
+            `shapes-vae`); `countdown`, `countdown-dream` or `countdown-ar`.
         budget: Minutes of training in all; data preparation and evaluation are not counted.
         out: The run's folder, by default `testbeds/<name>` in the current folder; the model is `<out>/model`.
         device: `auto`, `cpu` or `cuda`.
