@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from noiseworks.ldm.objective import make_scheduler
     from noiseworks.ldm.perceptual import FeatureNet, Perceptual, train_features
     from noiseworks.ldm.pipelines import load_model
+    from noiseworks.ldm.retrieval import NeighborConditioner, NeighborIndex
     from noiseworks.ldm.runs import RunOptions
     from noiseworks.ldm.samplers import SampleSettings
     from noiseworks.ldm.sampling import sample
@@ -45,6 +46,8 @@ _HOME = {
     "LossOptions": "autoencoding",
     "LowResConditioner": "spatial_conditioning",
     "MaskConditioner": "spatial_conditioning",
+    "NeighborConditioner": "retrieval",
+    "NeighborIndex": "retrieval",
     "PatchDiscriminator": "discriminator",
     "Perceptual": "perceptual",
     "PerceptualAdversarialLoss": "losses",
@@ -85,6 +88,8 @@ __all__ = [
     "LossOptions",
     "LowResConditioner",
     "MaskConditioner",
+    "NeighborConditioner",
+    "NeighborIndex",
     "PatchDiscriminator",
     "Perceptual",
     "PerceptualAdversarialLoss",

@@ -18,6 +18,7 @@ from noiseworks.ldm.conditioning import ClassConditioner, Conditioner, TextCondi
 from noiseworks.ldm.export import assemble
 from noiseworks.ldm.objective import make_scheduler
 from noiseworks.ldm.original_names import State, convert_first_stage, convert_unet, load_strictly
+from noiseworks.ldm.retrieval import NeighborConditioner
 from noiseworks.ldm.spatial_conditioning import LowResConditioner, MaskConditioner, SemanticConditioner
 from torch import Tensor, nn
 
@@ -162,6 +163,8 @@ def convert_conditioner(
     if stage == "__is_first_stage__":
         return MaskConditioner(vae)
     name, given = stage["target"].rsplit(".", 1)[-1], stage.get("params", {})
+    if name == "Identity" and params.get("conditioning_key") == "crossattn":
+        return NeighborConditioner(params["unet_config"]["params"]["context_dim"])
     if name == "Identity":
         return LowResConditioner()
     if name == "ClassEmbedder":

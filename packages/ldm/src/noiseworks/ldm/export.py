@@ -13,6 +13,7 @@ from noiseworks.ldm.conditioning import (
     LayoutConditioner,
     TextConditioner,
 )
+from noiseworks.ldm.retrieval import NeighborConditioner
 from noiseworks.ldm.spatial_conditioning import LowResConditioner, MaskConditioner, SemanticConditioner
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ def assemble(
         return pipelines.UpscalePipeline(unet, vae, scheduler)
     if isinstance(conditioner, MaskConditioner):
         return pipelines.InpaintPipeline(unet, vae, scheduler)
+    if isinstance(conditioner, NeighborConditioner):
+        return pipelines.NeighborToImagePipeline(unet, vae, scheduler)
     own = {
         ClassConditioner: pipelines.ClassToImagePipeline,
         LayoutConditioner: pipelines.LayoutToImagePipeline,
@@ -81,7 +84,8 @@ def assemble(
     }
     if type(conditioner) not in own:
         known = ", ".join(
-            kind.__name__ for kind in (TextConditioner, LowResConditioner, MaskConditioner, *own)
+            kind.__name__
+            for kind in (TextConditioner, LowResConditioner, MaskConditioner, NeighborConditioner, *own)
         )
         raise InputError(f"no pipeline for the conditioner {type(conditioner).__name__}; there are: {known}")
     copied = copy.deepcopy(conditioner).requires_grad_(True).eval()

@@ -21,6 +21,7 @@ from noiseworks.core.models import resolve_model
 from noiseworks.ldm.conditioning import Box, Conditioner, TextConditioner
 from noiseworks.ldm.data import to_uint8
 from noiseworks.ldm.model import LatentModel
+from noiseworks.ldm.retrieval import NeighborConditioner
 from noiseworks.ldm.samplers import SampleSettings
 from noiseworks.ldm.sampling import sample
 from noiseworks.ldm.spatial_conditioning import LowResConditioner, MaskConditioner
@@ -96,6 +97,22 @@ class SemanticToImagePipeline(LatentDiffusionPipeline):
         return self.run({"segmentation": segmentation}, settings, seed, *segmentation.shape[-2:])
 
 
+class NeighborToImagePipeline(LatentDiffusionPipeline):
+    """Images of the neighbours of an embedding, `NeighborIndex.sequence` of any database."""
+
+    def latent_model(self) -> LatentModel:
+        """Return the model with its parameter-free conditioner."""
+        model = super().latent_model()
+        conditioner = NeighborConditioner(model.unet.config.cross_attention_dim)
+        return LatentModel(model.unet, model.vae, model.scheduler, conditioner, model.scale_factor)
+
+    def __call__(
+        self, neighbors: Tensor, settings: SampleSettings | None = None, seed: int = 0
+    ) -> ImagePipelineOutput:
+        """Sample an image per sequence of embeddings `[B, L, D]`."""
+        return self.run({"neighbors": neighbors}, settings, seed)
+
+
 class UpscalePipeline(LatentDiffusionPipeline):
     """Images f times as large, for first stages that `LDMSuperResolutionPipeline` cannot hold."""
 
@@ -160,6 +177,7 @@ OWN = {
         ClassToImagePipeline,
         LayoutToImagePipeline,
         SemanticToImagePipeline,
+        NeighborToImagePipeline,
         UpscalePipeline,
         InpaintPipeline,
     )
