@@ -1,4 +1,4 @@
-"""Rewards of every denoising step to advantages (section 2.5 of the paper's method), and the choice of steps.
+"""Rewards of every denoising step to advantages (He et al. 2025, arXiv 2508.13148), and the choice of steps.
 
 Shapes end in [..., G, T]: G rollouts of one prompt, T denoising steps; leading dimensions are prompts.
 """

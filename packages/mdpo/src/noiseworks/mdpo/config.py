@@ -39,7 +39,7 @@ class MDPOConfig:
         reference_mix: Share of the policy in it.
         max_prompt_length: Longer prompts are left out.
         block_lengths: Block lengths drawn anew for each prompt; empty uses the one of `decoding`.
-        select: Whether each epoch trains only on prompts that the model over-denoises (2.7).
+        select: Whether each epoch trains only on prompts that the model over-denoises.
         selection_temperature: Temperature of the selection's decoding (the authors: 0, and 0.1 for Dream).
         lora_rank: Rank of LoRA adapters; 0 trains all weights.
         lora_alpha: Their scale.

@@ -60,8 +60,14 @@ def at_steps(tensor: Tensor, steps: Tensor) -> Tensor:
     return tensor[steps, torch.arange(tensor.shape[1])]
 
 
+def informative_groups(advantages: Tensor, size: int) -> list[Tensor]:
+    """Return the prompts (first dimension) with any advantage that is not 0, `size` at a time."""
+    found = advantages.flatten(1).abs().amax(dim=1).nonzero()[:, 0]
+    return list(found.split(size)) if len(found) else []
+
+
 def mdpo_micro_batches(rollouts: Rollouts, config: MDPOConfig) -> Iterator[MicroBatch]:
-    """Yield the K chosen steps of every prompt whose rollouts differ in reward (2.6).
+    """Yield the K chosen steps of every prompt whose rollouts differ in reward.
 
     Args:
         rollouts: Prompts x G rows.
@@ -70,9 +76,8 @@ def mdpo_micro_batches(rollouts: Rollouts, config: MDPOConfig) -> Iterator[Micro
     G, K = config.num_generations, config.sample_train_steps
     rewards = rollouts.rewards.reshape(-1, G, rollouts.rewards.shape[-1])
     advantages = compute_advantages(rewards, config.advantage)
-    informative = advantages.abs().amax(dim=(1, 2)).nonzero()[:, 0]
     steps = select_steps(advantages, K)
-    for chosen in informative.split(config.micro_batch_prompts):
+    for chosen in informative_groups(advantages, config.micro_batch_prompts):
         rows = (chosen[:, None] * G + torch.arange(G)).flatten()
         for k in range(K):
             step = steps[chosen, k]
@@ -123,8 +128,8 @@ def diffu_grpo_micro_batches(rollouts: Rollouts, config: MDPOConfig, seed: int) 
     """
     G, trace = config.num_generations, rollouts.trace
     final = rollouts.rewards[:, -1].reshape(-1, G, 1)
-    advantages = compute_advantages(final)[..., 0]
-    for chosen in advantages.abs().amax(dim=1).nonzero()[:, 0].split(config.micro_batch_prompts):
+    advantages = compute_advantages(final, "final")[..., 0]
+    for chosen in informative_groups(advantages, config.micro_batch_prompts):
         rows = (chosen[:, None] * G + torch.arange(G)).flatten()
         targets = trace.final[rows].to(rollouts.prompt.device)
         everywhere = torch.arange(targets.shape[1], device=targets.device).expand(len(rows), -1)

@@ -1,4 +1,4 @@
-"""The MDPO loss (sections 2.6): clipped policy gradient on the masked tokens of chosen steps, and its baselines.
+"""The MDPO loss: clipped policy gradient on the masked tokens of chosen steps, and its baselines.
 
 Everything here is a pure function of log-probabilities; shapes are [G, L] for one group at one step, or
 [N, G, L] for several, whose losses are averaged.

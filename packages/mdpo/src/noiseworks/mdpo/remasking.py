@@ -1,4 +1,4 @@
-"""Running Confidence Remasking (section 2.4) and the standard sampler it replaces (2.3), batched.
+"""Running Confidence Remasking (He et al. 2025) and the standard sampler it replaces, batched.
 
 Both reveal k_t tokens at step t of a block and cost the same network calls. The standard sampler freezes what
 it has revealed; RCR keeps the confidence of every predicted position and masks the globally least sure ones
@@ -43,7 +43,7 @@ class Decoding:
         block_length: B, tokens of a block; must divide L.
         steps: T, network calls; must be a multiple of the number of blocks.
         temperature: τ; 0 takes the likeliest token.
-        schedule: linear, cosine, pow<k>, log or exp: how many tokens are revealed when (2.2).
+        schedule: linear, cosine, pow<k>, log or exp: how many tokens are revealed when.
         confidence: Score that orders positions: llada (probability of the token), entropy (negative),
             topk_margin or random.
         remask: rcr, or low_confidence (the standard sampler).
@@ -93,7 +93,7 @@ class Decoding:
         return self.gen_length // self.block_length
 
     def reveal_counts(self) -> list[int]:
-        """Return k_t for the steps of one block: how many tokens become final at each (2.2)."""
+        """Return k_t for the steps of one block: how many tokens become final at each."""
         return [
             int(k) for k in transfer_schedule(self.block_length, self.steps // self.blocks, self.schedule)
         ]
@@ -129,7 +129,7 @@ class Prediction(NamedTuple):
 
 
 def predict(logits: Tensor, decoding: Decoding, keys: Tensor, call: int) -> Prediction:
-    """Return the sampled tokens with their probabilities and scores (2.3, steps 1 to 3).
+    """Return the sampled tokens with their probabilities and scores.
 
     Args:
         logits: Aligned logits at the masked positions, [B, n, V]; −inf at the mask id.
@@ -179,7 +179,7 @@ def update_running(running: Tensor, score: Tensor, track: Track) -> Tensor:
 
 
 def running_confidence_remask(tokens: Tensor, running: Tensor, count: int, mask_id: int) -> Tensor:
-    """Return tokens in which the `count` least sure predicted positions are masked again (2.4, step 2).
+    """Return tokens in which the `count` least sure predicted positions are masked again.
 
     Args:
         tokens: Generated part, int64 [B, L].
@@ -200,8 +200,8 @@ class _Canvas:
         shape = (len(prompt), decoding.gen_length)
         self.prompt, self.decoding, self.mask_id = prompt, decoding, mask_id
         self.tokens = torch.full(shape, mask_id, dtype=torch.long, device=prompt.device)
-        self.running = torch.full(shape, math.inf, device=prompt.device)
-        self.weights = torch.zeros(shape, device=prompt.device)
+        self.running = torch.full(shape, math.inf, dtype=torch.float32, device=prompt.device)
+        self.weights = torch.zeros(shape, dtype=torch.float32, device=prompt.device)
         self.record = [] if record else None
 
     def masked(self, end: int) -> Tensor:

@@ -21,6 +21,10 @@ _TAGS = ("<think>\n", "\n</think>\n", "\n<answer>\n", "\n</answer>")
 _FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
 
 
+MAX_STEPS = 64
+"""Steps of a Countdown answer that are looked at."""
+
+
 class RewardFunction(Protocol):
     """What a reward is: one number a completion; NaN says that it does not apply."""
 
@@ -97,18 +101,38 @@ def solves_countdown(text: str, numbers: Sequence[int], target: int) -> bool:
     """Return whether the answer in a text makes `target` out of all `numbers`, each used once.
 
     Args:
-        text: A completion; its answer may be followed by `= result`.
+        text: A completion. Its answer is one expression, perhaps with `= result` behind it, or steps whose
+            results are used later: `7 - 3 = 4 , 4 * 12 = 48`; then every step must hold.
         numbers: The given numbers.
         target: What they must make.
     """
-    expression = extract_answer(text)
+    answer = extract_answer(text)
     for command, sign in (("\\div", "/"), ("\\times", "*"), ("\\cdot", "*")):
-        expression = expression.replace(command, sign)
-    expression = expression.split("=")[0]
+        answer = answer.replace(command, sign)
     try:
+        if "," in answer:
+            return _steps_reach(answer.split(","), list(numbers), target)
+        expression = answer.split("=")[0]
         return sorted(numbers_in(expression)) == sorted(numbers) and evaluate(expression) == target
     except ArithmeticSyntaxError:
         return False
+
+
+def _steps_reach(steps: Sequence[str], numbers: list[int], target: int) -> bool:
+    left = Counter(map(Fraction, numbers))
+    for step in steps[:MAX_STEPS]:
+        expression, _, stated = step.partition("=")
+        used = Counter(map(Fraction, numbers_in(expression)))
+        result = evaluate(expression)
+        if (
+            sum(used.values()) != 2
+            or used - left
+            or len(numbers_in(stated)) != 1
+            or evaluate(stated) != result
+        ):
+            return False
+        left = left - used + Counter([result])
+    return len(steps) <= MAX_STEPS and left == Counter([Fraction(target)])
 
 
 def countdown_reward(

@@ -1,4 +1,4 @@
-"""Data selection (section 2.7): train on prompts that the model solves at some step and then gets wrong."""
+"""Data selection: train on prompts that the model solves at some step and then gets wrong."""
 
 import hashlib
 import json

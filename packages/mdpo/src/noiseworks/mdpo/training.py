@@ -1,4 +1,4 @@
-"""MDPO training (section 2.9) as a loop on Lightning Fabric: roll out, score every step, pick steps, update.
+"""MDPO training as a loop on Lightning Fabric: roll out, score every step, pick steps, update.
 
 Data order, sampling and dropout are functions of the seed and the round, so a run that is killed and resumed
 repeats the rounds of an uninterrupted one bit for bit on the CPU.
@@ -109,7 +109,12 @@ class MDPOTrainer:
                 torch.manual_seed(config.seed)
                 targets = config.lora_targets
                 model = add_lora(model, config.lora_rank, config.lora_alpha, config.lora_dropout, targets)
-        self.fabric = Fabric(config.accelerator, config.strategy, config.devices, precision=config.precision)
+        self.fabric = Fabric(
+            accelerator=config.accelerator,
+            strategy=config.strategy,
+            devices=config.devices,
+            precision=config.precision,
+        )
         if config.devices > 1:
             self.fabric.launch()
         self.policy = Policy(model, spec)
