@@ -6,9 +6,10 @@ import sys
 import types
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import pytest
-from noiseworks.core.cli import Command, list_methods, make_app, one_line, run, show
+from noiseworks.core.cli import SPREAD, Command, list_methods, make_app, one_line, root_app, run, show
 from noiseworks.core.errors import InputError
 
 
@@ -20,6 +21,28 @@ class Outcome:
     path: Path
     parts: tuple[int, ...]
     failed: bool = False
+
+
+@dataclass(frozen=True)
+class Size:
+    """A size.
+
+    Attributes:
+        width: In metres.
+        height: In feet.
+    """
+
+    width: float
+    height: float = 1.0
+
+
+def area(*, size: Annotated[Size, SPREAD]) -> float:
+    """Return an area.
+
+    Args:
+        size: The size.
+    """
+    return size.width * size.height
 
 
 def double(value: float, *, fail: bool = False) -> Outcome:
@@ -39,12 +62,18 @@ def broken() -> None:
     raise ZeroDivisionError("a defect")
 
 
+def interrupted() -> None:
+    """Be stopped by Ctrl-C."""
+    raise KeyboardInterrupt
+
+
 @pytest.fixture
 def app(monkeypatch):
     module = types.ModuleType("frame_commands")
-    module.double, module.broken = double, broken
+    verbs = {"double": double, "broken": broken, "interrupted": interrupted}
+    vars(module).update(verbs)
     monkeypatch.setitem(sys.modules, "frame_commands", module)
-    commands = {name: Command(f"frame_commands:{name}", f"Run {name}.") for name in ("double", "broken")}
+    commands = {name: Command(f"frame_commands:{name}", f"Run {name}.") for name in verbs}
     commands["absent"] = Command("no_such_module:function", "Import nothing before it runs.")
     return make_app("frame", commands, distribution="noiseworks-core")
 
@@ -71,6 +100,31 @@ def test_json_anywhere_prints_json(app, capsys):
         }
 
 
+def test_ctrl_c_is_one_line_and_status_130(app, capsys):
+    assert status(app, "interrupted") == 130
+    out, error = capsys.readouterr()
+    assert (out, len(error.splitlines())) == ("", 1)
+    assert error.startswith("stopped")
+
+
+def test_ctrl_c_is_one_line_for_the_root_command_too(monkeypatch, capsys):
+    monkeypatch.setattr("noiseworks.core.cli.list_methods", interrupted)
+    assert status(root_app(), "list") == 130
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_dataclass_spreads_over_options(monkeypatch, capsys):
+    module = types.ModuleType("spread_commands")
+    module.area = area
+    monkeypatch.setitem(sys.modules, "spread_commands", module)
+    commands = {"area": Command("spread_commands:area", "Run area.")}
+    app = make_app("frame", commands, distribution="noiseworks-core")
+    assert status(app, "area", "--width", "2", "--height", "3") == 0
+    assert capsys.readouterr().out == "6.0\n"
+    assert status(app, "area", "--help") == 0
+    assert "In metres." in capsys.readouterr().out
+
+
 def test_a_failed_result_ends_with_status_one(app):
     assert status(app, "double", "1", "--fail") == 1
 
@@ -82,8 +136,8 @@ def test_a_failed_result_ends_with_status_one(app):
         (("double", "many"), "many"),
         (("double",), "value"),
         (("double", "1", "--unknown", "2"), "unknown"),
-        (("triple", "1"), "unknown command 'triple'; commands: double, broken, absent"),
-        (("--triple",), "unknown option '--triple'; commands: double, broken, absent"),
+        (("triple", "1"), "unknown command 'triple'; commands: double, broken, interrupted, absent"),
+        (("--triple",), "unknown option '--triple'; commands: double, broken, interrupted, absent"),
     ],
 )
 def test_bad_input_is_one_line_on_stderr_and_status_two(app, capsys, words, message):

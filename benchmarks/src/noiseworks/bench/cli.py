@@ -18,7 +18,6 @@ app = make_app(
     },
 )
 app.default(bench)
-app.suppress_keyboard_interrupt = False  # so that `run` can say that finished work is kept
 
 
 def main() -> None:

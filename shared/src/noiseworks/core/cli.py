@@ -19,12 +19,16 @@ from importlib.metadata import EntryPoint, entry_points, metadata
 from pathlib import Path
 from typing import Any
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 from noiseworks.core.errors import InputError, NoiseworksError
 
 METHOD_GROUP = "noiseworks.methods"
 COMMAND_GROUP = "noiseworks.commands"
 EXIT_BAD_INPUT = 2
+EXIT_STOPPED = 130
+# `drawing: Annotated[Drawing, SPREAD]` gives a command one option for each field of the dataclass `Drawing`, so
+# that commands share a list of options; the help of an option is its line in the class's "Attributes:".
+SPREAD = Parameter(name="*")
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ def make_app(slug: str, commands: Mapping[str, Command], *, distribution: str | 
         help=about["Summary"],
         version=about["Version"],
         result_action="return_value",
+        suppress_keyboard_interrupt=False,  # so that `run` can say what became of the work
     )
     for verb, command in commands.items():
         app.command(command.target, name=verb, help=command.help, result_action="return_value")
@@ -58,8 +63,9 @@ def make_app(slug: str, commands: Mapping[str, Command], *, distribution: str | 
 def run(app: App, arguments: Sequence[str] | None = None) -> None:
     """Run a command line and leave the process: 0 when it worked, 2 on bad input, 1 when a result says failure.
 
-    Bad input is one line on stderr. `--debug` anywhere shows the trace instead, `--json` anywhere prints the
-    result as JSON. A result with a true attribute `failed` ends with status 1.
+    Ctrl-C is one line on stderr and status 130. Bad input is one line on stderr. `--debug` anywhere shows the
+    trace instead, `--json` anywhere prints the result as JSON. A result with a true attribute `failed` ends
+    with status 1.
 
     Args:
         app: The app of `make_app`.
@@ -73,7 +79,7 @@ def run(app: App, arguments: Sequence[str] | None = None) -> None:
         result = app(words, exit_on_error=False, print_error=False)
     except KeyboardInterrupt:
         print("stopped; finished work is kept, run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(EXIT_STOPPED)
     except (NoiseworksError, CycloptsError, FileNotFoundError, PermissionError) as error:
         if debug:
             raise
@@ -165,6 +171,7 @@ def root_app() -> App:
         help="Diffusion papers as methods that plug into the models you have, and as claims that anyone can run.",
         version=about["Version"],
         result_action="return_value",
+        suppress_keyboard_interrupt=False,
     )
     app.command(list_methods, name="list", help="List the installed methods.", result_action="return_value")
     for name, entry in dispatched().items():
