@@ -63,7 +63,7 @@ def calibrate(
         pipe: The pipeline.
         prompts: Some tens of typical prompts.
         sampling: Steps, scale and seed that will be used.
-        target_nfe: Mean evaluations a sample to aim at, between T + 1 and 2 T.
+        target_nfe: Mean evaluations a sample to aim at, between T + 1 and 2 T (T + 2 and 3 T with `perp_neg`).
         max_quality_loss: Largest allowed mean of |z - z_cfg|^2 / |z_cfg|^2 over final latents.
         policy: Everything but the threshold, by default `AdaptiveGuidance()`.
         progress: Called with (samples done, samples in all) for each pass.
@@ -76,10 +76,11 @@ def calibrate(
     policy = policy or AdaptiveGuidance()
     if max_quality_loss is not None:
         check_number("max_quality_loss", max_quality_loss, low=0.0)
-    gamma = record_similarity(pipe, prompts, sampling, policy.space, progress)
+    gamma = record_similarity(pipe, prompts, sampling, policy.space, progress, policy.perp_neg)
     if target_nfe is not None:
         return replace(policy, threshold=threshold_for_nfe(gamma, target_nfe, policy))
-    target = sample_latents(pipe, prompts, sampling, AdaptiveGuidance(threshold=2.0), progress)
+    guided = AdaptiveGuidance(threshold=2.0, perp_neg=policy.perp_neg)
+    target = sample_latents(pipe, prompts, sampling, guided, progress)
 
     def loss(threshold: float) -> float:
         tried = replace(policy, threshold=threshold)

@@ -5,13 +5,14 @@ import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from noiseworks.core.artifacts import atomic_directory, check_writable
 from noiseworks.core.checks import check_number
+from noiseworks.core.cli import SPREAD
 from noiseworks.core.devices import resolve_device, resolve_dtype
 from noiseworks.core.errors import InputError
 from noiseworks.kits.diffusers_hosts.loading import load_pipeline
@@ -28,49 +29,72 @@ from rich.progress import Progress as Bars
 FAMILIES = ("sd", "sdxl", "sd3", "flux", "pixart", "dit")
 
 
-def generate(
-    *,
-    pipeline: str,
-    prompts: str,
-    out: Path,
-    steps: int = 20,
-    scale: float = 7.5,
-    threshold: float = 0.99,
-    space: str = "auto",
-    policy: str = "ag",
-    coefs: Path | None = None,
-    negative: str | None = None,
-    seed: int = 0,
-    batch_size: int = 8,
-    device: str = "auto",
-    dtype: str = "float32",
-) -> dict[str, Any]:
-    """Draw images under a guidance policy and report what it cost.
+@dataclass(frozen=True)
+class Drawing:
+    """What the commands share: the model, the prompts and how to draw.
 
-    Args:
+    Attributes:
         pipeline: A directory, a hub id or testbed:<name>.
         prompts: A text file with one prompt a line, or one prompt (class labels for DiT).
-        out: Folder for the images, `report.json`, `metrics.csv`, `config.yaml` and `trace.png`.
         steps: Number of denoising steps.
         scale: Guidance scale, above 1.
-        threshold: Adaptive Guidance's similarity; above 1 means full guidance throughout.
-        space: auto, x_minus_eps, x0 or eps.
-        policy: "ag", "cfg", "linear" (with --coefs), one digit a step, or a folder that
-            calibrate or search wrote.
-        coefs: Folder of LinearAG coefficients.
         negative: Negative prompt.
         seed: Sample i is drawn with seed + i.
         batch_size: Samples a run.
         device: auto, cpu, cuda or cuda:<n>.
         dtype: float32, bfloat16 or float16.
+    """
+
+    pipeline: str
+    prompts: str
+    steps: int = 20
+    scale: float = 7.5
+    negative: str | None = None
+    seed: int = 0
+    batch_size: int = 8
+    device: str = "auto"
+    dtype: str = "float32"
+
+    @property
+    def sampling(self) -> Sampling:
+        """The same as the library's functions take it."""
+        return Sampling(self.steps, self.scale, self.negative, self.batch_size, self.seed)
+
+
+Options = Annotated[Drawing, SPREAD]
+
+
+def generate(
+    *,
+    drawing: Options,
+    out: Path,
+    threshold: float = 0.99,
+    space: str = "auto",
+    policy: str = "ag",
+    coefs: Path | None = None,
+    perp_neg: float = 0.0,
+    uncond_zero: float = 0.0,
+) -> dict[str, Any]:
+    """Draw images under a guidance policy and report what it cost.
+
+    Args:
+        drawing: The model, the prompts and how to draw.
+        out: Folder for the images, `report.json`, `metrics.csv`, `config.yaml` and `trace.png`.
+        threshold: Adaptive Guidance's similarity; above 1 means full guidance throughout.
+        space: auto, x_minus_eps, x0 or eps.
+        policy: "ag", "cfg", "linear" (with --coefs), one digit a step, or a folder that
+            calibrate or search wrote.
+        coefs: Folder of LinearAG coefficients.
+        perp_neg: With policy ag: weight of --negative as a perpendicular negative prompt, 0 for a plain one.
+        uncond_zero: With policy ag: scale of uncond-zero once guidance has ended, 0 for off.
 
     Returns:
         The output folder, mean network evaluations a sample, and the share of full guidance that they are.
     """
     check_writable(out)
-    sampling = Sampling(steps, scale, negative, batch_size, seed)
-    chosen = choose_policy(policy, steps, threshold, space, coefs)
-    pipe, texts = _load(pipeline, prompts, device, dtype)
+    sampling = drawing.sampling
+    chosen = choose_policy(policy, drawing.steps, threshold, space, coefs, perp_neg, uncond_zero)
+    pipe, texts = _load(drawing)
     with atomic_directory(out) as folder, attach(pipe, chosen) as handle:
         images: list = []
         with _bar("drawing") as progress:
@@ -87,42 +111,39 @@ def generate(
             zip(range(len(nfe)), texts, nfe, actions, strict=True),
         )
         (folder / "report.json").write_text(json.dumps([vars(report) for report in handle.reports]) + "\n")
-        _write_config(folder, pipeline=pipeline, sampling=vars(sampling), policy=policy, threshold=threshold)
+        chosen_by = {
+            "policy": policy,
+            "threshold": threshold,
+            "perp_neg": perp_neg,
+            "uncond_zero": uncond_zero,
+        }
+        _write_config(folder, pipeline=drawing.pipeline, sampling=vars(sampling), **chosen_by)
     mean = sum(nfe) / len(nfe)
-    return {"out": str(out), "images": len(nfe), "mean_nfe": mean, "of_full_guidance": mean / (2 * steps)}
+    return {
+        "out": str(out),
+        "images": len(nfe),
+        "mean_nfe": mean,
+        "of_full_guidance": mean / (2 * drawing.steps),
+    }
 
 
 def profile(
     *,
-    pipeline: str,
-    prompts: str,
+    drawing: Options,
     out: Path,
-    steps: int = 20,
-    scale: float = 7.5,
-    seed: int = 0,
-    batch_size: int = 8,
-    device: str = "auto",
-    dtype: str = "float32",
 ) -> dict[str, Any]:
     """Record how similar the two predictions are along fully guided runs, in every space that the model has.
 
     Args:
-        pipeline: A directory, a hub id or testbed:<name>.
-        prompts: A text file with one prompt a line, or one prompt.
+        drawing: The model, the prompts and how to draw.
         out: Folder for `gamma.csv` and `config.yaml`.
-        steps: Number of denoising steps.
-        scale: Guidance scale, above 1.
-        seed: Sample i is drawn with seed + i.
-        batch_size: Samples a run.
-        device: auto, cpu, cuda or cuda:<n>.
-        dtype: float32, bfloat16 or float16.
 
     Returns:
         Mean similarity per step, by space.
     """
     check_writable(out)
-    sampling = Sampling(steps, scale, None, batch_size, seed)
-    pipe, texts = _load(pipeline, prompts, device, dtype)
+    sampling = drawing.sampling
+    pipe, texts = _load(drawing)
     from noiseworks.kits.diffusers_hosts.levels import prediction_type_of
 
     flow = prediction_type_of(pipe.scheduler) == "flow_prediction"
@@ -132,51 +153,37 @@ def profile(
             gamma = record_similarity(pipe, texts, sampling, space, progress)
         curves[space] = gamma[..., 0].mean(dim=1).tolist()
     with atomic_directory(out) as folder:
-        rows = ([k, *(curve[k] for curve in curves.values())] for k in range(steps))
+        rows = ([k, *(curve[k] for curve in curves.values())] for k in range(drawing.steps))
         _write_rows(folder / "gamma.csv", ("step", *curves), rows)
-        _write_config(folder, pipeline=pipeline, sampling=vars(sampling))
+        _write_config(folder, pipeline=drawing.pipeline, sampling=vars(sampling))
     return {"out": str(out), **curves}
 
 
 def calibrate(
     *,
-    pipeline: str,
-    prompts: str,
+    drawing: Options,
     out: Path,
     target_nfe: float | None = None,
     max_quality_loss: float | None = None,
-    steps: int = 20,
-    scale: float = 7.5,
     space: str = "auto",
-    seed: int = 0,
-    batch_size: int = 8,
-    device: str = "auto",
-    dtype: str = "float32",
 ) -> dict[str, Any]:
     """Choose Adaptive Guidance's threshold for a model, number of steps and guidance scale.
 
     Args:
-        pipeline: A directory, a hub id or testbed:<name>.
-        prompts: A text file with some tens of typical prompts, one a line.
+        drawing: The model, the prompts and how to draw.
         out: Folder for the policy, to be named in `generate --policy`.
         target_nfe: Mean network evaluations a sample to aim at, for instance 30 of 40.
         max_quality_loss: Instead: largest relative squared distance of the final latents to full guidance.
-        steps: Number of denoising steps.
-        scale: Guidance scale, above 1.
         space: auto, x_minus_eps, x0 or eps.
-        seed: Sample i is drawn with seed + i.
-        batch_size: Samples a run.
-        device: auto, cpu, cuda or cuda:<n>.
-        dtype: float32, bfloat16 or float16.
 
     Returns:
         The threshold and the folder.
     """
     check_writable(out)
-    sampling, policy = Sampling(steps, scale, None, batch_size, seed), AdaptiveGuidance(space=space)
+    sampling, policy = drawing.sampling, AdaptiveGuidance(space=space)
     if target_nfe is not None:
-        check_number("target_nfe", target_nfe, low=steps + 1, high=2 * steps)
-    pipe, texts = _load(pipeline, prompts, device, dtype)
+        check_number("target_nfe", target_nfe, low=drawing.steps + 1, high=2 * drawing.steps)
+    pipe, texts = _load(drawing)
     with _bar("calibrating") as progress:
         found = calibration.calibrate(
             pipe,
@@ -193,34 +200,18 @@ def calibrate(
 
 def fit(
     *,
-    pipeline: str,
-    prompts: str,
+    drawing: Options,
     out: Path,
-    steps: int = 20,
-    scale: float = 7.5,
-    negative: str | None = None,
     ridge: float = 1e-7,
     intercept: bool = False,
-    seed: int = 0,
-    batch_size: int = 8,
-    device: str = "auto",
-    dtype: str = "float32",
 ) -> dict[str, Any]:
     """Fit LinearAG's coefficients; a stopped fit goes on where it was when run again.
 
     Args:
-        pipeline: A directory, a hub id or testbed:<name>.
-        prompts: A text file with about 200 prompts, one a line.
+        drawing: The model, the prompts and how to draw.
         out: Folder for the coefficients; `<out>.partial` holds the sums until the fit is done.
-        steps: Number of denoising steps.
-        scale: Guidance scale, above 1.
-        negative: Negative prompt; the coefficients hold for this one only.
         ridge: Added to the diagonal of the scaled normal equations.
         intercept: Whether to fit a constant a step.
-        seed: Sample i is drawn with seed + i.
-        batch_size: Samples a run.
-        device: auto, cpu, cuda or cuda:<n>.
-        dtype: float32, bfloat16 or float16.
 
     Returns:
         Smallest R^2 over the steps, with the regression and with the trivial copy, and the folder.
@@ -229,8 +220,8 @@ def fit(
 
     check_writable(out)
     check_number("ridge", ridge, low=0.0)
-    sampling = Sampling(steps, scale, negative, batch_size, seed)
-    pipe, texts = _load(pipeline, prompts, device, dtype)
+    sampling = drawing.sampling
+    pipe, texts = _load(drawing)
     partial = out.with_name(f"{out.name}.partial")
     with _bar("fitting") as progress:
         found = calibration.fit_linear(
@@ -247,45 +238,31 @@ def fit(
 
 def search(
     *,
-    pipeline: str,
-    prompts: str,
+    drawing: Options,
     out: Path,
     method: policy_search.Method = "relaxed",
     budget: float = 30.0,
     updates: int = 100,
     max_evaluations: int = 100,
-    steps: int = 20,
-    scale: float = 7.5,
-    seed: int = 0,
-    batch_size: int = 8,
-    device: str = "auto",
-    dtype: str = "float32",
 ) -> dict[str, Any]:
     """Search for a fixed guidance policy within a budget of network evaluations.
 
     Args:
-        pipeline: A directory, a hub id or testbed:<name>.
-        prompts: A text file with one prompt a line.
+        drawing: The model, the prompts and how to draw.
         out: Folder for the policy, to be named in `generate --policy`.
         method: relaxed (gradient search), truncation or local.
         budget: Network evaluations a sample.
         updates: Gradient steps of the relaxed search.
         max_evaluations: Policies that the local search may try.
-        steps: Number of denoising steps.
-        scale: Guidance scale, above 1.
-        seed: Sample i is drawn with seed + i.
-        batch_size: Samples a run.
-        device: auto, cpu, cuda or cuda:<n>.
-        dtype: float32, bfloat16 or float16.
 
     Returns:
         The policy as digits, its evaluations, and the folder.
     """
     check_writable(out)
     check_number("max_evaluations", max_evaluations, low=1, integer=True)
-    sampling = Sampling(steps, scale, None, batch_size, seed)
-    settings = replace(SearchSettings(budget=budget, updates=updates), scales=(scale,))
-    pipe, texts = _load(pipeline, prompts, device, dtype)
+    sampling = drawing.sampling
+    settings = replace(SearchSettings(budget=budget, updates=updates), scales=(drawing.scale,))
+    pipe, texts = _load(drawing)
     with _bar("searching") as progress:
         found = policy_search.search_policy(
             pipe, texts, sampling, settings, method, max_evaluations, progress
@@ -295,7 +272,13 @@ def search(
 
 
 def choose_policy(
-    policy: str, steps: int, threshold: float = 0.99, space: str = "auto", coefs: Path | None = None
+    policy: str,
+    steps: int,
+    threshold: float = 0.99,
+    space: str = "auto",
+    coefs: Path | None = None,
+    perp_neg: float = 0.0,
+    uncond_zero: float = 0.0,
 ) -> GuidancePolicy:
     """Return the policy that a command line names.
 
@@ -305,12 +288,16 @@ def choose_policy(
         threshold: For "ag".
         space: For "ag".
         coefs: Folder of coefficients, for "linear".
+        perp_neg: For "ag".
+        uncond_zero: For "ag".
 
     Raises:
         InputError: When the name is none of these, or does not fit the number of steps.
     """
     if policy == "ag":
-        return AdaptiveGuidance(threshold=threshold, space=space)
+        return AdaptiveGuidance(threshold=threshold, space=space, perp_neg=perp_neg, uncond_zero=uncond_zero)
+    if perp_neg or uncond_zero:
+        raise InputError(f"--perp-neg and --uncond-zero go with --policy ag, got --policy {policy}")
     if policy == "cfg":
         return FixedPolicy(actions="2" * steps)
     if policy == "linear":
@@ -329,8 +316,9 @@ def choose_policy(
     raise InputError(f"policy must be ag, cfg, linear, one digit a step or a folder, got {policy!r}")
 
 
-def _load(pipeline: str, prompts: str, device: str, dtype: str) -> tuple[Any, list]:
-    target, precision = resolve_device(device), resolve_dtype(dtype)
+def _load(drawing: Drawing) -> tuple[Any, list]:
+    target, precision = resolve_device(drawing.device), resolve_dtype(drawing.dtype)
+    prompts = drawing.prompts
     path = Path(prompts)
     if path.suffix == ".txt" and not path.is_file():
         raise InputError(
@@ -340,7 +328,7 @@ def _load(pipeline: str, prompts: str, device: str, dtype: str) -> tuple[Any, li
     texts = [line.strip() for line in lines if line.strip()]
     if not texts:
         raise InputError(f"no prompts in {prompts}: put one a line")
-    pipe = load_pipeline(pipeline, target, precision, FAMILIES)
+    pipe = load_pipeline(drawing.pipeline, target, precision, FAMILIES)
     if type(pipe).__name__ != "DiTPipeline":
         return pipe, texts
     if not all(text.isdigit() for text in texts):

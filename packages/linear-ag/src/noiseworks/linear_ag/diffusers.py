@@ -16,16 +16,21 @@ from noiseworks.kits.diffusers_hosts.hooks import (
     detach_hook,
     latent_channels_of,
 )
+from noiseworks.kits.diffusers_hosts.layouts import layout_of
 from noiseworks.kits.diffusers_hosts.levels import prediction_type_of
 from noiseworks.kits.diffusers_hosts.rows import prediction_of, replace_prediction, scatter_rows
+from noiseworks.linear_ag.empty_prompt import check_extras, empty_condition, with_condition
 from noiseworks.linear_ag.guidance import (
     Action,
     GuidanceState,
+    evaluations,
     fill,
     measure,
     measured,
+    perpendicular_negative,
     required,
     strengthen,
+    uncond_zero,
 )
 from noiseworks.linear_ag.policies import GuidancePolicy, RunSettings
 from torch import Tensor
@@ -70,8 +75,10 @@ def check_host(pipe: "DiffusionPipeline", policy: GuidancePolicy) -> None:
 
     Raises:
         InputError: When the policy's space has no meaning for the model.
-        UnsupportedHostError: When guidance is distilled into the model, so that no second pass exists.
+        UnsupportedHostError: When guidance is distilled into the model, so that no second pass exists, or the
+            host cannot take the policy's perpendicular negative prompt or uncond-zero.
     """
+    check_extras(layout_of(pipe), *policy.extras)
     if denoiser_of(pipe).config.get("time_cond_proj_dim") is not None:
         raise UnsupportedHostError("guidance is distilled into this UNet: there is no second pass to save")
     if policy.space == "x_minus_eps" and prediction_type_of(pipe.scheduler) == "flow_prediction":
@@ -108,6 +115,7 @@ class GuidanceHook(DenoiserHook):
         self._memory: Tensor | None = None
         self._difference: Tensor | None = None
         self._cond_output: Any = None
+        self._empty: dict[str, Any] | None = None
 
     def begin_run(self, call: DenoiserCall) -> None:
         """Start a new record and forget all predictions."""
@@ -139,6 +147,8 @@ class GuidanceHook(DenoiserHook):
     def _begin_guided(self, call: DenoiserCall) -> None:
         self.states.append(self._state)
         self.policy.check_run(run_settings(self, call))
+        if self.policy.extras[0]:
+            self._empty = empty_condition(self.pipe, call)
 
     def _decide(self, call: DenoiserCall) -> Tensor:
         step, state = call.run.step, self._state
@@ -195,13 +205,46 @@ class GuidanceHook(DenoiserHook):
         filled = fill(predictions, actions, self._estimate(step, actions, predictions), self._difference)
         strength = self.policy.strength(step)
         handed = filled if strength == 1.0 else strengthen(filled, strength)
-        state.nfe += required(actions, len(self.order)).sum(dim=0)
+        perp_neg, zero_scale = self.policy.extras
+        if perp_neg:
+            handed = self._against_empty(call, actions, handed, perp_neg)
+        if zero_scale:
+            handed = self._centred(call, sample, actions, handed, zero_scale)
+        state.nfe += evaluations(actions, len(self.order), perp_neg > 0)
         self._measure(call, sample, actions, filled)
         self._remember(step, actions, filled)
         if self.record is not None:
             self.record(step, predictions, handed)
-        untouched = strength == 1.0 and bool((actions == Action.CFG).all())
+        untouched = strength == 1.0 and not perp_neg and bool((actions == Action.CFG).all())
         return None if untouched else handed
+
+    def _against_empty(
+        self, call: DenoiserCall, actions: Tensor, predictions: Tensor, weight: float
+    ) -> Tensor:
+        """Return guided rows as (e_c less the perpendicular negative, e_0), for the host's own formula."""
+        guided = (actions == Action.CFG).nonzero().flatten()
+        if not len(guided):
+            return predictions
+        rows = guided + self.layout.roles.index("uncond") * call.run.batch
+        empty = prediction_of(self.evaluate(with_condition(call, rows, self.layout, self._empty)))
+        guided, handed = guided.to(predictions.device), predictions.clone()
+        latents = slice(self.channels)  # a learned variance behind them has no part in guidance
+        cond, negative = predictions[:, guided, latents]
+        handed[0, guided, latents] = perpendicular_negative(cond, negative, empty[:, latents], weight)
+        handed[-1, guided] = empty
+        return handed
+
+    def _centred(
+        self, call: DenoiserCall, sample: Tensor, actions: Tensor, predictions: Tensor, scale: float
+    ) -> Tensor:
+        """Return the predictions with uncond-zero in every place of the rows without guidance."""
+        rows = (actions == Action.COND).nonzero().flatten().to(predictions.device)
+        if not len(rows):
+            return predictions
+        latents, handed = slice(self.channels), predictions.clone()
+        moved = uncond_zero(predictions[0, rows, latents], sample[rows, latents], scale, self.level(call))
+        handed[:, rows, latents] = moved
+        return handed
 
     def _measure(self, call: DenoiserCall, sample: Tensor, actions: Tensor, filled: Tensor) -> None:
         valid = measured(actions, len(self.order))

@@ -130,6 +130,7 @@ def record_similarity(
     sampling: Sampling,
     space: str = "auto",
     progress: Progress | None = None,
+    perp_neg: float = 0.0,
 ) -> Tensor:
     """Return the similarity of the predictions along fully guided runs, float64 `[T, n, pairs]`.
 
@@ -139,8 +140,10 @@ def record_similarity(
         sampling: How to draw.
         space: Where similarity is measured.
         progress: Called with (samples done, samples in all).
+        perp_neg: Weight of a perpendicular negative prompt along the runs.
     """
-    with attach(pipe, AdaptiveGuidance(threshold=2.0, space=space)) as handle:
+    guided = AdaptiveGuidance(threshold=2.0, space=space, perp_neg=perp_neg)
+    with attach(pipe, guided) as handle:
         for _ in sample(pipe, prompts, sampling, progress=progress):
             pass
         return torch.cat([state.gamma for state in handle.states], dim=1)
