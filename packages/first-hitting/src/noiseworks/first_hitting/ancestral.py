@@ -1,0 +1,141 @@
+"""The baseline: ancestral sampling on a grid of times, in full and in an equivalent cheap form."""
+
+from dataclasses import dataclass
+
+import torch
+from noiseworks.core.checks import check_choice, check_number
+from noiseworks.core.discrete import MaskSchedule, linear
+from noiseworks.core.errors import InputError
+from noiseworks.first_hitting.categorical import METHODS, categorical
+from noiseworks.first_hitting.denoisers import Denoiser
+from torch import Tensor
+
+FINAL = ("draw", "argmax", "none")
+
+
+@dataclass(frozen=True)
+class AncestralSettings:
+    """How to sample.
+
+    Attributes:
+        mask_id: Id of [MASK].
+        num_steps: T, steps of the grid from 1 to `eps`.
+        schedule: Of the masks; by default linear.
+        eps: Last time of the grid.
+        method: How tokens are drawn, see `categorical`.
+        cache: Reuse the output while no token changes (as MDLM does); not for time-conditioned models.
+        lazy: Draw only where a token is revealed: k ~ Binomial(n, δ), k random positions, one draw each. The
+            distribution is the same.
+        final: What becomes of the masks that are left at `eps`: `draw`, `argmax` or `none`.
+        takes_time: Whether the denoiser is called with times.
+    """
+
+    mask_id: int
+    num_steps: int = 1024
+    schedule: MaskSchedule | None = None
+    eps: float = 1e-5
+    method: str = "gumbel64"
+    cache: bool = True
+    lazy: bool = False
+    final: str = "draw"
+    takes_time: bool = False
+
+    def __post_init__(self) -> None:
+        check_number("num_steps", self.num_steps, low=1, integer=True)
+        check_number("eps", self.eps, low=0, high=1, low_open=True, high_open=True)
+        check_choice("method", self.method, METHODS)
+        check_choice("final", self.final, FINAL)
+        if self.cache and self.takes_time:
+            raise InputError("a time-conditioned model has another output at every time: set cache=False")
+
+
+@dataclass(frozen=True)
+class AncestralSample:
+    """What the sampler returns.
+
+    Attributes:
+        tokens: int64 [B, L].
+        calls: Network calls.
+        draws: Categorical draws over the vocabulary.
+    """
+
+    tokens: Tensor
+    calls: int
+    draws: int
+
+
+@torch.no_grad()
+def ancestral_sample(
+    denoiser: Denoiser,
+    tokens: Tensor,
+    settings: AncestralSettings,
+    *,
+    generator: torch.Generator | None = None,
+) -> AncestralSample:
+    """Replace masks by ancestral sampling: each stays masked with probability m(s) / m(t) from t to s.
+
+    Args:
+        denoiser: See `denoisers`.
+        tokens: int64 [B, L].
+        settings: How to sample.
+        generator: Source of randomness.
+
+    Raises:
+        InputError: When the model's output cannot be drawn from.
+    """
+    schedule, mask_id = settings.schedule or linear(), settings.mask_id
+    times = torch.linspace(1, settings.eps, settings.num_steps + 1, dtype=torch.float64)
+    delta = schedule.unmask_prob(times[:-1], times[1:]).tolist()
+    tokens, calls, draws = tokens.clone(), 0, 0
+    everywhere = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    output: Tensor | None = None
+    for step in range(settings.num_steps + (settings.final != "none")):
+        masked = tokens == mask_id
+        last = step == settings.num_steps
+        reveal = None
+        if settings.lazy and not last:
+            reveal = masked & _bernoulli(masked, delta[step], generator)
+            if not bool(reveal.any()):
+                continue
+        elif not bool(masked.any()):
+            break
+        if output is None:
+            now = times[step].expand(len(tokens)).to(tokens.device) if settings.takes_time else None
+            output = denoiser(tokens, now, everywhere)
+            calls += 1
+        if last or settings.lazy:
+            where = masked if last else reveal
+            method = "cdf64" if settings.lazy else settings.method
+            zero = last and settings.final == "argmax"
+            drawn = categorical(output[where], method, temperature=0.0 if zero else 1.0, generator=generator)
+            tokens[where] = drawn
+            draws += len(drawn)
+            output = None
+            continue
+        drawn = categorical(_with_mask(output[masked], delta[step]), settings.method, generator=generator)
+        draws += len(drawn)
+        stays = drawn == output.shape[-1]
+        tokens[masked] = torch.where(stays, mask_id, drawn)
+        if not settings.cache or not bool(stays.all()):
+            output = None
+    return AncestralSample(tokens, calls, draws)
+
+
+def _with_mask(logits: Tensor, delta: float) -> Tensor:
+    """Return log-probabilities of the V tokens, times δ, and of staying masked, [R, V + 1]."""
+    kept = torch.log1p(torch.tensor(-delta, dtype=torch.float64)) if delta < 1 else torch.tensor(-torch.inf)
+    tokens = logits.log_softmax(dim=-1) + torch.tensor(delta, dtype=torch.float64).log().to(logits.dtype)
+    return torch.cat([tokens, kept.to(logits).expand(len(logits), 1)], dim=-1)
+
+
+def _bernoulli(like: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:
+    device = like.device if generator is None else generator.device
+    uniform = torch.rand(like.shape, generator=generator, device=device, dtype=torch.float64)
+    return (uniform < probability).to(like.device)
+
+
+def expected_calls(length: int, num_steps: int) -> float:
+    """Return the mean network calls of a cached run of one row, T (1 - (1 - 1/T)^L), for the linear schedule."""
+    check_number("length", length, low=1, integer=True)
+    check_number("num_steps", num_steps, low=1, integer=True)
+    return num_steps * (1 - (1 - 1 / num_steps) ** length)

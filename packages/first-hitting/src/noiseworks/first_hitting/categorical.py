@@ -1,0 +1,191 @@
+"""Categorical sampling in the right precision, and what the wrong one does (section 2.8 of the package page).
+
+Gumbel-max on uniforms of b bits draws from a *truncated* Gumbel: no draw exceeds M = -log(-log(1 - 2^-b)), so
+rare classes win too rarely. `truncated_probs` gives the resulting distribution in closed form.
+"""
+
+import math
+
+import torch
+from noiseworks.core.checks import check_choice, check_number
+from noiseworks.core.errors import InputError
+from noiseworks.core.noise import exponential_from_two_words, words
+from torch import Tensor
+
+METHODS = ("cdf64", "exponential", "gumbel64", "gumbel32", "gumbel16")
+CORRECT = ("cdf64", "exponential", "gumbel64")
+_BITS = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 24, torch.float64: 53}
+_MDLM_EPS = 1e-10
+
+
+def categorical(
+    logits: Tensor,
+    method: str = "cdf64",
+    *,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+    keys: Tensor | None = None,
+    counter0: int = 0,
+) -> Tensor:
+    """Draw one class a row from softmax(logits / temperature).
+
+    `cdf64` inverts the float64 cumulative sum with one uniform a row: the cheapest. `exponential` is the race
+    argmin E / p with exponentials of 64 random bits. `gumbel64` is Gumbel-max in float64. `gumbel32` (as in
+    MDLM's code) and `gumbel16` are faulty on purpose, to measure what they do.
+
+    Args:
+        logits: [R, V], any floating type; -inf forbids a class. Half precision is cast up first.
+        method: One of `METHODS`.
+        temperature: At least 0; 0 takes the likeliest class.
+        generator: Source of randomness.
+        keys: One key a row in place of a generator, int64 [R]: a row's draw then does not depend on the batch.
+            Only for the correct methods.
+        counter0: First counter of the keys.
+
+    Returns:
+        int64 [R].
+
+    Raises:
+        InputError: On NaN, +inf or a row without an allowed class, or a bad number.
+    """
+    check_choice("method", method, METHODS)
+    check_number("temperature", temperature, low=0)
+    check_logits(logits)
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    if keys is not None and method not in CORRECT:
+        raise InputError(f"method {method!r} draws from a generator; keys are for {', '.join(CORRECT)}")
+    # float32 arithmetic keeps what float32 logits hold; only their exponentials need more.
+    rows = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+    rows = rows if temperature == 1 else rows / temperature
+    if method == "cdf64":
+        return _inverse_cdf(rows, generator, keys, counter0)
+    if method in ("exponential", "gumbel64"):
+        return _race(rows, method, generator, keys, counter0)
+    dtype = torch.float32 if method == "gumbel32" else torch.bfloat16
+    uniform = torch.rand(rows.shape, generator=generator, device=_device(generator, rows), dtype=dtype)
+    norm = _MDLM_EPS - (uniform.to(rows.device) + _MDLM_EPS).log()
+    return (torch.softmax(rows, dim=-1, dtype=torch.float32).to(dtype) / norm).argmax(dim=-1)
+
+
+def check_logits(logits: Tensor) -> None:
+    """Refuse logits that no class can be drawn from.
+
+    Raises:
+        InputError: On another number of dimensions, NaN, +inf or a row of -inf.
+    """
+    if logits.ndim != 2 or logits.shape[1] == 0:
+        raise InputError(f"need logits [R, V], got shape {tuple(logits.shape)}")
+    best = logits.amax(dim=-1)  # NaN spreads
+    bad = ~best.isfinite()
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        raise InputError(
+            f"row {row} of the logits holds NaN, +inf or no allowed class; mend the model's output"
+        )
+
+
+def _device(generator: torch.Generator | None, rows: Tensor) -> torch.device:
+    return rows.device if generator is None else generator.device
+
+
+def _inverse_cdf(
+    rows: Tensor, generator: torch.Generator | None, keys: Tensor | None, counter0: int
+) -> Tensor:
+    # Weights are exact to float32 and their sum to float64, which is where small classes would be lost.
+    weights = (rows - rows.amax(dim=-1, keepdim=True)).exp_()
+    cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
+    if keys is None:
+        shape = (len(rows), 1)
+        uniform = torch.rand(shape, generator=generator, device=_device(generator, rows), dtype=torch.float64)
+        uniform = uniform.to(rows.device)
+    else:
+        high, low = words(keys, 2, counter0).unbind(dim=-1)
+        uniform = (((high << 21) | (low >> 11)).double() * 2.0**-53)[:, None]
+    # The last entry, not 1, is the mass that there is; the first class of a positive weight is never passed.
+    target = uniform * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=rows.shape[1] - 1)
+
+
+def _race(
+    rows: Tensor, method: str, generator: torch.Generator | None, keys: Tensor | None, counter0: int
+) -> Tensor:
+    if keys is not None:
+        race = exponential_from_two_words(words(keys, 2 * rows.shape[1], counter0))
+    elif method == "exponential":
+        # 64 random bits: U is fine where the winner is decided, at small E.
+        device = _device(generator, rows)
+        bits = torch.randint(2**63 - 1, rows.shape, generator=generator, device=device).to(rows.device)
+        race = -torch.log1p(-(bits.double() + 0.5) * 2.0**-63)
+    else:
+        device = _device(generator, rows)
+        uniform = torch.rand(rows.shape, generator=generator, device=device, dtype=torch.float64)
+        race = -uniform.to(rows.device).clamp_(min=2.0**-1074).log_()
+    return (rows.double() - race.log()).argmax(dim=-1)
+
+
+def gumbel_bound(dtype: torch.dtype) -> float:
+    """Return M, the largest Gumbel that uniforms of a type give: 16.6355 in float32, 36.7368 in float64.
+
+    Raises:
+        InputError: When it is no floating type.
+    """
+    if dtype not in _BITS:
+        raise InputError(f"need one of {', '.join(map(str, _BITS))}, got {dtype}")
+    return -math.log(-math.log1p(-(2.0 ** -_BITS[dtype])))
+
+
+def truncated_probs(probs: Tensor, bound: float) -> Tensor:
+    """Return the distribution that Gumbel-max draws from when Gumbels are cut off at `bound` = M.
+
+    With classes sorted ascending, S_i = Σ_{j≥i} π_j and e = exp(-M),
+    β_i = [exp((K-i+1 - S_i/π_i) e) - exp((K-i+1 - S_i/π_{i-1}) e)] / S_i (second term 0 for i = 1), and
+    π'_n = π_n Σ_{i≤n} β_i. Larger classes gain: the effective temperature falls.
+
+    Args:
+        probs: Probabilities [K], sum 1.
+        bound: M, any real number.
+
+    Returns:
+        float64 [K].
+
+    Raises:
+        InputError: When `probs` is no distribution.
+    """
+    p = torch.as_tensor(probs, dtype=torch.float64)
+    if p.ndim != 1 or not bool((p >= 0).all()) or abs(float(p.sum()) - 1) > 1e-6:
+        raise InputError("probs must be one distribution: numbers of at least 0 that sum to 1")
+    inside = p > 0
+    values, order = (p[inside] / p.sum()).sort()
+    count, small = len(values), math.exp(-bound)
+    tail = values.flip(0).cumsum(0).flip(0)
+    left = count - torch.arange(count, dtype=torch.float64)
+    first = torch.exp((left - tail / values) * small)
+    second = torch.zeros_like(first)
+    second[1:] = torch.exp((left[1:] - tail[1:] / values[:-1]) * small)
+    result = torch.zeros_like(values).scatter_(0, order, values * ((first - second) / tail).cumsum(0))
+    return torch.zeros_like(p).masked_scatter_(inside, result)
+
+
+def effective_temperature(probs: Tensor, bound: float) -> float:
+    """Return T* that minimises KL(π' || softmax(log π / T)), with π' = `truncated_probs(probs, bound)`.
+
+    The minimum is where both have the same mean of log π, which falls with T: found by bisection.
+
+    Args:
+        probs: Probabilities [K], all positive, not all equal.
+        bound: M.
+    """
+    log_p = torch.as_tensor(probs, dtype=torch.float64).log()
+    wanted = float((truncated_probs(probs, bound) * log_p).sum())
+    low, high = 1e-3, 1e3
+    for _ in range(100):
+        middle = math.sqrt(low * high)
+        mean = float((torch.softmax(log_p / middle, dim=-1) * log_p).sum())
+        low, high = (middle, high) if mean > wanted else (low, middle)
+    return math.sqrt(low * high)
+
+
+def entropy(probs: Tensor) -> float:
+    """Return the entropy of a distribution [K] in nats."""
+    return float(torch.special.entr(torch.as_tensor(probs, dtype=torch.float64)).sum())
