@@ -122,7 +122,7 @@ def fhs_sample(
         )
     if settings.method not in CORRECT and seeds is not None:
         raise InputError(f"seeds a row need one of the methods {', '.join(CORRECT)}, got {settings.method!r}")
-    keys = row_keys(len(tokens), tokens.shape[1] + 1, generator, seeds, tokens.device)
+    keys = row_keys(len(tokens), 2 * tokens.shape[1], generator, seeds, tokens.device)
     run = _Run(denoiser, tokens.clone(), settings, keys, generator)
     length = settings.block_length or tokens.shape[1]
     for first in range(0, tokens.shape[1], length):
@@ -131,7 +131,7 @@ def fhs_sample(
 
 
 class _Run:
-    """One sampling run; row b's position l draws from `keys[b, l]`, its clock from the last key."""
+    """One sampling run; row b's position l draws from `keys[b, l]`, the clock at n masks from `keys[b, L + n - 1]`."""
 
     def __init__(
         self,
@@ -142,11 +142,11 @@ class _Run:
         generator: torch.Generator | None,
     ) -> None:
         self.denoiser, self.tokens, self.settings, self.generator = denoiser, tokens, settings, generator
-        self.keys, self.clock_keys = keys[:, :-1], keys[:, -1]
+        self.keys, self.clock_keys = keys.chunk(2, dim=1)
         self.schedule = settings.schedule or linear()
         self.times = torch.full(tokens.shape, torch.nan, dtype=torch.float64, device=tokens.device)
         self.log_share = torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device)
-        self.calls = self.events = 0
+        self.calls = self.blocks = 0
         # Revealing in the order of independent uniforms is a uniformly random order.
         place = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
         self.priority = key_uniform(self.keys, 2**41) if settings.order == "uniform" else place.double()
@@ -165,6 +165,7 @@ class _Run:
             if len(rows):
                 memory = self._step(rows, step[rows], eligible, memory)
                 eligible = inside & (self.tokens == self.settings.mask_id)
+        self.blocks += 1
 
     def _plan(self, counts: Tensor, most: int) -> Tensor:
         """Return how many tokens each row reveals at each step, [steps, B]; rows end together."""
@@ -223,13 +224,13 @@ class _Run:
         """Move the rows' clocks to the last of the reveals of this step, and note the times."""
         for i in range(int(reveal.max())):
             active = reveal > i
-            uniform = key_uniform(self.clock_keys[rows], self.events)
-            moved = next_log_share(self.log_share[rows], (masks - i).clamp(min=1), uniform)
+            left = (masks - i).clamp(min=1)
+            keys = self.clock_keys[rows].gather(1, left[:, None] - 1).squeeze(1)
+            moved = next_log_share(self.log_share[rows], left, key_uniform(keys, self.blocks))
             self.log_share[rows] = torch.where(active, moved, self.log_share[rows])
             now = time_of(self.schedule, self.log_share[rows].exp().cpu()).to(rows.device)
             if self.settings.order != "confidence":
                 self.times[rows[active], positions[active, i]] = now[active]
-            self.events += 1
 
     def _call(self, rows: Tensor, positions: Tensor) -> Tensor:
         times = None
