@@ -1,0 +1,21 @@
+"""The command line `noiseworks-freecache`."""
+
+from noiseworks.core.cli import Command, make_app, run
+
+_HOME = "noiseworks.freecache.commands"
+
+app = make_app(
+    "freecache",
+    {
+        "generate": Command(f"{_HOME}:generate", "Complete a prompt with cached keys, guided or not."),
+        "bench": Command(f"{_HOME}:bench", "Time no cache, cache, guide and both at several prompt lengths."),
+        "probe": Command(f"{_HOME}:probe", "Measure how much keys and values drift, by layer and step."),
+        "eval": Command(f"{_HOME}:evaluate", "Count the right answers of a decoding on a task."),
+        "claim": Command(f"{_HOME}:claim", "Run the package's claim."),
+    },
+)
+
+
+def main() -> None:
+    """Run `noiseworks-freecache`."""
+    run(app)

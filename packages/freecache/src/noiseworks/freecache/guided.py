@@ -1,0 +1,294 @@
+"""Guided Diffusion: the masked model drafts, an autoregressive guide decides how many drafts are written."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from noiseworks.core.checks import check_choice, check_number
+from noiseworks.core.errors import InputError
+from noiseworks.freecache.cache import FreeCache, Recompute
+from noiseworks.freecache.decoding import Decoded, Rows, Stats
+from noiseworks.freecache.guidance import Acceptance, leading_run
+from noiseworks.freecache.guide import CHUNK, Guide
+from noiseworks.freecache.orders import ended, fill, uniform
+from noiseworks.freecache.tokens import guide_prompts, token_map
+from noiseworks.freecache.windows import WINDOWS, WindowMode, next_window
+from noiseworks.kits.masked_lm import HostSpec, check_prompt, detect_host, draw_tokens, row_keys
+from torch import Tensor, nn
+
+Mode = Literal["guided", "speculative"]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """One step's drafts and verdicts.
+
+    Attributes:
+        positions: Positions of the candidates on the canvas, int64 [b, n].
+        inside: Whether a candidate lies on the canvas, bool [b, n].
+        masked: Whether it is a mask, bool [b, n].
+        candidates: Drafts at masks, else what stands there, int64 [b, n].
+        flags: Accept flags, bool [b, n]; False from the first chunk that was not compared.
+        replacements: The guide's own token at each position, int64 [b, n] (`speculative`).
+    """
+
+    positions: Tensor
+    inside: Tensor
+    masked: Tensor
+    candidates: Tensor
+    flags: Tensor
+    replacements: Tensor
+
+
+class GuidedDiffusion:
+    """Decoding of a masked model that an autoregressive guide speeds up, with or without FreeCache windows.
+
+    One step drafts every mask in reach by the likeliest token, and lets the guide score all drafts in one
+    forward, each given the drafts before it. The run of accepted drafts at the start is written, at least one
+    draft in any case. The written tokens are the masked model's; the guide only approves.
+
+    Args:
+        model: A LLaDA or Dream model in evaluation mode.
+        guide: A transformers causal language model, smaller than the model.
+        tokenizers: Tokenizers of the model and of the guide, to compare vocabularies; None when the ids are known
+            to agree.
+        acceptance: When a draft is accepted.
+        verify: Drafts that are compared a step; None for all. The guide reads them in chunks of 32 and stops at
+            the first chunk with a rejection.
+        cache: Where windows start: `block`, `token`, `prompt` or `sliding`; None computes everything anew.
+        block_length: Tokens a block of `block` windows.
+        sliding: Tokens to each side of `sliding` windows, at least `verify`.
+        mode: `guided`, or `speculative`: a baseline that writes the guide's token at the first rejection, so
+            that the text follows the guide.
+        match_any: Whether to write every accepted draft, not only the run at the start (experimental).
+        early_stop: Whether a written end of text ends a row.
+        allow_retokenize: Whether a guide with another vocabulary is mapped by text.
+        spec: The model's contract; by default detected.
+
+    Raises:
+        InputError: On an unknown word, a number out of range, or a guide with another vocabulary.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        guide: nn.Module,
+        *,
+        tokenizers: tuple[Any, Any] | None = None,
+        acceptance: Acceptance | None = None,
+        verify: int | None = 32,
+        cache: WindowMode | None = "block",
+        block_length: int = 32,
+        sliding: int = 128,
+        mode: Mode = "guided",
+        match_any: bool = False,
+        early_stop: bool = True,
+        allow_retokenize: bool = False,
+        spec: HostSpec | None = None,
+    ) -> None:
+        self.spec = detect_host(model) if spec is None else spec
+        self.acceptance = Acceptance() if acceptance is None else acceptance
+        if verify is not None:
+            check_number("verify", verify, low=1, integer=True)
+        if cache is not None:
+            check_choice("cache", cache, WINDOWS)
+        check_number("block_length", block_length, low=1, integer=True)
+        check_number("sliding", sliding, low=1 if cache != "sliding" else (verify or 1), integer=True)
+        check_choice("mode", mode, ("guided", "speculative"))
+        if match_any and mode == "speculative":
+            raise InputError("match_any writes the model's drafts; it does not go with mode 'speculative'")
+        tokens = token_map(tokenizers, self.spec, guide, allow_retokenize=allow_retokenize)
+        if tokens is not None and mode == "speculative":
+            raise InputError(
+                "mode 'speculative' writes the guide's tokens; it needs a guide of one vocabulary"
+            )
+        if early_stop and not self.spec.eos_ids:
+            raise InputError("early_stop needs an end of text, the model names none; pass early_stop=False")
+        self.tokenizers, self.guide = tokenizers, Guide(guide, tokens)
+        self.verify, self.window, self.mode = verify, cache, mode
+        self.block_length, self.sliding = block_length, sliding
+        self.match_any, self.early_stop = match_any, early_stop
+        self.cache = Recompute(model, self.spec) if cache is None else FreeCache(model, self.spec)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor,
+        *,
+        attention_mask: Tensor | None = None,
+        gen_length: int = 128,
+        generator: torch.Generator | None = None,
+        seeds: Sequence[int] | None = None,
+        record: bool = False,
+    ) -> Decoded:
+        """Complete prompts, at most `gen_length` steps.
+
+        Args:
+            input_ids: Prompts, int64 [B, P], left padded where they differ in length.
+            attention_mask: 1 for tokens and 0 for padding, [B, P].
+            gen_length: Tokens to generate.
+            generator: Where the rows' seeds are drawn from (strategy `stochastic`).
+            seeds: One seed a row instead.
+            record: Whether to keep the canvas of every step.
+
+        Raises:
+            InputError: When a prompt cannot be completed.
+            NonFiniteError: When the model gives NaN or infinity.
+        """
+        began = time.perf_counter()
+        check_prompt(input_ids, self.spec, gen_length)
+        check_number("gen_length", gen_length, low=1, integer=True)
+        prompt, shift = input_ids.shape[1], self.spec.shift
+        rows = Rows.begin(self.cache, input_ids, attention_mask, gen_length)
+        extra = self._reset_guide(input_ids, attention_mask, gen_length)
+        keys = row_keys(len(input_ids), gen_length, generator, seeds, input_ids.device)
+        clean = input_ids.new_full((len(input_ids),), prompt)
+        stats = Stats(seconds={"host": 0.0, "guide": 0.0}, written=[0] * len(input_ids))
+        output = Decoded(rows.sequences, stats)
+        start, end = 0, rows.tokens.shape[1]
+        while rows.active:
+            proposal = self._propose(rows, clean, (start, end), keys, stats)
+            # Computed with their final tokens, and never beyond the last clean one.
+            self.cache.commit(int(clean.min()))
+            self._write(rows, proposal, stats)
+            clean = prompt + (rows.tokens[:, prompt:] != self.spec.mask_id).long().cumprod(dim=1).sum(dim=1)
+            self.guide.crop(clean - 1 + extra)
+            stats.steps += 1
+            if record:
+                output.history.append(rows.snapshot())
+            kept = self._drop_finished(rows, clean)
+            clean, keys = clean[kept], keys[kept]
+            if rows.active:
+                start, end = next_window(
+                    self.window,
+                    (int(clean.min()), int(clean.max())),
+                    self.cache.committed,
+                    prompt=prompt,
+                    length=rows.tokens.shape[1],
+                    block_length=self.block_length,
+                    shift=shift,
+                    sliding=self.sliding,
+                )
+        output.sequences = rows.snapshot()
+        stats.calls, stats.rows, stats.guide_calls = self.cache.calls, self.cache.rows, self.guide.calls
+        stats.memory_bytes = self.cache.memory_bytes()
+        stats.seconds["total"] = time.perf_counter() - began
+        return output
+
+    def _reset_guide(self, input_ids: Tensor, attention_mask: Tensor | None, gen_length: int) -> int:
+        """Cache the prompts; return how many more columns they take in the guide's tokens."""
+        if self.guide.map is None:
+            self.guide.reset(input_ids, attention_mask, input_ids.shape[1] + gen_length)
+            return 0
+        prompts, mask = guide_prompts(input_ids, attention_mask, self.tokenizers)
+        self.guide.reset(prompts, mask, prompts.shape[1] + gen_length)
+        return prompts.shape[1] - input_ids.shape[1]
+
+    def _propose(
+        self, rows: Rows, clean: Tensor, window: tuple[int, int], keys: Tensor, stats: Stats
+    ) -> Proposal:
+        """Draft the next masks of every row and let the guide score them."""
+        start, end = window
+        left = end - int(clean.min())
+        count = left if self.verify is None else min(self.verify, left)
+        positions = clean.unsqueeze(1) + torch.arange(count, device=clean.device)
+        inside = positions < end
+        positions = positions.clamp(max=end - 1)
+        began = time.perf_counter()
+        logits = self.cache.forward(rows.tokens, start, end, positions=positions)
+        drafts = logits.argmax(dim=-1)
+        self.cache.check_finite(rows.tokens)
+        here = rows.tokens.gather(1, positions)
+        masked = (here == self.spec.mask_id) & inside
+        candidates = torch.where(masked, drafts, here)
+        middle = time.perf_counter()
+        flags, replacements = self._compare(rows, clean, candidates, inside, keys, stats.steps)
+        stats.seconds["host"] += middle - began
+        stats.seconds["guide"] += time.perf_counter() - middle
+        stats.drafted += int(masked.sum())
+        return Proposal(positions, inside, masked, candidates, flags & inside, replacements)
+
+    def _compare(
+        self, rows: Rows, clean: Tensor, candidates: Tensor, inside: Tensor, keys: Tensor, step: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return accept flags and the guide's own tokens; chunk by chunk while some row accepts all."""
+        last = rows.tokens.gather(1, (clean - 1).unsqueeze(1))
+        fed = torch.cat([last, candidates[:, :-1]], dim=1)
+        flags = torch.zeros_like(candidates, dtype=torch.bool)
+        replacements = candidates.clone()
+        place = (clean - rows.prompt).unsqueeze(1) + torch.arange(fed.shape[1], device=fed.device)
+        mine = keys.gather(1, place.clamp(max=keys.shape[1] - 1))
+        for low in range(0, fed.shape[1], CHUNK):
+            chunk = slice(low, low + CHUNK)
+            logits = self.guide.score(fed[:, chunk])
+            drafts, uniforms = candidates[:, chunk], None
+            if self.acceptance.strategy == "stochastic":
+                uniforms = uniform(mine[:, chunk], step)
+            flags[:, chunk] = self.acceptance.accepts(logits, drafts, uniforms)
+            if self.mode == "speculative":
+                replacements[:, chunk] = self._own_tokens(logits, drafts, mine[:, chunk], step)
+            # Another copy to the host only when there is another chunk.
+            more = not self.match_any and low + CHUNK < fed.shape[1]
+            if more and not bool((flags | ~inside)[:, chunk].all(dim=1).any()):
+                break
+        return flags, replacements
+
+    def _own_tokens(self, logits: Tensor, drafts: Tensor, keys: Tensor, step: int) -> Tensor:
+        """Return the guide's token where a draft is refused: its likeliest, or a draw without the draft."""
+        size = logits.shape[-1]
+        words = torch.arange(size, device=logits.device)
+        limit = size if self.spec.vocab_limit is None else self.spec.vocab_limit
+        own = logits.float().masked_fill((words >= limit) | (words == self.spec.mask_id), -torch.inf)
+        if self.acceptance.strategy != "stochastic":
+            return own.argmax(dim=-1)
+        return draw_tokens(
+            own.scatter(-1, drafts.unsqueeze(-1), -torch.inf), keys, temperature=1.0, call=step
+        )
+
+    def _drop_finished(self, rows: Rows, clean: Tensor) -> list[int]:
+        """Take rows without masks, or with a written end of text, out of the batch; return those that stay."""
+        answers = rows.tokens[:, rows.prompt :]
+        done, cut = clean == rows.tokens.shape[1], torch.full_like(clean, answers.shape[1])
+        if self.early_stop:
+            over, after = ended(answers, self.spec, 1, rightmost=False)
+            done, cut = done | over, torch.where(over, after, cut)
+        if not bool(done.any()):
+            return list(range(len(rows.active)))
+        rows.tokens[:, rows.prompt :] = fill(answers, done, cut, self.spec)
+        kept = rows.drop(self.cache, done)
+        if kept:
+            self.guide.keep(kept)
+        return kept
+
+    def _write(self, rows: Rows, proposal: Proposal, stats: Stats) -> None:
+        """Write accepted drafts, and at least the first one."""
+        run = leading_run(proposal.flags)
+        count = run.clamp(min=1)
+        place = torch.arange(proposal.flags.shape[1], device=run.device)
+        tokens = proposal.candidates
+        if self.mode == "speculative":
+            rejected = (place == run.unsqueeze(1)) & proposal.inside
+            tokens, count = torch.where(rejected, proposal.replacements, tokens), run + 1
+        written = (place < count.unsqueeze(1)) & proposal.masked
+        compared = run + (run < proposal.inside.sum(dim=1)).long()
+        accepted = run
+        if self.match_any:
+            written = (written | proposal.flags) & proposal.masked
+            compared = proposal.masked.sum(dim=1)
+            accepted = (proposal.flags & proposal.masked).sum(dim=1)
+        rows.tokens = _put(rows.tokens, proposal.positions, tokens, written)
+        for row, number in zip(rows.active, written.sum(dim=1).tolist(), strict=True):
+            stats.written[row] += number
+        stats.compared += int(compared.sum())
+        stats.accepted += int(accepted.sum())
+        stats.accepted_per_step.append(float(accepted.float().mean()))
+
+
+def _put(canvas: Tensor, positions: Tensor, tokens: Tensor, written: Tensor) -> Tensor:
+    """Return the canvas with `tokens` at `positions` where `written`; other positions may repeat."""
+    length = canvas.shape[1]
+    # What is not written goes to a column beyond the canvas.
+    wide = torch.cat([canvas, canvas[:, :1]], dim=1)
+    return wide.scatter(1, torch.where(written, positions, length), tokens)[:, :length]
