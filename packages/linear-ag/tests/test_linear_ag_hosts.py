@@ -146,15 +146,6 @@ def test_second_order_schedulers_and_three_predictions_cannot_be_fitted():
         fit_linear(tiny_pipeline("instruct-pix2pix"), PROMPTS, SAMPLING)
 
 
-def test_relaxed_search_runs_through_the_hosts_own_loop(pipe):
-    """The unrolled sampler gives gradients to the scores, and leaves no hook behind."""
-    settings = SearchSettings(scales=(4.0,), budget=10.0, updates=2)
-    policy = search_policy(pipe, PROMPTS[:3], SAMPLING, settings)
-    assert len(policy.actions) == 6
-    assert set(policy.actions) <= set("012")
-    assert not hasattr(pipe.unet, "_diffusers_hook")
-
-
 def test_truncation_and_local_search_keep_the_budget(pipe):
     settings = SearchSettings(scales=(4.0,), budget=9.0)
     truncated = search_policy(pipe, PROMPTS[:3], SAMPLING, settings, "truncation")
@@ -163,8 +154,6 @@ def test_truncation_and_local_search_keep_the_budget(pipe):
     assert found.nfe == 9
     with pytest.raises(InputError, match="budget"):
         search_policy(pipe, PROMPTS, SAMPLING, SearchSettings(budget=13.0), "truncation")
-    with pytest.raises(UnsupportedHostError, match="local"):
-        search_policy(tiny_pipeline("flux"), PROMPTS, SAMPLING, settings)
 
 
 def test_trace_is_drawn(pipe, tmp_path):

@@ -9,6 +9,8 @@ from noiseworks.linear_ag.search import (
     expected_nfe,
     local_search,
     mixture,
+    mixture_of_three,
+    option_costs,
     relaxed_search,
     relaxed_weights,
     search_loss,
@@ -26,7 +28,19 @@ def test_mixture_is_the_weighted_sum_of_the_options():
 
 def test_expected_cost_counts_one_one_two():
     weights = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.25, 0.75]])
-    assert float(expected_nfe(weights)) == 4.0
+    assert float(expected_nfe(weights, option_costs((7.5, 3.0)))) == 4.0
+    assert float(expected_nfe(weights, option_costs((7.5,), 3))) == 1.0 + 1.0 + 0.25 * 2 + 0.75 * 3
+
+
+def test_mixture_of_three_is_the_weighted_sum_of_what_the_host_makes_of_each_option():
+    def host(e1, e2, e3):
+        return e3 + 7.5 * (e1 - e2) + 1.5 * (e2 - e3)
+
+    e1, e2, e3 = torch.randn(3, 3, 4, dtype=torch.float64)
+    weights = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    options = [host(e3, e3, e3), host(e1, e1, e1), host(e1, e1, e3), host(e1, e2, e3)]
+    expected = sum(w * option for w, option in zip(weights, options, strict=True))
+    torch.testing.assert_close(mixture_of_three(e1, e2, e3, weights, 7.5, 1.5), expected)
 
 
 def test_loss_adds_budget_and_entropy():
@@ -34,7 +48,9 @@ def test_loss_adds_budget_and_entropy():
     latents, target = torch.ones(1, 4), torch.zeros(1, 4)
     settings = SearchSettings(budget=2.0, cost_weight=0.5, entropy_weight=0.1)
     expected = 1.0 + 0.5 * (8 / 3 - 2.0) + 0.1 * torch.log(torch.tensor(3.0)).item()
-    assert float(search_loss(latents, target, weights, settings)) == pytest.approx(expected, rel=1e-5)
+    assert float(search_loss(latents, target, weights, settings, (1.0, 1.0, 2.0))) == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_gumbel_noise_shifts_the_scores():
@@ -62,6 +78,20 @@ def test_discretised_scales_become_strengths():
     policy = discretise(alpha, (7.5, 3.0), 7.5)
     assert policy.actions == "221"
     assert policy.strengths == (1.0, 2.0 / 6.5, 1.0)
+
+
+def test_an_option_that_the_host_lacks_is_never_chosen():
+    def sampler(weights, update):
+        return weights[:, 0][None], torch.ones(1, 4)  # only e_u would help
+
+    settings = SearchSettings(updates=20, gumbel=True, entropy_weight=0.1)
+    alpha = relaxed_search(sampler, 4, settings, has_uncond=False)
+    assert bool(alpha[:, 1:].isfinite().all())
+    assert "0" not in discretise(alpha, settings.scales, 7.5).actions
+
+
+def test_options_of_three_predictions_become_their_digits():
+    assert discretise(torch.eye(4), (7.5,), 7.5, num_roles=3).actions == "0152"
 
 
 def test_local_search_moves_guided_steps_at_the_same_cost():

@@ -185,7 +185,8 @@ class FixedPolicy(GuidancePolicy):
     `"2" * 10 + "1" * 10` is ten guided and ten conditional steps, 30 evaluations.
 
     Attributes:
-        actions: One digit of 0 (uncond), 1 (cond), 2 (CFG), 4 (reuse the last difference) a step.
+        actions: One digit of 0 (uncond), 1 (cond), 2 (CFG), 4 (reuse the last difference) a step; 5 drops
+            only the image-only prediction of InstructPix2Pix.
         strengths: One factor on the host's s - 1 a step, or empty for 1 everywhere.
     """
 
@@ -194,8 +195,8 @@ class FixedPolicy(GuidancePolicy):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.actions or set(self.actions) - set("0124"):
-            raise InputError(f"a policy has one digit of 0, 1, 2 or 4 a step, got {self.actions!r}")
+        if not self.actions or set(self.actions) - set("01245"):
+            raise InputError(f"a policy has one digit of 0, 1, 2, 4 or 5 a step, got {self.actions!r}")
         if "4" in self.actions and "2" not in self.actions.partition("4")[0]:
             raise InputError(f"policy {self.actions!r} reuses a difference (4) before a guided step (2)")
         if self.strengths and len(self.strengths) != len(self.actions):
@@ -204,7 +205,7 @@ class FixedPolicy(GuidancePolicy):
     @property
     def nfe(self) -> int:
         """Network evaluations of a run with two predictions a guided step."""
-        return sum(2 if digit == "2" else 1 for digit in self.actions)
+        return sum(2 if digit in "25" else 1 for digit in self.actions)
 
     @classmethod
     def from_traces(cls, gamma: Tensor, threshold: float, space: str = "auto") -> "FixedPolicy":

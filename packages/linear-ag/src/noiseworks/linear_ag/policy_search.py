@@ -1,10 +1,12 @@
 """Running a policy search on a diffusers pipeline."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from noiseworks.core.checks import check_choice, check_number
-from noiseworks.core.errors import UnsupportedHostError
+from noiseworks.core.errors import InputError
 from noiseworks.kits.diffusers_hosts.hooks import DenoiserCall, DenoiserHook, attach_hook, detach_hook
 from noiseworks.kits.diffusers_hosts.layouts import layout_of
 from noiseworks.kits.diffusers_hosts.loading import sample_generators
@@ -16,8 +18,10 @@ from noiseworks.linear_ag.sampling import Progress, Prompts, Sampling, call_argu
 from noiseworks.linear_ag.search import (
     SearchSettings,
     discretise,
+    guidance_position,
     local_search,
     mixture,
+    mixture_of_three,
     relaxed_search,
     truncation_policies,
 )
@@ -31,20 +35,40 @@ Method = Literal["relaxed", "truncation", "local"]
 
 
 class _MixtureHook(DenoiserHook):
-    """Hands the host the relaxed prediction in both places, so that its own formula returns just that."""
+    """Hands the host predictions from which its own formula makes just the relaxed prediction."""
 
-    def __init__(self, pipe: "DiffusionPipeline", scales: tuple[float, ...]):
+    def __init__(self, pipe: "DiffusionPipeline", scales: tuple[float, ...], guidance_scale: float):
         super().__init__(pipe)
-        self.scales, self.weights = scales, torch.empty(0)
+        self.scales, self.guidance_scale = scales, guidance_scale
+        self.weights = torch.empty(0)
+        self._cond: Tensor | None = None
 
     def denoise(self, call: DenoiserCall) -> Any:
-        if not call.run.guided:
+        """Evaluate all predictions and return the mixture."""
+        if call.role is None and not call.run.guided:
             return self.evaluate(call)
         # The unrolled sampler would keep every activation of every step; recompute them instead.
         output = checkpoint(self.evaluate, call, use_reentrant=False)
-        blocks = dict(zip(self.layout.roles, prediction_of(output).chunk(2), strict=True))
-        mixed = mixture(blocks["uncond"], blocks["cond"], self.weights[call.run.step], self.scales)
-        return replace_prediction(output, mixed.repeat(2, *[1] * (mixed.ndim - 1)))
+        weights = self.weights[call.run.step]
+        if call.role == "cond":
+            self._cond = prediction_of(output)
+            return output
+        if call.role == "uncond":
+            return replace_prediction(output, self._beside_cond(prediction_of(output), weights))
+        blocks = dict(
+            zip(self.layout.roles, prediction_of(output).chunk(len(self.layout.roles)), strict=True)
+        )
+        if "image" in blocks:
+            image_scale = self.pipe.image_guidance_scale
+            mixed = mixture_of_three(**blocks, weights=weights, scale=self.scales[0], image_scale=image_scale)
+        else:
+            mixed = mixture(**blocks, weights=weights, scales=self.scales)
+        return replace_prediction(output, mixed.repeat(len(blocks), *[1] * (mixed.ndim - 1)))
+
+    def _beside_cond(self, uncond: Tensor, weights: Tensor) -> Tensor:
+        """Return u' with u' + s (c - u') = u + a (c - u): the host holds c already when u is asked for."""
+        share = (guidance_position(weights, self.scales) - 1.0) / (self.guidance_scale - 1.0)
+        return self._cond - share.to(uncond.dtype) * (self._cond - uncond)
 
 
 def search_policy(
@@ -72,16 +96,16 @@ def search_policy(
         The policy, for `attach`.
 
     Raises:
-        InputError: When a knob is out of range.
-        UnsupportedHostError: When the relaxed search is asked of a host without both predictions in one call.
+        InputError: When a knob is out of range, or InstructPix2Pix is to be searched at other scales than the
+            one that it draws with.
     """
     check_choice("method", method, ("relaxed", "truncation", "local"))
-    steps = sampling.num_inference_steps
+    steps, roles = sampling.num_inference_steps, len(layout_of(pipe).roles)
     if method == "relaxed":
         alpha = _relaxed(pipe, prompts, sampling, settings, progress)
-        return discretise(alpha, settings.scales, sampling.guidance_scale)
-    check_number("budget", settings.budget, low=steps, high=2 * steps)
-    truncated = truncation_policies(steps)[int(settings.budget) - steps]
+        return discretise(alpha, settings.scales, sampling.guidance_scale, roles)
+    check_number("budget", settings.budget, low=steps, high=roles * steps)
+    truncated = truncation_policies(steps)[int((settings.budget - steps) / (roles - 1))]
     if method == "truncation":
         return FixedPolicy(actions=truncated)
     target = sample_latents(pipe, prompts, sampling, AdaptiveGuidance(threshold=2.0))
@@ -105,30 +129,61 @@ def _relaxed(
     progress: Progress | None,
 ) -> Tensor:
     layout = layout_of(pipe)
-    if layout.calls != "rows" or len(layout.roles) != 2 or layout.family == "dit":
-        raise UnsupportedHostError(
-            f"the relaxed search does not fit {type(pipe).__name__}: use method='local'"
+    if len(layout.roles) == 3 and settings.scales != (sampling.guidance_scale,):
+        raise InputError(
+            f"with three predictions other scales cannot be carried out: scales must be "
+            f"({sampling.guidance_scale:g},), the sampling's, got {settings.scales}"
         )
     target = sample_latents(pipe, prompts, sampling, AdaptiveGuidance(threshold=2.0))
-    hook = _MixtureHook(pipe, settings.scales)
+    with unrolled(pipe, prompts, sampling, settings.scales) as draw:
+
+        def sampler(weights: Tensor, update: int) -> tuple[Tensor, Tensor]:
+            first = update * sampling.batch_size % len(prompts)
+            rows = slice(first, min(first + sampling.batch_size, len(prompts)))
+            latents = draw(weights, rows)
+            return latents, target[rows].to(latents.device)
+
+        return relaxed_search(
+            sampler,
+            sampling.num_inference_steps,
+            settings,
+            progress,
+            num_roles=len(layout.roles),
+            has_uncond=layout.calls == "rows",
+        )
+
+
+@contextmanager
+def unrolled(
+    pipe: "DiffusionPipeline", prompts: Prompts, sampling: Sampling, scales: tuple[float, ...]
+) -> Iterator[Callable[[Tensor, slice], Tensor]]:
+    """Attach the relaxation and yield `draw(weights, rows)`: final latents with a graph to the weights.
+
+    `weights` is `[T, F]`, `rows` says which prompts. DiT hands out no latents, so it gives decoded images.
+
+    Args:
+        pipe: The pipeline.
+        prompts: All prompts.
+        sampling: How to draw.
+        scales: s_1..s_n.
+    """
+    layout = layout_of(pipe)
+    hook = _MixtureHook(pipe, scales, sampling.guidance_scale)
     run = type(pipe).__call__.__wrapped__  # the host's loop without its no_grad
 
-    def sampler(weights: Tensor, update: int) -> tuple[Tensor, Tensor]:
+    def draw(weights: Tensor, rows: slice) -> Tensor:
         hook.weights = weights
-        first = update * sampling.batch_size % len(prompts)
-        rows = slice(first, min(first + sampling.batch_size, len(prompts)))
         seeds = range(sampling.seed + rows.start, sampling.seed + rows.stop)
-        latents = run(
+        return run(
             pipe,
             **call_arguments(layout.family, prompts, sampling, rows),
             num_inference_steps=sampling.num_inference_steps,
             generator=sample_generators(seeds),
-            output_type="latent",
+            output_type="pt" if layout.family == "dit" else "latent",
         ).images
-        return latents, target[rows].to(latents.device)
 
     attach_hook(pipe, hook, HOOK_NAME)
     try:
-        return relaxed_search(sampler, sampling.num_inference_steps, settings, progress)
+        yield draw
     finally:
         detach_hook(pipe, HOOK_NAME)

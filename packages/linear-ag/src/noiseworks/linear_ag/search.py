@@ -66,6 +66,18 @@ def relaxed_weights(alpha: Tensor, temperature: float, gumbel: Tensor | None = N
     return torch.softmax((alpha if gumbel is None else alpha + gumbel) / temperature, dim=-1)
 
 
+def guidance_position(weights: Tensor, scales: Sequence[float]) -> Tensor:
+    """Return a = w_c + sum_j w_j s_j, where the relaxed prediction stands: e_u + a (e_c - e_u); a scalar.
+
+    All options are e_u + a (e_c - e_u) with a = 0, 1, s_j, so their mixture needs the mean a only.
+
+    Args:
+        weights: `[2 + n]` for e_u, e_c and each scale.
+        scales: s_1..s_n.
+    """
+    return weights @ torch.tensor([0.0, 1.0, *scales], dtype=weights.dtype, device=weights.device)
+
+
 def mixture(uncond: Tensor, cond: Tensor, weights: Tensor, scales: Sequence[float]) -> Tensor:
     """Return the relaxed prediction sum_j w_j F_j of one step.
 
@@ -75,23 +87,49 @@ def mixture(uncond: Tensor, cond: Tensor, weights: Tensor, scales: Sequence[floa
         weights: `[2 + n]` for e_u, e_c and each scale.
         scales: s_1..s_n.
     """
-    # All options are e_u + a (e_c - e_u) with a = 0, 1, s_j, so the mixture needs their mean a only.
-    positions = torch.tensor([0.0, 1.0, *scales], dtype=weights.dtype, device=weights.device)
-    return uncond + (weights @ positions).to(uncond.dtype) * (cond - uncond)
+    return uncond + guidance_position(weights, scales).to(uncond.dtype) * (cond - uncond)
 
 
-def expected_nfe(weights: Tensor) -> Tensor:
-    """Return E[NFE] = sum_k sum_j w_kj cost_j with costs 1, 1, 2, 2, ...; a scalar.
+def mixture_of_three(
+    cond: Tensor, image: Tensor, uncond: Tensor, weights: Tensor, scale: float, image_scale: float
+) -> Tensor:
+    """Return the relaxed prediction of one InstructPix2Pix step.
+
+    The options are the edits of that host that cost 1, 1, 2 and 3 evaluations: e_3; e_1; e_3 + s_I (e_1 - e_3),
+    which is its guidance with e_2 := e_1; and full guidance e_3 + s_I (e_2 - e_3) + s (e_1 - e_2).
+
+    Args:
+        cond: e_1, with text and image.
+        image: e_2, with the image only.
+        uncond: e_3, with neither.
+        weights: `[4]`, in the order above.
+        scale: s, on the text.
+        image_scale: s_I, on the image.
+    """
+    w = weights.to(cond.dtype)
+    pair = uncond + image_scale * (cond - uncond)
+    guided = uncond + image_scale * (image - uncond) + scale * (cond - image)
+    return w[0] * uncond + w[1] * cond + w[2] * pair + w[3] * guided
+
+
+def option_costs(scales: Sequence[float], num_roles: int = 2) -> tuple[float, ...]:
+    """Return the evaluations of each option: 1, 1, then 2 a scale, or 1, 1, 2, 3 with three predictions."""
+    return (1.0, 1.0, *[2.0] * len(scales)) if num_roles == 2 else (1.0, 1.0, 2.0, 3.0)
+
+
+def expected_nfe(weights: Tensor, costs: Sequence[float]) -> Tensor:
+    """Return E[NFE] = sum_k sum_j w_kj cost_j; a scalar.
 
     Args:
         weights: `[T, F]`.
+        costs: Of each option, `[F]`, from `option_costs`.
     """
-    costs = weights.new_full((weights.shape[1],), 2.0)
-    costs[:2] = 1.0
-    return (weights @ costs).sum()
+    return (weights @ weights.new_tensor(costs)).sum()
 
 
-def search_loss(latents: Tensor, target: Tensor, weights: Tensor, settings: SearchSettings) -> Tensor:
+def search_loss(
+    latents: Tensor, target: Tensor, weights: Tensor, settings: SearchSettings, costs: Sequence[float]
+) -> Tensor:
     """Return MSE + lambda_c ReLU(E[NFE] - budget) + lambda_e entropy(w), a scalar.
 
     Args:
@@ -99,8 +137,9 @@ def search_loss(latents: Tensor, target: Tensor, weights: Tensor, settings: Sear
         target: Final latents of full guidance from the same noise.
         weights: `[T, F]`.
         settings: Knobs.
+        costs: Evaluations of each option.
     """
-    over = torch.relu(expected_nfe(weights) - settings.budget)
+    over = torch.relu(expected_nfe(weights, costs) - settings.budget)
     entropy = -(weights * weights.clamp_min(1e-12).log()).sum(dim=-1).mean()
     error = (latents.float() - target.float()).square().mean()
     return error + settings.cost_weight * over + settings.entropy_weight * entropy
@@ -111,6 +150,9 @@ def relaxed_search(
     num_steps: int,
     settings: SearchSettings,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    num_roles: int = 2,
+    has_uncond: bool = True,
 ) -> Tensor:
     """Return the scores alpha `[T, F]` that the differentiable search finds.
 
@@ -120,12 +162,17 @@ def relaxed_search(
         num_steps: T.
         settings: Knobs.
         progress: Called with (updates done, updates in all).
+        num_roles: Predictions of a guided step: 2, or 3 for InstructPix2Pix.
+        has_uncond: Whether the host can take e_u alone; otherwise its score stays at minus infinity.
 
     Raises:
         NonFiniteError: When the loss is not finite.
     """
     generator = torch.Generator().manual_seed(settings.seed)
-    alpha = 1e-3 * torch.randn(num_steps, 2 + len(settings.scales), generator=generator)
+    costs = option_costs(settings.scales, num_roles)
+    alpha = 1e-3 * torch.randn(num_steps, len(costs), generator=generator)
+    if not has_uncond:
+        alpha[:, 0] = -torch.inf
     alpha.requires_grad_()
     optimizer = torch.optim.Adam([alpha], lr=settings.learning_rate)
     for update in range(settings.updates):
@@ -135,7 +182,7 @@ def relaxed_search(
             gumbel = -(-uniform.log()).log()
         weights = relaxed_weights(alpha, settings.temperature, gumbel)
         latents, target = sampler(weights, update)
-        loss = search_loss(latents, target, weights, settings)
+        loss = search_loss(latents, target, weights, settings, costs)
         check_finite("search loss", loss, update)
         optimizer.zero_grad()
         loss.backward()
@@ -145,15 +192,20 @@ def relaxed_search(
     return alpha.detach()
 
 
-def discretise(alpha: Tensor, scales: Sequence[float], guidance_scale: float) -> FixedPolicy:
+def discretise(
+    alpha: Tensor, scales: Sequence[float], guidance_scale: float, num_roles: int = 2
+) -> FixedPolicy:
     """Return the policy of the best option of each step.
 
     Args:
-        alpha: Scores, `[T, 2 + n]`.
+        alpha: Scores, `[T, F]`.
         scales: s_1..s_n.
         guidance_scale: The host's s; other scales become strengths (s_j - 1) / (s - 1).
+        num_roles: Predictions of a guided step.
     """
     best = alpha.argmax(dim=-1).tolist()
+    if num_roles == 3:
+        return FixedPolicy(actions="".join("0152"[j] for j in best))
     strengths = [1.0 if j < 2 else (scales[j - 2] - 1.0) / (guidance_scale - 1.0) for j in best]
     plain = all(value == 1.0 for value in strengths)
     return FixedPolicy(
