@@ -107,7 +107,9 @@ def load_host(name: str | Path, *, dtype: torch.dtype | str = "auto") -> tuple[n
 
     source = resolve_model(name)
     try:
-        kind = json.loads(Path(cached_file(source, "config.json")).read_text()).get("model_type")
+        folder = Path(source)
+        config = folder / "config.json" if folder.is_dir() else Path(cached_file(source, "config.json"))
+        kind = json.loads(config.read_text()).get("model_type")
         if kind not in ("llada", "Dream"):
             raise InputError(f"{name} holds a model of type {kind!r}; need 'llada' or 'Dream'")
         classes = {"llada": LLaDAModelLM, "Dream": DreamModel}
