@@ -12,9 +12,9 @@ from noiseworks.core.noise import mix64
 
 Split = Literal["train", "test"]
 TASKS = ("countdown", "countdown4", "sudoku", "sort", "modular")
-LARGEST = 15  # of the given numbers
+LARGEST = 12  # of the given numbers
 LIMIT = 99  # of targets and of results along the way
-TEST_SHARE = 20  # one problem in so many is a test problem
+TEST_SHARE = 10  # one problem in so many is a test problem
 SORTED, BLANKS = 5, (6, 10)
 
 

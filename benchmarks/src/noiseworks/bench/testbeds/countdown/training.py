@@ -13,7 +13,7 @@ from noiseworks.core.checks import check_finite
 from torch import Tensor, nn
 
 PROMPT, ANSWER = 7, 16  # tokens of a row: the question, and the answer, filled with ends
-PACKS = (1, 4, 16, 32, 48)  # problems in one sequence
+PACKS = (1, 4, 16, 32, 64)  # problems in one sequence
 PACK_SHARES = (0.7, 0.12, 0.1, 0.05, 0.03)
 
 
