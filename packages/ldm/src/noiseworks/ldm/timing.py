@@ -18,16 +18,18 @@ class TimedScores(L.Callback):
     Args:
         marks: Seconds, rising.
         score: Called at each mark, returns the scores and the samples.
+        used: Seconds that preparing the training data took, which count.
     """
 
     def __init__(
         self,
         marks: Sequence[float],
         score: Callable[[], tuple[np.ndarray, Tensor]],
+        used: float = 0.0,
     ) -> None:
         self.marks, self.score = list(marks), score
         self.clock: Callable[[], float] = time.process_time
-        self.elapsed, self.last, self.steps = 0.0, 0.0, 0
+        self.elapsed, self.last, self.steps = used, 0.0, 0
         self.seconds: list[float] = []
         self.scores: list[float] = []
         self.final: np.ndarray | None = None
@@ -51,9 +53,11 @@ class TimedScores(L.Callback):
         self.last = self.clock()
 
 
-def seconds_to_reach(score: float, seconds: Sequence[float], scores: Sequence[float]) -> float:
-    """Return when a curve from (0, 0), linear between its points, reaches a score; its last time if never."""
-    before_time, before = 0.0, 0.0
+def seconds_to_reach(
+    score: float, seconds: Sequence[float], scores: Sequence[float], start: float = 0.0
+) -> float:
+    """Return when a curve reaches a score, linear from (start, 0) through its points; its last time if never."""
+    before_time, before = start, 0.0
     for moment, value in zip(seconds, scores, strict=True):
         if value >= score:
             share = (score - before) / (value - before) if value > before else 1.0
