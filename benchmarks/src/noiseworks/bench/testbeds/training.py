@@ -154,7 +154,8 @@ class Budget(L.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(figures | {"minutes": self.used / 60}, self.steps(trainer))
             logger.save()
-        if figures["share_right"] >= self.best:
+        # After a clean phase the last model counts: the noisy rest has to run its course.
+        if self.clean_until > 0 or figures["share_right"] >= self.best:
             self.best = figures["share_right"]
             training = {
                 "captions": self.captions,
@@ -204,8 +205,9 @@ def recipes() -> dict[str, Recipe]:
     """Return the recipes by the name that follows `testbed:`."""
     from noiseworks.bench.testbeds.countdown.recipes import RECIPES as TEXT
     from noiseworks.bench.testbeds.shapes.recipes import RECIPES as IMAGES
+    from noiseworks.bench.testbeds.tabletop.recipes import RECIPES as POLICIES
 
-    return {**IMAGES, **TEXT}
+    return {**IMAGES, **TEXT, **POLICIES}
 
 
 def train_testbed(
@@ -227,7 +229,8 @@ def train_testbed(
 
     Args:
         name: `shapes-vae`, `shapes`, `shapes-sd3` or `shapes-dit` (the last three use the shipped
-            `shapes-vae`); `countdown`, `countdown-dream` or `countdown-ar`.
+            `shapes-vae`); `countdown`, `countdown-dream` or `countdown-ar`; `tabletop-unet` or
+            `tabletop-transformer`.
         budget: Minutes of training in all; data preparation and evaluation are not counted.
         out: The run's folder, by default `testbeds/<name>` in the current folder; the model is `<out>/model`.
         device: `auto`, `cpu` or `cuda`.

@@ -1,0 +1,128 @@
+"""Training recipes of the `tabletop` policies: data, module, publication and evaluation of each."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from noiseworks.bench.testbeds.tabletop.datasets import demonstrations
+from noiseworks.bench.testbeds.tabletop.simulation import TabletopBatch
+from noiseworks.bench.testbeds.tabletop.tasks import NUM_TASKS
+from noiseworks.bench.testbeds.training import Captions, Recipe
+from noiseworks.kits.policies.chunking import windows
+from noiseworks.kits.policies.native import NativePolicy, PolicyConfig
+from noiseworks.kits.policies.normalizer import LinearNormalizer
+
+if TYPE_CHECKING:
+    import lightning as L
+
+ROWS = 200  # demonstrations of each task: the set `tabletop-m`
+TUNING_SEED, CARD_SEED = 500, 700
+UNET = PolicyConfig(network="unet", down_dims=(48, 96, 192), kernel_size=3, step_embed_dim=64)
+TRANSFORMER = PolicyConfig(network="transformer", n_layer=4, n_head=4, n_emb=128, p_drop_attn=0.0)
+
+
+def prepare(captions: Captions, rows: int | None) -> dict[str, torch.Tensor]:
+    """Return training windows of the experts' demonstrations; there are no captions."""
+    return windows(demonstrations(rows or ROWS), UNET.chunk)
+
+
+def make_host(config: PolicyConfig, data: dict[str, torch.Tensor]) -> NativePolicy:
+    """Return an untrained policy whose normalisers fit the data."""
+    action, obs = LinearNormalizer.fit(data["action"]), LinearNormalizer.fit(data["obs"])
+    return NativePolicy(config, None, action, obs)
+
+
+def publish(module: Any, folder: Path) -> None:
+    """Write the averaged policy with half-precision weights."""
+    module.averaged_host().save_pretrained(folder, dtype=torch.float16)
+
+
+def tune(folder: Path, n: int) -> dict[str, float]:
+    """Return the success on tuning seeds with 10 deterministic steps, which is quick."""
+    report = _evaluate(folder, n, TUNING_SEED, solver="ddim", steps=10)
+    return {"share_right": report.success_rate, "steps": float(report.steps.mean())}
+
+
+def measure(folder: Path, n: int) -> dict[str, dict[str, float]]:
+    """Return the card's figures on tuning seeds: success of the full sampler, of fewer steps and of chance."""
+    figures = {}
+    for name, solver, steps in (("100 DDPM steps", "ddpm", 100), ("10 DDIM steps", "ddim", 10)):
+        report = _evaluate(folder, n, CARD_SEED, solver=solver, steps=steps)
+        figures[f"success, {name}"] = _figure(report)
+        if solver == "ddpm":
+            full = report
+    disturbed = _evaluate(folder, n, CARD_SEED, solver="ddim", steps=10, disturb=True)
+    figures["success, 10 DDIM steps, disturbed"] = _figure(disturbed)
+    for task, row in full.by_task().items():
+        figures[f"success, 100 DDPM steps, task {task}"] = {
+            "value": row["success"],
+            "low": row["low"],
+            "high": row["high"],
+            "n": row["n"],
+        }
+    return figures
+
+
+def _figure(report: Any) -> dict[str, float]:
+    low, high = report.interval
+    values = {"value": report.success_rate, "low": low, "high": high}
+    return {key: round(value, 4) for key, value in values.items()} | {"n": len(report.success)}
+
+
+def _evaluate(folder: Path, n: int, seed: int, *, solver: str, steps: int, disturb: bool = False) -> Any:
+    from noiseworks.kits.policies.evaluation import episode_list, evaluate
+    from noiseworks.kits.policies.replanning import DiffusionPolicy
+
+    # All episodes at once, so that they replan together.
+    env = TabletopBatch(min(600, n), disturb=disturb)
+    host = NativePolicy.from_pretrained(folder)
+    policy = DiffusionPolicy(host, solver=solver, num_inference_steps=steps, num_envs=env.num_envs)
+    tasks, seeds = episode_list(np.arange(NUM_TASKS), max(1, n // NUM_TASKS), seed)
+    return evaluate(policy, env, tasks, seeds)
+
+
+def _recipe(name: str, config: PolicyConfig, rate: float, precision: str, about: str) -> Recipe:
+    def build(data: dict[str, torch.Tensor]) -> "L.LightningModule":
+        from noiseworks.kits.policies.training import PolicyTrainer
+
+        # The budget sets the rate.
+        return PolicyTrainer(make_host(config, data), learning_rate=rate, warmup_steps=0)
+
+    return Recipe(
+        prepare=prepare,
+        build=build,
+        publish=publish,
+        tune=tune,
+        measure=measure,
+        learning_rate=rate,
+        batch_size=128,
+        scenes=ROWS * NUM_TASKS,
+        precision=precision,
+        about={
+            "name": name,
+            "class": "NativePolicy",
+            "about": about,
+            "data": {"demonstrations": ROWS * NUM_TASKS, "experts": "two-sided, action noise 0.1"},
+        },
+    )
+
+
+RECIPES = {
+    "tabletop-unet": _recipe(
+        "tabletop-unet",
+        UNET,
+        1e-3,
+        "bf16-mixed",
+        "A diffusion policy on the 12 tasks of `tabletop`: a one-dimensional U-Net conditioned on two states "
+        "and the task.",
+    ),
+    "tabletop-transformer": _recipe(
+        "tabletop-transformer",
+        TRANSFORMER,
+        1e-3,
+        "32-true",
+        "A diffusion policy on the 12 tasks of `tabletop`: a causal transformer conditioned on two states and "
+        "the task.",
+    ),
+}

@@ -1,0 +1,122 @@
+"""What methods on diffusion policies share: hosts, networks, chunks, replanning, evaluation, training.
+
+- `protocols`: `DenoiserHost`, `ActionPolicy`, `BatchEnv` and `Chunk`, the types that methods are written against.
+- `native`, `unet`, `transformer`: policies that live here, under the published checkpoints' parameter names.
+- `hosts`: adapters to the original policies and to LeRobot's.
+- `chunking`, `normalizer`, `ema`, `schedulers`: time windows, normalisation, averaging, noise schedules.
+- `replanning`: `ReplanningPolicy`, the base of action policies, and `DiffusionPolicy`, the baseline.
+- `evaluation`, `control`: success with intervals and latency; control with an inference delay.
+- `training`: the loss, and runs that resume to the same numbers (needs Lightning).
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from noiseworks.kits.policies.chunking import ChunkSpec, Episodes, shift, window_indices, windows
+    from noiseworks.kits.policies.control import ControlTrace, control_loop
+    from noiseworks.kits.policies.ema import EMA, ema_decay
+    from noiseworks.kits.policies.evaluation import (
+        EvaluationReport,
+        Latency,
+        call_time,
+        episode_list,
+        evaluate,
+        measure_latency,
+        wilson_interval,
+    )
+    from noiseworks.kits.policies.hosts import load_host
+    from noiseworks.kits.policies.native import NativePolicy, PolicyConfig
+    from noiseworks.kits.policies.normalizer import LinearNormalizer
+    from noiseworks.kits.policies.protocols import ActionPolicy, BatchEnv, Chunk, DenoiserHost
+    from noiseworks.kits.policies.replanning import DiffusionPolicy, PolicyStats, ReplanningPolicy, randn
+    from noiseworks.kits.policies.schedulers import make_scheduler, sampling_scheduler
+    from noiseworks.kits.policies.training import PolicyTrainer, diffusion_loss, fit
+    from noiseworks.kits.policies.transformer import TransformerForDiffusion, optimizer_groups, strip_published
+    from noiseworks.kits.policies.unet import ConditionalUnet1D
+
+_HOME = {
+    "ActionPolicy": "protocols",
+    "BatchEnv": "protocols",
+    "Chunk": "protocols",
+    "ChunkSpec": "chunking",
+    "ConditionalUnet1D": "unet",
+    "ControlTrace": "control",
+    "DenoiserHost": "protocols",
+    "DiffusionPolicy": "replanning",
+    "EMA": "ema",
+    "Episodes": "chunking",
+    "EvaluationReport": "evaluation",
+    "Latency": "evaluation",
+    "LinearNormalizer": "normalizer",
+    "NativePolicy": "native",
+    "PolicyConfig": "native",
+    "PolicyStats": "replanning",
+    "PolicyTrainer": "training",
+    "ReplanningPolicy": "replanning",
+    "TransformerForDiffusion": "transformer",
+    "call_time": "evaluation",
+    "control_loop": "control",
+    "diffusion_loss": "training",
+    "ema_decay": "ema",
+    "episode_list": "evaluation",
+    "evaluate": "evaluation",
+    "fit": "training",
+    "load_host": "hosts",
+    "make_scheduler": "schedulers",
+    "measure_latency": "evaluation",
+    "optimizer_groups": "transformer",
+    "randn": "replanning",
+    "sampling_scheduler": "schedulers",
+    "shift": "chunking",
+    "strip_published": "transformer",
+    "wilson_interval": "evaluation",
+    "window_indices": "chunking",
+    "windows": "chunking",
+}
+
+__all__ = [
+    "EMA",
+    "ActionPolicy",
+    "BatchEnv",
+    "Chunk",
+    "ChunkSpec",
+    "ConditionalUnet1D",
+    "ControlTrace",
+    "DenoiserHost",
+    "DiffusionPolicy",
+    "Episodes",
+    "EvaluationReport",
+    "Latency",
+    "LinearNormalizer",
+    "NativePolicy",
+    "PolicyConfig",
+    "PolicyStats",
+    "PolicyTrainer",
+    "ReplanningPolicy",
+    "TransformerForDiffusion",
+    "call_time",
+    "control_loop",
+    "diffusion_loss",
+    "ema_decay",
+    "episode_list",
+    "evaluate",
+    "fit",
+    "load_host",
+    "make_scheduler",
+    "measure_latency",
+    "optimizer_groups",
+    "randn",
+    "sampling_scheduler",
+    "shift",
+    "strip_published",
+    "wilson_interval",
+    "window_indices",
+    "windows",
+]
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,249 @@
+"""Policies in a control loop: per-environment histories, queues, noise and statistics, and the full sampler.
+
+`ReplanningPolicy` keeps everything that is not the method: a method overrides `plan` (and `forget` when it has a
+memory of its own). `DiffusionPolicy` is the baseline that all methods are compared with.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from noiseworks.core.checks import check_number
+from noiseworks.core.errors import InputError
+from noiseworks.core.noise import mix64
+from noiseworks.kits.policies.chunking import ChunkSpec
+from noiseworks.kits.policies.protocols import Chunk, DenoiserHost, Generators, Obs
+from noiseworks.kits.policies.schedulers import Solver, sampling_scheduler
+from torch import Tensor
+
+
+def randn(shape: Sequence[int], generator: Generators, like: Tensor | None = None) -> Tensor:
+    """Return standard normals [B, ...] from one generator, or from one a row so that rows do not interact.
+
+    Args:
+        shape: Shape, first the batch.
+        generator: One generator for the batch, one a row, or None for torch's own.
+        like: A tensor whose device the result goes to.
+
+    Raises:
+        InputError: When the number of generators is not the batch size.
+    """
+    if generator is None or isinstance(generator, torch.Generator):
+        device = generator.device if generator is not None else "cpu"
+        drawn = torch.randn(tuple(shape), generator=generator, device=device)
+    else:
+        if len(generator) != shape[0]:
+            raise InputError(f"need one generator per row: {shape[0]} rows, {len(generator)} generators")
+        drawn = torch.stack([torch.randn(tuple(shape[1:]), generator=g, device=g.device) for g in generator])
+    return drawn if like is None else drawn.to(like.device)
+
+
+@dataclass
+class PolicyStats:
+    """What a policy did since `clear`.
+
+    Attributes:
+        executed: Actions handed out, over all environments.
+        row_calls: Network calls, counted once per environment in the batch.
+        latencies: Seconds of each replan.
+        nfes: Network calls of each replan.
+        batches: Environments of each replan.
+    """
+
+    executed: int = 0
+    row_calls: int = 0
+    latencies: list[float] = field(default_factory=list)
+    nfes: list[int] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)
+
+    def add(self, chunk: Chunk, rows: int) -> None:
+        """Count a replan for `rows` environments."""
+        self.row_calls += chunk.nfe * rows
+        self.latencies.append(chunk.latency_s)
+        self.nfes.append(chunk.nfe)
+        self.batches.append(rows)
+
+    @property
+    def nfe_per_action(self) -> float:
+        """Network calls per executed action."""
+        return self.row_calls / max(1, self.executed)
+
+
+class ReplanningPolicy:
+    """Base of the action policies: replans when an environment's queue of actions is empty.
+
+    Args:
+        host: The trained policy.
+        num_envs: Environments that it acts in.
+        n_action_steps: Actions executed of each prediction; the host's own number by default.
+        seed: Seed of the noise of environments whose reset names none.
+
+    Raises:
+        InputError: When a number is out of range.
+    """
+
+    def __init__(
+        self, host: DenoiserHost, *, num_envs: int = 1, n_action_steps: int | None = None, seed: int = 0
+    ) -> None:
+        check_number("num_envs", num_envs, low=1, integer=True)
+        steps = host.n_action_steps if n_action_steps is None else n_action_steps
+        current = getattr(getattr(host, "chunk", None), "start_at_current", True)
+        self.chunk = ChunkSpec(host.horizon, host.n_obs_steps, steps, current)
+        self.host, self.num_envs, self.seed = host, num_envs, seed
+        self.stats = PolicyStats()
+        self.generators = [torch.Generator().manual_seed(mix64(seed, i) >> 1) for i in range(num_envs)]
+        self._history: dict[str, Tensor] = {}
+        self._fresh = torch.ones(num_envs, dtype=torch.bool)
+        self._queue = torch.zeros(num_envs, steps, host.action_dim)
+        self._left = torch.zeros(num_envs, dtype=torch.int64)
+        self.reset()
+
+    def plan(
+        self, cond: Any, ids: Sequence[int] | None, generator: Generators, rows: int
+    ) -> tuple[Tensor, int]:
+        """Return a prediction [rows, Tp, Da] in normalised units and the number of network calls.
+
+        Args:
+            cond: What `host.encode` returned for the rows.
+            ids: The environments of the rows, or None when no environment's memory may be used.
+            generator: Noise: one for the batch, one a row, or None.
+            rows: Number of rows.
+        """
+        raise NotImplementedError
+
+    def forget(self, ids: Sequence[int]) -> None:
+        """Drop a method's own memory of some environments; nothing here."""
+
+    def reset(self, ids: Sequence[int] | None = None, seeds: Sequence[int] | None = None) -> None:
+        """Forget the past of some environments.
+
+        Args:
+            ids: Environments, by default all.
+            seeds: Seed of each one's noise; by default its noise goes on where it is.
+
+        Raises:
+            InputError: When an id is out of range or the lengths differ.
+        """
+        ids = self._ids(ids)
+        if seeds is not None and len(seeds) != len(ids):
+            raise InputError(f"need one seed per environment, got {len(seeds)} for {len(ids)}")
+        for i, seed in zip(ids, [] if seeds is None else seeds, strict=seeds is not None):
+            self.generators[i].manual_seed(int(seed))
+        self._fresh[ids], self._left[ids] = True, 0
+        self.forget(ids)
+
+    @torch.inference_mode()
+    def predict_chunk(self, obs: Obs, generator: Generators = None) -> Chunk:
+        """Plan for observations [B, To, ...] without reading or changing any environment's past."""
+        return self._replan(obs, None, generator)
+
+    @torch.inference_mode()
+    def act(self, obs: Obs, ids: Sequence[int] | None = None) -> Tensor:
+        """Return the next actions [B, Da] in environment units, replanning for the rows that ran out.
+
+        Args:
+            obs: One observation per environment, tensors [B, ...]; the history is kept here.
+            ids: The environments of the rows; by default all of them.
+
+        Raises:
+            InputError: When the number of rows is not the number of environments.
+        """
+        ids = self._ids(ids)
+        if any(len(value) != len(ids) for value in obs.values()):
+            raise InputError(
+                f"expected observations of {len(ids)} environments; reset before the batch changes"
+            )
+        index = torch.as_tensor(ids)
+        self._remember(obs, index)
+        empty = index[self._left[index] == 0]
+        if len(empty):
+            rows = empty.tolist()
+            past = {name: value[empty] for name, value in self._history.items()}
+            chunk = self._replan(past, rows, [self.generators[i] for i in rows])
+            self._queue[empty] = chunk.actions.to(self._queue)
+            self._left[empty] = self.chunk.n_action_steps
+            self.stats.add(chunk, len(rows))
+        actions = self._queue[index, self.chunk.n_action_steps - self._left[index]]
+        self._left[index] -= 1
+        self.stats.executed += len(ids)
+        return actions
+
+    def _replan(self, obs: Obs, ids: Sequence[int] | None, generator: Generators) -> Chunk:
+        begin = time.perf_counter()
+        rows = len(next(iter(obs.values())))
+        prediction, nfe = self.plan(self.host.encode(obs), ids, generator, rows)
+        actions = self.host.normalizer.unnormalize(prediction)[:, self.chunk.executed]
+        return Chunk(actions, prediction, nfe, time.perf_counter() - begin)
+
+    def _remember(self, obs: Obs, index: Tensor) -> None:
+        """Append observations to the histories; a new episode's first one fills its whole history."""
+        steps = self.chunk.n_obs_steps
+        for name, value in obs.items():
+            if name not in self._history:
+                shape = (self.num_envs, steps, *value.shape[1:])
+                self._history[name] = torch.zeros(shape, dtype=value.dtype)
+            old, value = self._history[name][index], value.cpu()
+            moved = torch.cat((old[:, 1:], value[:, None]), dim=1)
+            fresh = self._fresh[index].reshape(-1, *[1] * value.ndim)
+            self._history[name][index] = torch.where(fresh, value[:, None].expand_as(moved), moved)
+        self._fresh[index] = False
+
+    def _ids(self, ids: Sequence[int] | None) -> list[int]:
+        if ids is None:
+            return list(range(self.num_envs))
+        found = [int(i) for i in np.asarray(ids).reshape(-1)]
+        if any(not 0 <= i < self.num_envs for i in found):
+            raise InputError(f"environment ids must lie in 0 to {self.num_envs - 1}, got {found}")
+        return found
+
+
+class DiffusionPolicy(ReplanningPolicy):
+    """The baseline: every replan starts from noise and runs the whole sampler, then executes a chunk.
+
+    Args:
+        host: The trained policy.
+        solver: `ddpm` or `ddim`.
+        num_inference_steps: Network calls of a replan; all of the training's by default.
+        num_envs: Environments that it acts in.
+        n_action_steps: Actions executed of each prediction; the host's own number by default.
+        seed: Seed of the noise of environments whose reset names none.
+    """
+
+    def __init__(
+        self,
+        host: DenoiserHost,
+        *,
+        solver: Solver = "ddpm",
+        num_inference_steps: int | None = None,
+        num_envs: int = 1,
+        n_action_steps: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(host, num_envs=num_envs, n_action_steps=n_action_steps, seed=seed)
+        self.solver = solver
+        self.sampler = sampling_scheduler(host.scheduler, solver, num_inference_steps)
+
+    def plan(
+        self, cond: Any, ids: Sequence[int] | None, generator: Generators, rows: int
+    ) -> tuple[Tensor, int]:
+        """Return a prediction from fresh noise."""
+        x = randn((rows, self.host.horizon, self.host.action_dim), generator)
+        x = x.to(next(iter(_tensors(cond))).device)
+        # diffusers draws an ancestral step's noise with a leading row for each generator itself.
+        own = {"generator": _listed(generator)} if self.solver == "ddpm" else {}
+        for k in self.sampler.timesteps:
+            x = self.sampler.step(self.host.denoise(x, k.expand(rows), cond), k, x, **own).prev_sample
+        return x, len(self.sampler.timesteps)
+
+
+def _listed(generator: Generators) -> Generators:
+    return generator if generator is None or isinstance(generator, torch.Generator) else list(generator)
+
+
+def _tensors(cond: Any) -> list[Tensor]:
+    if isinstance(cond, Tensor):
+        return [cond]
+    return [t for value in (cond.values() if isinstance(cond, dict) else cond) for t in _tensors(value)]
