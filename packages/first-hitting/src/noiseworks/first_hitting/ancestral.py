@@ -23,7 +23,8 @@ class AncestralSettings:
         schedule: Of the masks; by default linear.
         eps: Last time of the grid.
         method: How tokens are drawn, see `categorical`.
-        cache: Reuse the output while no token changes (as MDLM does); not for time-conditioned models.
+        cache: Reuse a row's output while its tokens do not change (MDLM does so for whole batches); not for
+            time-conditioned models.
         lazy: Draw only where a token is revealed: k ~ Binomial(n, δ), k random positions, one draw each. The
             distribution is the same.
         final: What becomes of the masks that are left at `eps`: `draw`, `argmax` or `none`.
@@ -55,12 +56,12 @@ class AncestralSample:
 
     Attributes:
         tokens: int64 [B, L].
-        calls: Network calls.
+        calls: Network calls, the mean over rows.
         draws: Categorical draws over the vocabulary.
     """
 
     tokens: Tensor
-    calls: int
+    calls: float
     draws: int
 
 
@@ -86,39 +87,62 @@ def ancestral_sample(
     schedule, mask_id = settings.schedule or linear(), settings.mask_id
     times = torch.linspace(1, settings.eps, settings.num_steps + 1, dtype=torch.float64)
     delta = schedule.unmask_prob(times[:-1], times[1:]).tolist()
-    tokens, calls, draws = tokens.clone(), 0, 0
-    everywhere = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-    output: Tensor | None = None
-    for step in range(settings.num_steps + (settings.final != "none")):
+    tokens, cache, draws = tokens.clone(), _Cache(denoiser, tokens), 0
+    for step in range(settings.num_steps):
         masked = tokens == mask_id
-        last = step == settings.num_steps
-        reveal = None
-        if settings.lazy and not last:
-            reveal = masked & _bernoulli(masked, delta[step], generator)
-            if not bool(reveal.any()):
+        if settings.lazy:
+            masked = masked & _bernoulli(masked, delta[step], generator)
+        rows = masked.any(dim=1)
+        if not bool(rows.any()):
+            if settings.lazy:
                 continue
-        elif not bool(masked.any()):
             break
-        if output is None:
-            now = times[step].expand(len(tokens)).to(tokens.device) if settings.takes_time else None
-            output = denoiser(tokens, now, everywhere)
-            calls += 1
-        if last or settings.lazy:
-            where = masked if last else reveal
-            method = "cdf64" if settings.lazy else settings.method
-            zero = last and settings.final == "argmax"
-            drawn = categorical(output[where], method, temperature=0.0 if zero else 1.0, generator=generator)
-            tokens[where] = drawn
-            draws += len(drawn)
-            output = None
+        if not settings.cache:
+            cache.stale[:] = True
+        output = cache.output(tokens, rows, times[step] if settings.takes_time else None)[masked]
+        draws += len(output)
+        if settings.lazy:
+            tokens[masked] = categorical(output, "cdf64", generator=generator)
+            cache.stale |= rows
             continue
-        drawn = categorical(_with_mask(output[masked], delta[step]), settings.method, generator=generator)
-        draws += len(drawn)
-        stays = drawn == output.shape[-1]
-        tokens[masked] = torch.where(stays, mask_id, drawn)
-        if not settings.cache or not bool(stays.all()):
-            output = None
-    return AncestralSample(tokens, calls, draws)
+        drawn = categorical(_with_mask(output, delta[step]), settings.method, generator=generator)
+        tokens[masked] = torch.where(drawn == output.shape[-1], mask_id, drawn)
+        cache.stale |= (masked & (tokens != mask_id)).any(dim=1)
+    masked = tokens == mask_id
+    if settings.final != "none" and bool(masked.any()):
+        output = cache.output(tokens, masked.any(dim=1), times[-1] if settings.takes_time else None)[masked]
+        temperature = 0.0 if settings.final == "argmax" else 1.0
+        tokens[masked] = categorical(output, "cdf64", temperature=temperature, generator=generator)
+        draws += len(output)
+    return AncestralSample(tokens, cache.row_calls / max(1, len(tokens)), draws)
+
+
+class _Cache:
+    """The last output of every row, computed anew only for rows that changed."""
+
+    def __init__(self, denoiser: Denoiser, tokens: Tensor) -> None:
+        self.denoiser, self.row_calls = denoiser, 0
+        self.stale = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device)
+        self.everywhere = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        self.kept: Tensor | None = None
+
+    def output(self, tokens: Tensor, rows: Tensor, time: Tensor | None) -> Tensor:
+        """Return [B, L, V], up to date for `rows`, bool [B]."""
+        needed = self.stale & rows
+        count = int(needed.sum())
+        if count:
+            whole = count == len(tokens)
+            times = None if time is None else time.expand(count).to(tokens.device)
+            part = tokens if whole else tokens[needed]
+            found = self.denoiser(part, times, self.everywhere[:count])
+            if whole or self.kept is None:
+                shape = (*tokens.shape, found.shape[-1])
+                self.kept = found if whole else found.new_zeros(shape).index_put((needed,), found)
+            else:
+                self.kept[needed] = found
+            self.stale &= ~needed
+            self.row_calls += count
+        return self.kept
 
 
 def _with_mask(logits: Tensor, delta: float) -> Tensor:

@@ -15,15 +15,18 @@ def time_of(schedule: MaskSchedule, share: Tensor) -> Tensor:
 
     Args:
         schedule: The schedule.
-        share: m in [0, 1], float64, any shape.
+        share: m in [0, 1], float64, any shape; NaN stays NaN.
     """
     share = torch.as_tensor(share, dtype=torch.float64)
+    if schedule.kind == "linear":
+        return share
+    given, share = share, share.nan_to_num()
     low, high = torch.zeros_like(share), torch.ones_like(share)
     for _ in range(60):
         middle = (low + high) / 2
         below = schedule.mask_prob(middle) < share
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-    return (low + high) / 2
+    return ((low + high) / 2).masked_fill(given.isnan(), torch.nan)
 
 
 def check_schedule(schedule: MaskSchedule) -> None:

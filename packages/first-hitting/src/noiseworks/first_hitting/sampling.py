@@ -127,7 +127,7 @@ def fhs_sample(
     length = settings.block_length or tokens.shape[1]
     for first in range(0, tokens.shape[1], length):
         run.block(first, first + length)
-    return Sample(run.tokens, run.calls, run.times)
+    return Sample(run.tokens, run.calls, time_of(run.schedule, run.shares))
 
 
 class _Run:
@@ -144,7 +144,7 @@ class _Run:
         self.denoiser, self.tokens, self.settings, self.generator = denoiser, tokens, settings, generator
         self.keys, self.clock_keys = keys.chunk(2, dim=1)
         self.schedule = settings.schedule or linear()
-        self.times = torch.full(tokens.shape, torch.nan, dtype=torch.float64, device=tokens.device)
+        self.shares = torch.full(tokens.shape, torch.nan, dtype=torch.float64, device=tokens.device)
         self.log_share = torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device)
         self.calls = self.blocks = 0
         # Revealing in the order of independent uniforms is a uniformly random order.
@@ -221,21 +221,20 @@ class _Run:
     def _advance(
         self, rows: Tensor, masks: Tensor, reveal: Tensor, positions: Tensor, eligible: Tensor
     ) -> None:
-        """Move the rows' clocks to the last of the reveals of this step, and note the times."""
+        """Move the rows' clocks to the last of the reveals of this step, and note the masked shares."""
         for i in range(int(reveal.max())):
             active = reveal > i
             left = (masks - i).clamp(min=1)
             keys = self.clock_keys[rows].gather(1, left[:, None] - 1).squeeze(1)
             moved = next_log_share(self.log_share[rows], left, key_uniform(keys, self.blocks))
             self.log_share[rows] = torch.where(active, moved, self.log_share[rows])
-            now = time_of(self.schedule, self.log_share[rows].exp().cpu()).to(rows.device)
             if self.settings.order != "confidence":
-                self.times[rows[active], positions[active, i]] = now[active]
+                self.shares[rows[active], positions[active, i]] = self.log_share[rows[active]].exp()
 
     def _call(self, rows: Tensor, positions: Tensor) -> Tensor:
         times = None
         if self.settings.takes_time:
-            times = time_of(self.schedule, self.log_share[rows].exp().cpu()).to(rows.device)
+            times = time_of(self.schedule, self.log_share[rows].exp())
         whole = len(rows) == len(self.tokens)
         self.calls += 1
         return self.denoiser(self.tokens if whole else self.tokens[rows], times, positions)

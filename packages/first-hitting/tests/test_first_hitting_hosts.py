@@ -1,0 +1,148 @@
+"""First-hitting on LLaDA and Dream hosts, its objective and its metrics."""
+
+import math
+
+import pytest
+import torch
+from noiseworks.core.discrete import linear
+from noiseworks.core.errors import InputError
+from noiseworks.first_hitting import (
+    AncestralSettings,
+    FirstHittingGenerator,
+    Settings,
+    ancestral_sample,
+    distinct_tokens,
+    elbo,
+    fhs_sample,
+    from_callable,
+    from_sigma_model,
+    generative_nll,
+    host_denoiser,
+    time_free_loss,
+    unigram_entropy,
+)
+from noiseworks.kits.masked_lm import detect_host, make_dream, make_llada, pad_prompts
+
+OPTIONS = {"d_model": 32, "n_layers": 2, "mask_token_id": 30, "eos_token_id": 28, "pad_token_id": 29}
+MAKERS = {"llada": make_llada, "dream": make_dream}
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_padded_batches_equal_single_prompts(kind, dtype):
+    model = MAKERS[kind](31, **OPTIONS).to(dtype)
+    generator = FirstHittingGenerator(model, None, detect_host(model))
+    prompts = [torch.randint(28, (n,)).tolist() for n in (3, 9)]
+    ids, mask = pad_prompts(prompts, 29)
+    for options in ({}, {"variant": "parallel", "steps": 3}, {"block_length": 4}):
+        settings = generator.settings(**options)
+        batch = generator.complete(ids, mask, 8, settings, seeds=[1, 2]).tokens
+        assert torch.equal(batch[:, : ids.shape[1]], ids)
+        assert not (batch == 30).any()
+        if dtype == torch.float32:
+            for row, prompt in enumerate(prompts):
+                alone = generator.complete(torch.tensor([prompt]), None, 8, settings, seeds=[1 + row]).tokens
+                assert torch.equal(alone[0, -8:], batch[row, -8:])
+
+
+def test_head_at_one_position_gives_the_same_samples():
+    model = make_llada(31, **OPTIONS)
+    spec = detect_host(model)
+
+    def everywhere(tokens, times):
+        return model(tokens).logits
+
+    canvas = torch.full((3, 8), 30)
+    few = fhs_sample(host_denoiser(model, spec), canvas, Settings(30), seeds=[1, 2, 3])
+    full = fhs_sample(from_callable(everywhere, 30), canvas, Settings(30), seeds=[1, 2, 3])
+    assert torch.equal(few.tokens, full.tokens)
+
+
+def test_adapters_change_the_samples():
+    from peft import LoraConfig, get_peft_model
+
+    model = make_llada(31, **OPTIONS)
+    canvas = torch.full((4, 8), 30)
+    spec = detect_host(model)
+    plain = fhs_sample(host_denoiser(model, spec), canvas, Settings(30), seeds=range(4)).tokens
+    adapted = get_peft_model(
+        model, LoraConfig(r=8, target_modules=["q_proj", "ff_proj"], init_lora_weights=False)
+    )
+    other = fhs_sample(host_denoiser(adapted, spec), canvas, Settings(30), seeds=range(4)).tokens
+    assert not torch.equal(plain, other)
+
+
+def test_models_of_sigma_get_the_total_noise():
+    seen = []
+
+    def model(tokens, sigma):
+        seen.append(sigma)
+        return torch.zeros(*tokens.shape, 4)
+
+    denoiser = from_sigma_model(model, linear(), 3)
+    sample = fhs_sample(denoiser, torch.full((1, 3), 3), Settings(3, takes_time=True), seeds=[0])
+    times = sample.times[0].sort(descending=True).values
+    assert torch.stack(seen)[:, 0].tolist() == pytest.approx((-torch.log1p(-times)).tolist(), rel=1e-5)
+    fhs_sample(denoiser, torch.full((1, 3), 3), Settings(3), seeds=[0])
+    assert float(seen[-1]) == 0
+
+
+def test_bound_of_a_uniform_denoiser_is_the_length_times_log_v():
+    denoiser = from_callable(lambda tokens, times: torch.zeros(*tokens.shape, 6), 6)
+    tokens = torch.randint(6, (4, 5))
+    assert elbo(denoiser, tokens, 6).tolist() == pytest.approx([5 * math.log(6)] * 4)
+    # Σ_n (1/n) n = L holds exactly; one draw of n has weight L / n and n masks.
+    assert time_free_loss(denoiser, tokens, 6).tolist() == pytest.approx([5 * math.log(6)] * 4, rel=1e-5)
+
+
+def test_weights_of_the_bound_are_one_over_n():
+    # The integral of t^-1 C(L, n) t^n (1 - t)^(L - n) over t, by quadrature.
+    t = torch.linspace(0, 1, 200_001, dtype=torch.float64)[1:]
+    for n in range(1, 6):
+        integral = torch.trapezoid(math.comb(5, n) * t ** (n - 1) * (1 - t) ** (5 - n), t)
+        assert float(integral) == pytest.approx(1 / n, abs=1e-4)
+
+
+def test_time_free_loss_is_unbiased_and_differentiable():
+    table = torch.randn(4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+    def function(tokens, times):
+        return table[tokens.clamp(max=3)].roll(1, dims=1)
+
+    denoiser, tokens = from_callable(function, 4), torch.tensor([[0, 1, 2, 3]])
+    generator = torch.Generator().manual_seed(1)
+    losses = time_free_loss(denoiser, tokens.expand(20_000, -1), 4, generator)
+    exact = float(elbo(denoiser, tokens.expand(2000, -1), 4, generator=generator).mean())
+    assert float(losses.mean()) == pytest.approx(exact, rel=0.02)
+    losses.mean().backward()
+    assert table.grad.abs().sum() > 0
+
+
+def test_metrics_of_known_samples():
+    tokens = torch.tensor([[0, 0, 1, 1], [2, 2, 2, 2], [0, 1, 2, 3]])
+    assert unigram_entropy(tokens).tolist() == pytest.approx([math.log(2), 0, math.log(4)], abs=1e-12)
+    assert distinct_tokens(tokens).tolist() == [2, 1, 4]
+    p = torch.tensor([0.5, 0.25, 0.125, 0.125]).log()
+    nll = generative_nll(lambda ids: p.expand(*ids.shape, 4), tokens)
+    expected = -(p[tokens[:, 1:]]).mean(dim=1)
+    assert nll.tolist() == pytest.approx(expected.tolist(), rel=1e-6)
+
+
+def test_outputs_that_cannot_be_drawn_from_are_refused():
+    bad = from_callable(lambda tokens, times: torch.full((*tokens.shape, 4), torch.nan), 3)
+    with pytest.raises(InputError, match="NaN"):
+        fhs_sample(bad, torch.full((1, 2), 3), Settings(3), seeds=[0])
+    with pytest.raises(InputError, match="NaN"):
+        ancestral_sample(bad, torch.full((1, 2), 3), AncestralSettings(3, 4))
+    flat = from_callable(lambda tokens, times: torch.zeros(len(tokens), 4), 3)
+    with pytest.raises(InputError, match="shape"):
+        fhs_sample(flat, torch.full((1, 2), 3), Settings(3), seeds=[0])
+    with pytest.raises(InputError, match="tokens"):
+        fhs_sample(flat, torch.full((2,), 3), Settings(3), seeds=[0])
+
+
+def test_prompts_with_masks_are_refused():
+    model = make_llada(31, **OPTIONS)
+    generator = FirstHittingGenerator(model, None, detect_host(model))
+    with pytest.raises(InputError, match="mask id"):
+        generator.complete(torch.tensor([[1, 30]]), None, 4, seeds=[0])
