@@ -32,8 +32,7 @@ class ScriptedHost(nn.Module):
         return SimpleNamespace(logits=p.log().expand(len(input_ids), -1, -1))
 
 
-@pytest.fixture(scope="session")
-def tokenizer():
+def build_tokenizer():
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -44,6 +43,11 @@ def tokenizer():
     return PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="[PAD]", eos_token="[EOS]", mask_token="[MASK]", padding_side="left"
     )
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return build_tokenizer()
 
 
 def build_host(kind="llada", seed=0, **words):

@@ -11,7 +11,6 @@ app = make_app(
         "bench": Command(f"{_HOME}:bench", "Time no cache, cache, guide and both at several prompt lengths."),
         "probe": Command(f"{_HOME}:probe", "Measure how much keys and values drift, by layer and step."),
         "eval": Command(f"{_HOME}:evaluate", "Count the right answers of a decoding on a task."),
-        "claim": Command(f"{_HOME}:claim", "Run the package's claim."),
     },
 )
 

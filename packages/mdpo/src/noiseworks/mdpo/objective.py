@@ -74,14 +74,15 @@ def clipped_policy_loss(logp: Tensor, logp_old: Tensor, advantages: Tensor, clip
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
 
 
-def length_scale(mask: Tensor, length: int | None = None) -> Tensor:
+def length_scale(mask: Tensor, length: int | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return λ = L / (n + 1e−4) per sequence, [..., 1]: early steps with many masks weigh less per token.
 
     Args:
         mask: Masked positions M, bool [..., L].
         length: L, where `mask` holds only part of the positions.
+        dtype: Floating type of the result.
     """
-    n = mask.sum(dim=-1, keepdim=True)
+    n = mask.sum(dim=-1, keepdim=True, dtype=dtype)
     return (mask.shape[-1] if length is None else length) / (n + COUNT_FLOOR)
 
 
@@ -127,7 +128,7 @@ def mdpo_loss(
         )
     old = logp.detach() if logp_old is None else logp_old
     spread = advantages.to(logp).unsqueeze(-1).expand_as(logp)
-    token = clipped_policy_loss(logp, old, spread, clip) * length_scale(mask, length)
+    token = clipped_policy_loss(logp, old, spread, clip) * length_scale(mask, length, logp.dtype)
     estimate = torch.zeros_like(logp)
     if logp_ref is not None:
         estimate = kl_estimate(logp, logp_ref, kl)
@@ -135,7 +136,7 @@ def mdpo_loss(
     if weight is not None:
         token = token * weight.detach()
     total = token.masked_fill(~mask, 0).sum(dim=(-2, -1))
-    loss = (total / (mask.sum(dim=(-2, -1)) + COUNT_FLOOR)).mean()
+    loss = (total / (mask.sum(dim=(-2, -1), dtype=logp.dtype) + COUNT_FLOOR)).mean()
     return loss, _stats(logp, old, estimate, spread, mask, clip)
 
 

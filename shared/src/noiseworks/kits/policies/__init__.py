@@ -25,14 +25,18 @@ if TYPE_CHECKING:
         measure_latency,
         wilson_interval,
     )
-    from noiseworks.kits.policies.hosts import load_host
+    from noiseworks.kits.policies.hosts import as_host, load_host
     from noiseworks.kits.policies.native import NativePolicy, PolicyConfig
     from noiseworks.kits.policies.normalizer import LinearNormalizer
     from noiseworks.kits.policies.protocols import ActionPolicy, BatchEnv, Chunk, DenoiserHost
     from noiseworks.kits.policies.replanning import DiffusionPolicy, PolicyStats, ReplanningPolicy, randn
     from noiseworks.kits.policies.schedulers import make_scheduler, sampling_scheduler
     from noiseworks.kits.policies.training import PolicyTrainer, diffusion_loss, fit
-    from noiseworks.kits.policies.transformer import TransformerForDiffusion, optimizer_groups, strip_published
+    from noiseworks.kits.policies.transformer import (
+        TransformerForDiffusion,
+        optimizer_groups,
+        strip_published,
+    )
     from noiseworks.kits.policies.unet import ConditionalUnet1D
 
 _HOME = {
@@ -55,6 +59,7 @@ _HOME = {
     "PolicyTrainer": "training",
     "ReplanningPolicy": "replanning",
     "TransformerForDiffusion": "transformer",
+    "as_host": "hosts",
     "call_time": "evaluation",
     "control_loop": "control",
     "diffusion_loss": "training",
@@ -95,6 +100,7 @@ __all__ = [
     "PolicyTrainer",
     "ReplanningPolicy",
     "TransformerForDiffusion",
+    "as_host",
     "call_time",
     "control_loop",
     "diffusion_loss",

@@ -37,7 +37,7 @@ class EMA(nn.Module):
         """Move the average towards the model's weights."""
         decay = ema_decay(int(self.updates), power=self.power, maximum=self.maximum)
         averaged, copied = [], []
-        for (name, module), own in zip(model.named_modules(), self.model.modules(), strict=True):
+        for module, own in zip(model.modules(), self.model.modules(), strict=True):
             norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
             pairs = zip(own.parameters(recurse=False), module.parameters(recurse=False), strict=True)
             (copied if norm else averaged).extend(pairs)

@@ -99,6 +99,8 @@ class ReplanningPolicy:
         self._fresh = torch.ones(num_envs, dtype=torch.bool)
         self._queue = torch.zeros(num_envs, steps, host.action_dim)
         self._left = torch.zeros(num_envs, dtype=torch.int64)
+        # Actions executed since each environment's last replan: what a warm start has to be shifted by.
+        self.since = torch.zeros(num_envs, dtype=torch.int64)
         self.reset()
 
     def plan(
@@ -132,7 +134,7 @@ class ReplanningPolicy:
             raise InputError(f"need one seed per environment, got {len(seeds)} for {len(ids)}")
         for i, seed in zip(ids, [] if seeds is None else seeds, strict=seeds is not None):
             self.generators[i].manual_seed(int(seed))
-        self._fresh[ids], self._left[ids] = True, 0
+        self._fresh[ids], self._left[ids], self.since[ids] = True, 0, 0
         self.forget(ids)
 
     @torch.inference_mode()
@@ -157,19 +159,29 @@ class ReplanningPolicy:
                 f"expected observations of {len(ids)} environments; reset before the batch changes"
             )
         index = torch.as_tensor(ids)
-        self._remember(obs, index)
+        self.remember(obs, ids)
         empty = index[self._left[index] == 0]
         if len(empty):
-            rows = empty.tolist()
-            past = {name: value[empty] for name, value in self._history.items()}
-            chunk = self._replan(past, rows, [self.generators[i] for i in rows])
-            self._queue[empty] = chunk.actions.to(self._queue)
+            self._queue[empty] = self.replan(empty.tolist()).actions.to(self._queue)
             self._left[empty] = self.chunk.n_action_steps
-            self.stats.add(chunk, len(rows))
         actions = self._queue[index, self.chunk.n_action_steps - self._left[index]]
         self._left[index] -= 1
-        self.stats.executed += len(ids)
+        self.executed(ids)
         return actions
+
+    @torch.inference_mode()
+    def replan(self, ids: Sequence[int]) -> Chunk:
+        """Plan for the remembered observations of some environments, now, and count it."""
+        past = {name: value[list(ids)] for name, value in self._history.items()}
+        chunk = self._replan(past, ids, [self.generators[i] for i in ids])
+        self.since[list(ids)] = 0
+        self.stats.add(chunk, len(ids))
+        return chunk
+
+    def executed(self, ids: Sequence[int]) -> None:
+        """Count one executed action in some environments."""
+        self.since[list(ids)] += 1
+        self.stats.executed += len(ids)
 
     def _replan(self, obs: Obs, ids: Sequence[int] | None, generator: Generators) -> Chunk:
         begin = time.perf_counter()
@@ -178,9 +190,9 @@ class ReplanningPolicy:
         actions = self.host.normalizer.unnormalize(prediction)[:, self.chunk.executed]
         return Chunk(actions, prediction, nfe, time.perf_counter() - begin)
 
-    def _remember(self, obs: Obs, index: Tensor) -> None:
-        """Append observations to the histories; a new episode's first one fills its whole history."""
-        steps = self.chunk.n_obs_steps
+    def remember(self, obs: Obs, ids: Sequence[int]) -> None:
+        """Append observations [B, ...] to the histories; a new episode's first one fills its whole history."""
+        steps, index = self.chunk.n_obs_steps, torch.as_tensor(ids)
         for name, value in obs.items():
             if name not in self._history:
                 shape = (self.num_envs, steps, *value.shape[1:])

@@ -12,6 +12,8 @@ RAIL, HANDLE_COLOR = np.array([160, 140, 120], np.float32), np.array([92, 64, 40
 BUTTON_COLOR, PRESSED_COLOR = np.array([250, 220, 60], np.float32), np.array([120, 90, 10], np.float32)
 GRIPPER_COLOR = np.array([30, 30, 34], np.float32)
 HANDLE_HALF = np.array([0.05, 0.07])
+# Widest reach of a shape over the table's edge.
+MARGIN = 0.2
 OPEN_RADIUS, OPEN_WIDTH, CLOSED_RADIUS = 0.11, 0.045, 0.06
 
 
@@ -34,98 +36,85 @@ def render(states: np.ndarray, size: int = 64) -> np.ndarray:
     if states.ndim != 2 or states.shape[1] != sim.STATE_DIM:
         raise InputError(f"states must have shape [N, {sim.STATE_DIM}], got {states.shape}")
     out = np.empty((len(states), size, size, 3), np.uint8)
-    for first in range(0, len(states), 256):
-        part = states[first : first + 256]
-        out[first : first + 256] = _draw(part, size)
+    for first in range(0, len(states), 64):  # a batch of pictures stays in the cache
+        part = states[first : first + 64]
+        out[first : first + 64] = _Canvas(len(part), size).draw(part)
     return out
 
 
-def _draw(states: np.ndarray, size: int) -> np.ndarray:
-    """Draw from the back to the front: pads, drawer, button, discs, gripper."""
-    image = np.empty((len(states), size, size, 3), np.float32)
-    image[:] = TABLE
-    for side in range(2):
-        centre = states[:, 13 + 2 * side : 15 + 2 * side]
-        _box(image, centre, np.full(2, sim.PAD_HALF), PAD_COLORS[side])
-    middle = sim.HANDLE_X + sim.DRAWER_LENGTH / 2
-    rail = np.broadcast_to(np.array([middle, sim.HANDLE_Y], np.float32), (len(states), 2))
-    _box(image, rail, np.array([sim.DRAWER_LENGTH / 2 + 0.05, 0.02]), RAIL)
-    handle = np.stack((states[:, 17], np.full(len(states), sim.HANDLE_Y, np.float32)), 1)
-    _box(image, handle, HANDLE_HALF, HANDLE_COLOR)
-    pressed = states[:, 20:21]
-    _ring(
-        image,
-        states[:, 18:20],
-        sim.BUTTON_RADIUS,
-        None,
-        BUTTON_COLOR + pressed * (PRESSED_COLOR - BUTTON_COLOR),
-    )
-    for disc in range(3):
-        _ring(image, states[:, 7 + 2 * disc : 9 + 2 * disc], sim.DISC_RADIUS, None, DISC_COLORS[disc])
-    closed = states[:, 2] > 0
-    for rows, radius, width in ((~closed, OPEN_RADIUS, OPEN_WIDTH), (closed, CLOSED_RADIUS, None)):
-        chosen = np.flatnonzero(rows)
-        if len(chosen):
-            _ring(image, states[chosen, :2], radius, width, GRIPPER_COLOR, chosen)
-    return np.round(image).astype(np.uint8)
+class _Canvas:
+    """Float pictures with a margin, so that a shape at the edge needs no clipping."""
 
+    def __init__(self, n: int, size: int) -> None:
+        self.size, self.margin = size, int(np.ceil(MARGIN * size / 2)) + 2
+        self.side = size + 2 * self.margin
+        self.pixels = np.empty((n * self.side * self.side, 3), np.float32)
+        self.pixels[:] = TABLE
+        self.base = np.arange(n) * self.side * self.side
 
-def _patch(
-    centre: np.ndarray, half: np.ndarray, size: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return columns and rows of a box around each centre [N, w], and their pixels' table coordinates."""
-    scale = size / 2
-    sides = np.ceil(2 * half * scale).astype(int) + 2
-    grids = []
-    for axis, sign in ((0, 1.0), (1, -1.0)):
-        begin = np.floor((sign * centre[:, axis] + 1 - half[axis]) * scale - 0.5).astype(np.int64)
-        index = begin[:, None] + np.arange(sides[axis])
-        grids.append((index, sign * ((index + 0.5) / scale - 1)))
-    (columns, x), (rows, y) = grids
-    return columns, rows, x, y
+    def draw(self, states: np.ndarray) -> np.ndarray:
+        """Return the pictures of states, drawn from the back to the front, uint8 [n, size, size, 3]."""
+        n = len(states)
+        for side in range(2):
+            centre = states[:, 13 + 2 * side : 15 + 2 * side]
+            self.box(centre, np.full(2, sim.PAD_HALF), PAD_COLORS[side])
+        middle = sim.HANDLE_X + sim.DRAWER_LENGTH / 2
+        rail = np.broadcast_to(np.array([middle, sim.HANDLE_Y], np.float32), (n, 2))
+        self.box(rail, np.array([sim.DRAWER_LENGTH / 2 + 0.05, 0.02]), RAIL)
+        handle = np.stack((states[:, 17], np.full(n, sim.HANDLE_Y, np.float32)), 1)
+        self.box(handle, HANDLE_HALF, HANDLE_COLOR)
+        color = BUTTON_COLOR + states[:, 20:21] * (PRESSED_COLOR - BUTTON_COLOR)
+        self.disc(states[:, 18:20], sim.BUTTON_RADIUS, color)
+        for disc in range(3):
+            self.disc(states[:, 7 + 2 * disc : 9 + 2 * disc], sim.DISC_RADIUS, DISC_COLORS[disc])
+        closed = states[:, 2:3] > 0
+        radius = np.where(closed, CLOSED_RADIUS, OPEN_RADIUS).astype(np.float32)
+        inner = np.where(closed, -1.0, OPEN_RADIUS - OPEN_WIDTH).astype(np.float32)
+        self.disc(states[:, :2], OPEN_RADIUS, GRIPPER_COLOR, radius[:, :, None], inner[:, :, None])
+        image = self.pixels.reshape(n, self.side, self.side, 3)
+        inside = slice(self.margin, self.margin + self.size)
+        return np.rint(image[:, inside, inside]).astype(np.uint8)
 
+    def box(self, centre: np.ndarray, half: np.ndarray, color: np.ndarray) -> None:
+        """Draw boxes around centres [n, 2] with half sides [2]."""
+        index, dx, dy = self._patch(centre, half)
+        across = (0.5 + (half[0] - np.abs(dx)) * self.size / 2).clip(0, 1)
+        up = (0.5 + (half[1] - np.abs(dy)) * self.size / 2).clip(0, 1)
+        self._blend(up[:, :, None] * across[:, None, :], index, color)
 
-def _blend(
-    image: np.ndarray,
-    cover: np.ndarray,
-    columns: np.ndarray,
-    rows: np.ndarray,
-    color: np.ndarray,
-    which: np.ndarray,
-) -> None:
-    """Mix a colour into the pixels of a patch by its share of each pixel; what is off the picture is left out."""
-    size = image.shape[1]
-    inside = ((rows >= 0) & (rows < size))[:, :, None] & ((columns >= 0) & (columns < size))[:, None, :]
-    cover = np.where(inside, cover, 0)[..., None].astype(np.float32)
-    where = which[:, None, None], rows.clip(0, size - 1)[:, :, None], columns.clip(0, size - 1)[:, None, :]
-    old = image[where]
-    mixed = old + cover * (np.broadcast_to(color, (len(which), 3))[:, None, None] - old)
-    # Clipped indices repeat pixels of the border: write each pixel inside only.
-    image[tuple(np.broadcast_to(i, inside.shape)[inside] for i in where)] = mixed[inside]
+    def disc(
+        self,
+        centre: np.ndarray,
+        reach: float,
+        color: np.ndarray,
+        radius: np.ndarray | None = None,
+        inner: np.ndarray | None = None,
+    ) -> None:
+        """Draw discs of radius `reach`; or of a radius [n, 1, 1] up to it, with a hole of radius `inner`."""
+        index, dx, dy = self._patch(centre, np.full(2, reach))
+        distance = np.sqrt(dx[:, None, :] ** 2 + dy[:, :, None] ** 2)
+        cover = (0.5 + ((reach if radius is None else radius) - distance) * self.size / 2).clip(0, 1)
+        if inner is not None:
+            cover = np.minimum(cover, (0.5 + (distance - inner) * self.size / 2).clip(0, 1))
+        self._blend(cover, index, color)
 
+    def _patch(self, centre: np.ndarray, half: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return flat pixels [n, h, w] of the boxes around centres, and the pixels' offsets dx [n, w], dy [n, h]."""
+        scale = self.size / 2
+        index, offsets = [], []
+        for axis, sign in ((0, 1.0), (1, -1.0)):
+            middle = sign * centre[:, axis] + 1
+            begin = np.floor((middle - half[axis]) * scale - 0.5).astype(np.int64)
+            count = int(np.ceil(2 * half[axis] * scale)) + 2
+            pixel = begin[:, None] + np.arange(count)
+            index.append(pixel + self.margin)
+            offsets.append(((pixel + 0.5) / scale - middle[:, None]).astype(np.float32))
+        columns, rows = index
+        flat = (self.base[:, None] + rows * self.side)[:, :, None] + columns[:, None, :]
+        return flat, offsets[0], offsets[1]
 
-def _box(image: np.ndarray, centre: np.ndarray, half: np.ndarray, color: np.ndarray) -> None:
-    size = image.shape[1]
-    columns, rows, x, y = _patch(centre, half, size)
-    across = (0.5 + (half[0] - np.abs(x - centre[:, :1])) * size / 2).clip(0, 1)
-    up = (0.5 + (half[1] - np.abs(y - centre[:, 1:])) * size / 2).clip(0, 1)
-    _blend(image, up[:, :, None] * across[:, None, :], columns, rows, color, np.arange(len(centre)))
-
-
-def _ring(
-    image: np.ndarray,
-    centre: np.ndarray,
-    radius: float,
-    width: float | None,
-    color: np.ndarray,
-    which: np.ndarray | None = None,
-) -> None:
-    """Draw discs, or rings of a width measured inwards from the radius."""
-    size = image.shape[1]
-    columns, rows, x, y = _patch(centre, np.full(2, radius), size)
-    dx, dy = x - centre[:, :1], y - centre[:, 1:]
-    distance = np.sqrt(dx[:, None, :] ** 2 + dy[:, :, None] ** 2)
-    cover = (0.5 + (radius - distance) * size / 2).clip(0, 1)
-    if width is not None:
-        cover = np.minimum(cover, (0.5 + (distance - radius + width) * size / 2).clip(0, 1))
-    _blend(image, cover, columns, rows, color, np.arange(len(centre)) if which is None else which)
+    def _blend(self, cover: np.ndarray, index: np.ndarray, color: np.ndarray) -> None:
+        """Mix a colour, [3] or [n, 3], into pixels by its share of each."""
+        old = self.pixels[index]
+        color = color if color.ndim == 1 else color[:, None, None]
+        self.pixels[index] = old + cover[..., None].astype(np.float32) * (color - old)

@@ -279,3 +279,8 @@ def policy_observation(states: np.ndarray, tasks: np.ndarray) -> np.ndarray:
     return np.concatenate((states, np.broadcast_to(goals, (*states.shape[:-1], names.NUM_TASKS))), -1).astype(
         np.float32
     )
+
+
+def hold(last: np.ndarray) -> np.ndarray:
+    """Return the velocity action that rests while no plan is there: no motion, the gripper as it was."""
+    return np.array([0.0, 0.0, last[2]])

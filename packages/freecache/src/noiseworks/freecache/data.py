@@ -1,0 +1,151 @@
+"""Prompts, and tasks with answers that can be checked, for the commands."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from noiseworks.core.checks import check_number
+from noiseworks.core.errors import InputError
+from noiseworks.kits.masked_lm import HostSpec, pad_prompts
+from torch import Tensor
+
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt, and whether a text answers it.
+
+    Attributes:
+        prompt: The prompt.
+        right: Text -> whether it is a right answer.
+    """
+
+    prompt: str
+    right: Callable[[str], bool]
+
+
+def read_prompts(prompt: str) -> list[str]:
+    """Return the lines of a text file, or the text itself.
+
+    Raises:
+        InputError: When there is no text.
+    """
+    is_file = len(prompt) < 1000 and Path(prompt).is_file()
+    lines = Path(prompt).read_text().splitlines() if is_file else [prompt]
+    lines = [line for line in lines if line.strip()]
+    if not lines:
+        raise InputError("there is no prompt; give a text, or a file with one prompt a line")
+    return lines
+
+
+def encode(
+    tokenizer: Any, prompts: Sequence[str], spec: HostSpec, device: torch.device, chat: bool
+) -> tuple[Tensor, Tensor]:
+    """Return prompts as left-padded ids and their mask, int64 [B, P].
+
+    Args:
+        tokenizer: The model's tokenizer.
+        prompts: Texts.
+        spec: The model's contract.
+        device: Where the result is put.
+        chat: Whether to wrap each text in the tokenizer's chat template, as a user's turn.
+
+    Raises:
+        InputError: When the tokenizer has no chat template, or a prompt no tokens.
+    """
+    if chat and getattr(tokenizer, "chat_template", None) is None:
+        raise InputError("the tokenizer has no chat template; leave out --chat")
+    if chat:
+        turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        prompts = [
+            tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False) for turn in turns
+        ]
+    ids = [tokenizer(prompt, add_special_tokens=not chat)["input_ids"] for prompt in prompts]
+    padded, mask = pad_prompts(ids, spec.pad_id)
+    return padded.to(device), mask.to(device)
+
+
+def texts(tokenizer: Any, completions: Tensor, spec: HostSpec) -> list[str]:
+    """Return the texts of completions [B, G] up to their first end; ids that are no tokens are left out."""
+    found = []
+    for row in completions.tolist():
+        stop = next((i for i, token in enumerate(row) if token in spec.eos_ids), len(row))
+        limit = len(tokenizer) if spec.vocab_limit is None else spec.vocab_limit
+        found.append(tokenizer.decode([token for token in row[:stop] if token < limit]))
+    return found
+
+
+def random_prompts(spec: HostSpec, batch: int, length: int, generator: torch.Generator) -> Tensor:
+    """Return prompts of random tokens without masks, padding and ends, int64 [batch, length]."""
+    special = {spec.mask_id, spec.pad_id, *spec.eos_ids}
+    limit = max(special) + 2 if spec.vocab_limit is None else spec.vocab_limit
+    plain = torch.tensor([token for token in range(limit) if token not in special])
+    return plain[torch.randint(len(plain), (batch, length), generator=generator)]
+
+
+def load_task(name: str, count: int, seed: int, examples: int) -> list[Question]:
+    """Return the questions of a task.
+
+    Args:
+        name: `countdown`, or a JSON-lines file with `question` and `answer`.
+        count: How many, from the start of the file.
+        seed: Of countdown's problems.
+        examples: Tokens of solved problems before each of countdown's questions; 0 for none.
+
+    Raises:
+        InputError: When the file is missing or a line of it is no question, or for a number out of range.
+    """
+    check_number("problems", count, low=1, integer=True)
+    check_number("examples", examples, low=0, integer=True)
+    if name == "countdown":
+        return _countdown(count, seed, examples)
+    if not Path(name).is_file():
+        raise InputError(
+            f"unknown task {name!r}: name countdown, or a JSON-lines file with question and answer"
+        )
+    if examples:
+        raise InputError("examples go with countdown; write them into the questions of a file")
+    found = []
+    for number, line in enumerate(Path(name).read_text().splitlines()[:count], start=1):
+        try:
+            record = json.loads(line)
+            question, answer = str(record["question"]), str(record["answer"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"line {number} of {name} holds no question and answer ({error})") from error
+        if last_number(answer) is None:
+            raise InputError(f"the answer in line {number} of {name} holds no number")
+        found.append(Question(question, partial(_ends_with_number, last_number(answer))))
+    if not found:
+        raise InputError(f"{name} holds no questions")
+    return found
+
+
+def last_number(text: str) -> float | None:
+    """Return the last number in a text, or None."""
+    found = _NUMBER.findall(text)
+    return float(found[-1].replace(",", "")) if found else None
+
+
+def _ends_with_number(number: float | None, text: str) -> bool:
+    return last_number(text) == number
+
+
+def _countdown(count: int, seed: int, examples: int) -> list[Question]:
+    try:
+        from noiseworks.bench.testbeds import countdown
+    except ImportError as error:
+        raise InputError("the task countdown needs noiseworks-bench; install it") from error
+    asked = countdown.problems("countdown", count, seed, "test")
+    prompts = [problem.prompt for problem in asked]
+    if examples:
+        prompts = countdown.few_shot_prompts(asked, examples, seed)
+    return [
+        Question(prompt, partial(countdown.verify, problem))
+        for prompt, problem in zip(prompts, asked, strict=True)
+    ]

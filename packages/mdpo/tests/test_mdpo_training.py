@@ -1,0 +1,371 @@
+"""The trainer: what a round does, baselines, LoRA, reference, data order, resume after a kill, two processes."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from noiseworks.core.errors import ArtifactError, InputError, NonFiniteError
+from noiseworks.mdpo import (
+    Decoding,
+    MDPOConfig,
+    MDPOTrainer,
+    Scoring,
+    Selection,
+    roll_out,
+    select_over_denoised,
+)
+from noiseworks.mdpo.micro_batches import diffu_grpo_micro_batches, mdpo_micro_batches, sft_micro_batch
+from noiseworks.mdpo.rollouts import join_rollouts, row_seeds, summarize
+
+ROWS = [{"prompt": f"{i}+{j}=", "answer": "ab"} for i in range(4) for j in (3, 12)]
+CONFIG = MDPOConfig(
+    Decoding(8, 8, 4, 1.0),
+    updates=3,
+    num_generations=4,
+    prompts_per_update=4,
+    sample_train_steps=2,
+    learning_rate=1e-3,
+    micro_batch_prompts=2,
+    checkpoint_every=1,
+    accelerator="cpu",
+)
+
+
+def some_zeros(prompts, completions, **columns):
+    return [text.count("0") / 8 for text in completions]
+
+
+@pytest.fixture
+def make_trainer(make_host, tokenizer):
+    def make(out=None, kind="llada", eval_data=(), **changes):
+        config, words = replace(CONFIG, **changes), {}
+        return MDPOTrainer(
+            make_host(kind), tokenizer, [some_zeros], config, ROWS, eval_data, out=out, **words
+        )
+
+    return make
+
+
+def weights(trainer):
+    return torch.cat([p.detach().float().flatten() for p in trainer.policy.trainable().values()])
+
+
+def test_reward_grows(make_trainer):
+    trainer = make_trainer(updates=12, learning_rate=3e-3, beta=0.0)
+    rewards = [trainer.round()["reward"] for _ in range(12)]
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.15
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"objective": "diffu_grpo"},
+        {"objective": "sft"},
+        {"advantage": "final"},
+        {"num_iterations": 2},
+        {"block_lengths": (4, 8)},
+        {"confidence_weights": False, "kl": "k3"},
+        {"precision": "bf16-true"},
+        {"precision": "bf16-mixed"},
+        {"decoding": Decoding(8, 4, 4, 1.0, remask="rcr")},
+        {"lora_rank": 2, "lora_dropout": 0.1},
+        {"kind": "dream"},
+        {"kind": "dream", "lora_rank": 2},
+    ],
+    ids=str,
+)
+def test_every_kind_of_run_updates_the_weights(make_trainer, changes):
+    trainer = make_trainer(**changes)
+    before = weights(trainer)
+    figures = [trainer.round() for _ in range(2)]
+    assert bool(weights(trainer).isfinite().all())
+    assert not torch.equal(weights(trainer), before)
+    assert figures[0]["grad_norm"] > 0
+
+
+def test_micro_batches_hold_the_chosen_steps(make_trainer):
+    trainer = make_trainer()
+    rollouts = trainer.roll_out(*trainer._next_prompts())
+    batches = list(mdpo_micro_batches(rollouts, trainer.config))
+    assert sum(batch.share for batch in batches) <= 1 + 1e-9
+    batch = batches[0]
+    assert batch.groups[1] == 4
+    masked = batch.inputs.ids[:, -8:] == 2
+    assert torch.equal(masked.sum(dim=1), batch.mask.sum(dim=1))
+    places = batch.inputs.positions - (batch.inputs.ids.shape[1] - 8)
+    assert bool(masked.gather(1, places)[batch.mask].all())
+    assert bool((batch.weight[batch.mask] > 0).all())
+    # The same step for the rollouts of a prompt: equally many masks in each group.
+    assert len(set(masked[:4].sum(dim=1).tolist())) == 1
+
+
+def test_first_pass_has_ratio_one_and_the_second_compares_with_it(make_trainer):
+    trainer = make_trainer(beta=0.0, learning_rate=1e-2)
+    rollouts = trainer.roll_out(*trainer._next_prompts())
+    batches = list(mdpo_micro_batches(rollouts, trainer.config))
+    first = trainer._update(batches)
+    assert first["ratio"] == pytest.approx(1.0)
+    stored = [batch.old.clone() for batch in batches]
+    second = trainer._update(batches)
+    assert second["ratio"] != pytest.approx(1.0, abs=1e-6)
+    assert all(torch.equal(old, batch.old) for old, batch in zip(stored, batches, strict=True))
+
+
+def test_log_probs_of_the_policy_are_those_the_sampler_drew_with(make_trainer):
+    """Standard sampler, no filters: the recorded confidence is exp of the training log-probability."""
+    trainer = make_trainer(decoding=Decoding(8, 4, 8, 0.7, remask="low_confidence"), sample_train_steps=8)
+    rollouts = trainer.roll_out(*trainer._next_prompts())
+    for batch in mdpo_micro_batches(rollouts, trainer.config):
+        logp = trainer.policy(*batch.inputs)
+        torch.testing.assert_close(
+            logp.exp()[batch.mask].detach(), batch.weight[batch.mask], atol=2e-3, rtol=2e-3
+        )
+
+
+def test_rcr_gives_no_weight_to_blocks_that_are_still_to_come(make_trainer):
+    trainer = make_trainer(decoding=Decoding(8, 4, 4, 1.0, remask="rcr"))
+    rollouts = trainer.roll_out(*trainer._next_prompts())
+    assert not rollouts.trace.scores[0, :, 4:].any()
+    assert bool((rollouts.trace.scores[0, :, :4] > 0).all())
+    assert bool((rollouts.trace.scores[2, :, 4:] > 0).all())
+
+
+def test_diffu_grpo_masks_the_completion_and_some_of_the_prompt(make_trainer):
+    trainer = make_trainer(objective="diffu_grpo", prompt_mask_prob=0.5)
+    rollouts = trainer.roll_out(*trainer._next_prompts())
+    batches = list(diffu_grpo_micro_batches(rollouts, trainer.config, seed=1))
+    for batch in batches:
+        prompt = batch.inputs.ids[:, :-8]
+        assert bool((batch.inputs.ids[:, -8:] == 2).all())
+        real = batch.inputs.attention_mask[:, :-8].bool()
+        assert 0.2 < (prompt == 2)[real].double().mean() < 0.8
+        assert not bool((prompt == 2)[~real].any())
+    again = list(diffu_grpo_micro_batches(rollouts, trainer.config, seed=1))
+    assert torch.equal(again[0].inputs.ids, batches[0].inputs.ids)
+
+
+def test_supervised_rows_mask_the_answer_alone():
+    prompt, answer = torch.full((64, 3), 5), torch.full((64, 6), 7)
+    batch = sft_micro_batch(prompt, torch.ones_like(prompt), answer, 2, seed=0, share=1.0)
+    assert torch.equal(batch.inputs.ids[:, :3], prompt)
+    assert torch.equal(batch.inputs.ids[:, 3:] == 2, batch.mask)
+    assert abs((batch.mask.double().mean(dim=1) - batch.advantages.double()).mean()) < 0.05
+
+
+def test_groups_that_were_rewarded_alike_are_skipped(make_host, tokenizer):
+    trainer = MDPOTrainer(
+        make_host(), tokenizer, [lambda prompts, completions, **c: [1.0] * len(prompts)], CONFIG, ROWS
+    )
+    before = weights(trainer)
+    assert trainer.round()["micro_batches"] == 0
+    assert torch.equal(weights(trainer), before)
+
+
+# --- Reference ---
+
+
+def test_frozen_reference_stays_and_sync_moves_it(make_trainer):
+    trainer = make_trainer(reference_sync_every=2, learning_rate=1e-2)
+    start = weights(trainer)
+    trainer.round()
+    frozen = torch.cat([p.flatten() for p in trainer.reference.copy.parameters()])
+    assert torch.equal(frozen, start)
+    trainer.round()
+    moved = torch.cat([p.flatten() for p in trainer.reference.copy.parameters()])
+    torch.testing.assert_close(moved, start + 0.6 * (weights(trainer) - start))
+
+
+def test_reference_of_an_adapted_model_is_the_model_without_adapter(make_trainer):
+    trainer = make_trainer(lora_rank=2, learning_rate=1e-2)
+    rollouts = trainer.roll_out(*trainer._next_prompts())
+    batch = next(mdpo_micro_batches(rollouts, trainer.config))
+    before = trainer.policy(*batch.inputs).detach()
+    trainer._update([batch])
+    assert trainer.reference.copy is None
+    torch.testing.assert_close(trainer.reference.log_probs(*batch.inputs), before)
+    trainer.module.eval()
+    assert not torch.allclose(trainer.policy(*batch.inputs), before)
+
+
+# --- Data ---
+
+
+def test_an_epoch_uses_every_prompt_once(make_trainer):
+    trainer = make_trainer(updates=None, prompts_per_update=2)
+    seen = []
+    for _ in range(4):
+        rows, lengths = trainer._next_prompts()
+        seen += [row["prompt"] for row in rows]
+        assert lengths == [8, 8]
+    assert sorted(seen) == sorted(row["prompt"] for row in ROWS)
+    assert trainer.finished
+    assert [row["prompt"] for row in ROWS] != seen
+
+
+def test_rollouts_of_two_block_lengths_join(make_trainer):
+    trainer = make_trainer(block_lengths=(4, 8))
+    short, long = [{"prompt": "1="}], [{"prompt": "123456="}]
+    parts = [trainer.roll_out(rows, [length]) for rows, length in ((short, 4), (long, 8))]
+    joined = join_rollouts(parts)
+    assert joined.prompt.shape == (8, 7)
+    assert joined.prompt_mask[:4, :5].sum() == 0
+    assert joined.rewards.shape == (8, 4)
+    assert torch.equal(joined.trace.final[:4], parts[0].trace.final)
+
+
+def test_selection_keeps_what_was_right_and_ended_wrong(host, tokenizer, make_trainer, tmp_path):
+    scoring = Scoring(tokenizer, make_trainer().scoring.spec, [some_zeros])
+    decoding = Decoding(8, 8, 8)
+    rollouts = roll_out(host, scoring, ROWS, decoding, seeds=row_seeds(0, 8))
+    found = summarize(rollouts)
+    assert (found.prompts, found.calls) == (8, 8)
+
+    def third_zero(prompts, completions, **columns):
+        return [float(text == wanted) for text, wanted in zip(completions, columns["answer"], strict=True)]
+
+    texts = [tokenizer.decode(ids.long(), skip_special_tokens=True) for ids in rollouts.trace.predictions[0]]
+    last = [tokenizer.decode(ids.long(), skip_special_tokens=True) for ids in rollouts.trace.final]
+    rows = [{"prompt": row["prompt"], "answer": text} for row, text in zip(ROWS, texts, strict=True)]
+    expected = tuple(i for i in range(8) if texts[i] != last[i])
+    assert expected
+    scoring = replace(scoring, functions=[third_zero])
+    chosen = select_over_denoised(host, scoring, rows, decoding)
+    assert chosen.indices == expected
+    assert chosen.rate == len(expected) / 8
+    chosen.save(tmp_path / "s.json")
+    assert Selection.load(tmp_path / "s.json", rows) == chosen
+    with pytest.raises(ArtifactError, match="other data"):
+        Selection.load(tmp_path / "s.json", ROWS)
+    with pytest.raises(ArtifactError, match="gone"):
+        Selection.load(tmp_path / "gone.json", ROWS)
+
+
+def test_training_can_select_before_each_epoch(make_host, tokenizer, tmp_path):
+    def good_early(prompts, completions, **columns):
+        return [1.0 if len(set(text)) < 3 else 0.5 * (len(text) % 2) for text in completions]
+
+    config = replace(CONFIG, select=True, updates=2, prompts_per_update=1, decoding=Decoding(8, 8, 8, 1.0))
+    trainer = MDPOTrainer(make_host(seed=3), tokenizer, [good_early], config, ROWS, out=tmp_path)
+    trainer.given_selection = Selection((2, 5), (4, 8), "", 0.25)
+    rows, lengths = trainer._next_prompts()
+    assert (rows[0], lengths[0]) in [(ROWS[2], 4), (ROWS[5], 8)]
+    trainer.given_selection = None
+    indices, _ = trainer._choose(1)
+    assert Selection.load(tmp_path / "selection-1.json", ROWS).indices == indices
+
+
+# --- Folders, resume, processes ---
+
+SCRIPT = """
+import importlib.util, sys, time
+from dataclasses import replace
+from pathlib import Path
+def load(name, path):
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+tests = Path(sys.argv[1])
+hosts, training = load("hosts", tests / "conftest.py"), load("training_tests", tests / "test_mdpo_training.py")
+config = replace(training.CONFIG, updates=6, lora_rank=int(sys.argv[3]), lora_dropout=0.1, reference_sync_every=int(sys.argv[4]))
+trainer = training.MDPOTrainer(hosts.build_host(), hosts.build_tokenizer(), [training.some_zeros], config, training.ROWS, out=Path(sys.argv[2]))
+slow = lambda *_: time.sleep(float(sys.argv[5]))
+trainer.fit(resume=True, progress=slow)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rank", "sync"), [(0, 2), (2, 0)])
+def test_a_killed_run_goes_on_with_bit_equal_updates(rank, sync, tmp_path):
+    here = os.path.dirname(__file__)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+    def start(out, pause):
+        words = [sys.executable, "-c", SCRIPT, here, str(tmp_path / out), str(rank), str(sync), str(pause)]
+        return subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL)
+
+    whole = start("whole", 0)
+    killed, metrics = start("killed", 30), tmp_path / "killed" / "metrics.csv"
+    deadline = time.time() + 120
+    while not (tmp_path / "killed" / "checkpoint.pt").exists() and time.time() < deadline:
+        time.sleep(0.1)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert len(metrics.read_text().splitlines()) < 7
+    assert start("killed", 0).wait(timeout=200) == 0
+    assert whole.wait(timeout=200) == 0
+    states = [torch.load(tmp_path / out / "checkpoint.pt", weights_only=True) for out in ("whole", "killed")]
+    for name, value in states[0]["model"].items():
+        assert torch.equal(value, states[1]["model"][name]), name
+    assert metrics.read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
+    assert [row["update"] for row in csv.DictReader(metrics.open())] == list("123456")
+
+
+def test_run_leaves_a_model_that_loads(make_trainer, tmp_path):
+    from noiseworks.kits.masked_lm import load_host
+
+    trainer = make_trainer(tmp_path, eval_data=ROWS, eval_every=3)
+    result = trainer.fit()
+    assert result.updates == 3
+    assert result.evaluation.prompts == 8
+    loaded, _, spec = load_host(tmp_path / "model")
+    assert spec.mask_id == 2
+    for name, value in trainer.policy.model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
+
+
+def test_corrupt_checkpoint_is_named(make_trainer, tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes(b"cut off")
+    with pytest.raises(ArtifactError, match=r"checkpoint\.pt"):
+        make_trainer(tmp_path).fit(resume=True)
+
+
+def test_nan_weights_stop_the_run(make_trainer):
+    trainer = make_trainer(beta=0.1)
+    trainer.round()
+    batches = list(mdpo_micro_batches(trainer.roll_out(*trainer._next_prompts()), trainer.config))
+    with torch.no_grad():
+        next(iter(trainer.policy.trainable().values())).fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="loss is not finite at step 1"):
+        trainer._update(batches)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"decoding": Decoding(8, 8, 4, 0.0)}, "temperature must be above 0"),
+        ({"num_generations": 1}, "num_generations"),
+        ({"sample_train_steps": 9}, "sample_train_steps"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"objective": "ppo"}, "ppo"),
+        ({"advantage": "best"}, "best"),
+        ({"beta": -0.1}, "beta"),
+        ({"reference_sync_every": 5, "lora_rank": 2}, "no LoRA"),
+        ({"block_lengths": (16,)}, "block_lengths"),
+    ],
+)
+def test_settings_that_no_run_can_have_are_refused(changes, word):
+    with pytest.raises(InputError, match=word):
+        replace(CONFIG, **changes)
+
+
+def test_data_that_does_not_fit_is_refused(make_host, tokenizer):
+    def trainer(rows, **changes):
+        return MDPOTrainer(make_host(), tokenizer, [some_zeros], replace(CONFIG, **changes), rows)
+
+    with pytest.raises(InputError, match="at most 2 tokens"):
+        trainer(ROWS, max_prompt_length=2)
+    with pytest.raises(InputError, match="'answer'"):
+        trainer([{"prompt": "1="}], objective="sft")
+    with pytest.raises(InputError, match="lora_targets|layer"):
+        trainer(ROWS, lora_rank=2, lora_targets=("no_such_layer",))
+    with pytest.raises(InputError, match="gen_length"):
+        trainer([{"prompt": "1=", "answer": "a" * 30}], objective="sft").round()
+    with pytest.raises(InputError, match="evaluation data"):
+        trainer(ROWS).evaluate()
