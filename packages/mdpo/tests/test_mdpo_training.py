@@ -273,8 +273,10 @@ def load(name, path):
     return module
 tests = Path(sys.argv[1])
 hosts, training = load("hosts", tests / "conftest.py"), load("training_tests", tests / "test_mdpo_training.py")
-config = replace(training.CONFIG, updates=6, lora_rank=int(sys.argv[3]), lora_dropout=0.1, reference_sync_every=int(sys.argv[4]))
-trainer = training.MDPOTrainer(hosts.build_host(), hosts.build_tokenizer(), [training.some_zeros], config, training.ROWS, out=Path(sys.argv[2]))
+out, rank, sync = Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+config = replace(training.CONFIG, updates=6, lora_rank=rank, lora_dropout=0.1, reference_sync_every=sync)
+parts = hosts.build_host(), hosts.build_tokenizer(), [training.some_zeros], config, training.ROWS
+trainer = training.MDPOTrainer(*parts, out=out)
 slow = lambda *_: time.sleep(float(sys.argv[5]))
 trainer.fit(resume=True, progress=slow)
 """
@@ -363,7 +365,7 @@ def test_data_that_does_not_fit_is_refused(make_host, tokenizer):
         trainer(ROWS, max_prompt_length=2)
     with pytest.raises(InputError, match="'answer'"):
         trainer([{"prompt": "1="}], objective="sft")
-    with pytest.raises(InputError, match="lora_targets|layer"):
+    with pytest.raises(InputError, match="lora_targets"):
         trainer(ROWS, lora_rank=2, lora_targets=("no_such_layer",))
     with pytest.raises(InputError, match="gen_length"):
         trainer([{"prompt": "1=", "answer": "a" * 30}], objective="sft").round()

@@ -28,7 +28,7 @@ def add_lora(
     names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
     missing = [target for target in targets if target not in names]
     if missing:
-        raise InputError(f"LoRA targets must be layers of the model, {missing[0]!r} is none")
+        raise InputError(f"lora_targets must name linear layers of the model, {missing[0]!r} is none")
     return get_peft_model(
         model, LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets))
     )

@@ -139,10 +139,12 @@ def roll_out(
 
 def join_traces(traces: Sequence[Trace]) -> Trace:
     """Return traces of the same steps and length as one, along the batch."""
-    joined = {
-        name: torch.cat([getattr(trace, name) for trace in traces], dim=1)
-        for name in ("inputs", "predictions", "scores")
-    }
+    # Mixed precision may be on around a rollout; the record is float16 whatever the model runs in.
+    with torch.autocast("cpu", enabled=False):
+        joined = {
+            name: torch.cat([getattr(trace, name) for trace in traces], dim=1)
+            for name in ("inputs", "predictions", "scores")
+        }
     return replace(traces[0], **joined, final=torch.cat([trace.final for trace in traces]))
 
 
