@@ -14,7 +14,7 @@ from noiseworks.bench.testbeds.training import Captions, Recipe
 if TYPE_CHECKING:
     import lightning as L
 
-ROWS, TRAIN_SEED, BATCH, RATE = 400_000, 0, 64, 1.5e-3
+ROWS, TRAIN_SEED, BATCH, RATE = 400_000, 0, 64, 3e-3
 SHARES = {"countdown": 0.9, "sort": 0.05, "modular": 0.05}
 
 
