@@ -1,5 +1,6 @@
 """The documentation page of the testbeds, written from the cards of the shipped models."""
 
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,11 +31,17 @@ def write_page(docs: Path, prompts: int = 8) -> Path:
     check_number("prompts", prompts, low=1, integer=True)
     cards = list_cards()
     commands = "\n".join(command for card in cards for command in card["training"]["commands"])
-    text = Path(__file__).with_name("page.md").read_text()
-    text = text.replace("{cards}", "\n".join(map(_section, cards))).replace("{commands}", commands)
+    text = Path(__file__).with_name("page.md").read_text().replace("{commands}", commands)
+    text = re.sub(r"\{cards of (\w+)\}", lambda match: _sections(cards, match[1]), text)
     _draw_grid(docs / IMAGE_NAME, prompts)
     atomic_write(docs / "testbeds.md", text)
     return docs / "testbeds.md"
+
+
+def _sections(cards: Sequence[dict[str, Any]], testbed: str) -> str:
+    """Return what the cards of one testbed's models say, as Markdown."""
+    # A model lies in <testbed>/weights/<name>.
+    return "\n".join(_section(card) for card in cards if Path(card["folder"]).parts[-3] == testbed)
 
 
 def _section(card: dict[str, Any]) -> str:

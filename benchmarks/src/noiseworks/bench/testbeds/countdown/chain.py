@@ -65,8 +65,7 @@ class MarkovText:
         Raises:
             InputError: When an id is no token of the source.
         """
-        if ids.ndim != 2 or (ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocabulary):
-            raise InputError(f"texts must be int64 [n, L] with ids in 0 … {self.vocabulary - 1}")
+        self._check(ids)
         padded = torch.nn.functional.pad(ids, (2, 0), value=self.vocabulary)
         classes = self.classes[padded[:, :-2], padded[:, 1:-1]]
         return self.table[classes, ids].log().sum(dim=1)
@@ -84,12 +83,15 @@ class MarkovText:
             float64 [n, L, V]; one-hot at visible places.
 
         Raises:
-            InputError: When V is above `LARGEST_EXACT`, or the visible tokens cannot occur together.
+            InputError: When V is above `LARGEST_EXACT`, a visible id is no token of the source, or the visible
+                tokens cannot occur together.
         """
+        ids = ids.masked_fill(~visible, 0)
+        self._check(ids)
         vocabulary, length = self.vocabulary, ids.shape[1]
         if vocabulary > LARGEST_EXACT:
             raise InputError(f"exact conditionals need at most {LARGEST_EXACT} tokens, got {vocabulary}")
-        allowed = torch.nn.functional.one_hot(ids.masked_fill(~visible, 0), vocabulary).double()
+        allowed = torch.nn.functional.one_hot(ids, vocabulary).double()
         allowed[~visible] = 1.0
         step = self.table[self.classes]  # [V + 1, V + 1, V]: of the next token after a pair
         pairs = torch.zeros(len(ids), vocabulary + 1, vocabulary + 1, dtype=torch.float64)
@@ -110,6 +112,10 @@ class MarkovText:
             later = torch.einsum("abc,nbc->nab", step, later[:, :, :vocabulary] * allowed[:, None, place])
             later = later / later.amax(dim=(1, 2), keepdim=True)
         return torch.stack(result[::-1], dim=1)
+
+    def _check(self, ids: Tensor) -> None:
+        if ids.ndim != 2 or (ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocabulary):
+            raise InputError(f"texts must be int64 [n, L] with ids in 0 … {self.vocabulary - 1}")
 
 
 def make_chain(

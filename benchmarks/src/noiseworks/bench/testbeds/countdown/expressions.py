@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
 
-MAX_CHARACTERS = 400
-_TOKEN = re.compile(r"\s*(?:(\d{1,6})|([-+*/()]))")
+MAX_CHARACTERS, MAX_DEPTH = 400, 32
+_TOKEN = re.compile(r"\s*(?:(\d{1,6})|([-+*/()]))", re.ASCII)
 
 
 class ExpressionError(ValueError):
@@ -17,7 +17,8 @@ def evaluate(text: str) -> tuple[Fraction, Counter]:
     """Return the exact value of an expression, and how often it uses each number.
 
     Args:
-        text: Whole numbers, `+ - * /` and parentheses, at most `MAX_CHARACTERS` characters.
+        text: Whole numbers of at most six digits, `+ - * /` and parentheses nested at most `MAX_DEPTH` deep, at
+            most `MAX_CHARACTERS` characters.
 
     Raises:
         ExpressionError: On anything else, a division by zero included.
@@ -43,10 +44,10 @@ def _tokens(text: str) -> Iterator[str | None]:
 
 
 class _Parser:
-    """Recursive descent; depth is bounded by the number of characters."""
+    """Recursive descent, a method a rule of the grammar."""
 
     def __init__(self, tokens: list[str | None]) -> None:
-        self.tokens, self.at, self.numbers = tokens, 0, Counter()
+        self.tokens, self.at, self.depth, self.numbers = tokens, 0, 0, Counter()
 
     def take(self, options: str) -> str | None:
         token = self.tokens[self.at]
@@ -73,9 +74,13 @@ class _Parser:
 
     def factor(self) -> Fraction:
         if self.take("("):
+            self.depth += 1
+            if self.depth > MAX_DEPTH:
+                raise ExpressionError(f"parentheses nested more than {MAX_DEPTH} deep")
             value = self.sum()
             if not self.take(")"):
                 raise ExpressionError("a parenthesis is not closed")
+            self.depth -= 1
             return value
         token = self.tokens[self.at]
         if token is None or not token.isdigit():
@@ -92,10 +97,12 @@ def solves(text: str, numbers: tuple[int, ...], target: int) -> bool:
     `7 - 3 = 4 , 12 * 4 = 48`, each of which must hold.
 
     Args:
-        text: The answer; nothing but the answer.
+        text: The answer, at most `MAX_CHARACTERS` characters; nothing but the answer.
         numbers: What may and must be used.
         target: What it must give.
     """
+    if len(text) > MAX_CHARACTERS:
+        return False
     try:
         if "=" not in text:
             value, used = evaluate(text)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from noiseworks.bench.testbeds.countdown.tokens import EOS_ID, MASK_ID, PAD_ID
+from noiseworks.bench.testbeds.optimizers import muon_with_adamw
 from noiseworks.core.checks import check_finite
 from torch import Tensor, nn
 
@@ -114,19 +115,12 @@ class TextTrainer(L.LightningModule):
         return F.cross_entropy(logits[wanted].float(), packed[:, 1:][wanted])
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Return Muon for the matrices of the blocks, and AdamW for the rest; only matrices decay.
-
-        The tables of arithmetic are learned in about half of AdamW's steps (Jordan et al. 2024, Muon).
-        """
-        outer = [self.model.get_input_embeddings().weight, self.model.get_output_embeddings().weight]
-        inner = [p for p in self.model.parameters() if p.ndim == 2 and all(p is not one for one in outer)]
-        scales = [p for p in self.model.parameters() if p.ndim < 2]
-        groups = [{"params": outer, "weight_decay": 0.05}, {"params": scales, "weight_decay": 0.0}]
-        common = {"lr": self.learning_rate}
-        return [
-            torch.optim.Muon(inner, weight_decay=0.05, adjust_lr_fn="match_rms_adamw", **common),
-            torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True, **common),
-        ]
+        """Return Muon for the matrices of the blocks, and AdamW for the rest."""
+        ends = {id(self.model.get_input_embeddings().weight), id(self.model.get_output_embeddings().weight)}
+        inner = [p for p in self.model.parameters() if p.ndim == 2 and id(p) not in ends]
+        chosen = {id(p) for p in inner}
+        outer = [p for p in self.model.parameters() if id(p) not in chosen]
+        return muon_with_adamw(inner, outer, self.learning_rate)
 
     def train(self, mode: bool = True) -> "TextTrainer":
         """Set the mode; the averaged weights stay in evaluation mode."""

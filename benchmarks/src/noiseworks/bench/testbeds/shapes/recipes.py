@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 VAE_ROWS, ROWS = 20_000, 48_000
 TRAIN_SEED = 0
-VAE_RATE, SD_RATE, FLOW_RATE, DIT_RATE = 1e-3, 2e-3, 1e-3, 1e-3
+VAE_RATE, SD_RATE, FLOW_RATE, DIT_RATE = 1e-3, 2e-3, 2e-3, 2e-3
 EMA_DECAY = 0.999
 
 
@@ -105,24 +105,31 @@ class SquaredError(torch.nn.Module):
 def build_text_to_image(data: dict[str, torch.Tensor]) -> "L.LightningModule":
     """Return U-Net and taught text encoder under the latent diffusion loss, 10 % of the captions dropped."""
     from noiseworks.ldm.conditioning import TextConditioner
+    from noiseworks.ldm.diffusion import LatentDiffusionTrainer
 
     tokenizer = nets.make_tokenizer()
     encoder = nets.make_text_encoder(tokenizer)
     captions = data["clean_input_ids"]
     teach(encoder, lambda rows: encoder(captions[rows]).last_hidden_state, data["statements"])
-    return _latent_diffusion(nets.make_unet(), TextConditioner(encoder, tokenizer), SD_RATE)
+    conditioner = TextConditioner(encoder, tokenizer)
+    return _latent_diffusion(LatentDiffusionTrainer, nets.make_unet(), conditioner, SD_RATE)
 
 
 def build_class_to_image(data: dict[str, torch.Tensor]) -> "L.LightningModule":
     """Return the diffusion transformer under the latent diffusion loss, 10 % of the labels dropped by row."""
+    from noiseworks.bench.testbeds.shapes.transformer_training import TransformerTrainer
     from noiseworks.ldm.conditioning import ClassConditioner
 
-    return _latent_diffusion(nets.make_dit(), ClassConditioner(nets.NULL_CLASS, kind="adm"), DIT_RATE)
+    conditioner = ClassConditioner(nets.NULL_CLASS, kind="adm")
+    return _latent_diffusion(TransformerTrainer, nets.make_dit(), conditioner, DIT_RATE)
 
 
 def build_flow(data: dict[str, torch.Tensor]) -> "L.LightningModule":
-    """Return the rectified-flow transformer with its three text encoders, 10 % of the captions dropped."""
-    from noiseworks.bench.testbeds.shapes.flow import RectifiedFlowTrainer, ThreeTextConditioner
+    """Return the rectified-flow transformer with its taught text encoders, 10 % of the captions dropped."""
+    from noiseworks.bench.testbeds.shapes.transformer_training import (
+        RectifiedFlowTrainer,
+        ThreeTextConditioner,
+    )
 
     tokenizer, tokenizer_3 = nets.make_tokenizer(), nets.make_t5_tokenizer()
     conditioner = ThreeTextConditioner(
@@ -132,6 +139,13 @@ def build_flow(data: dict[str, torch.Tensor]) -> "L.LightningModule":
         tokenizer,
         tokenizer_3,
     )
+    ids, t5_ids = data["clean_input_ids"], data["clean_t5_ids"]
+
+    def encode(rows: torch.Tensor) -> torch.Tensor:
+        condition = conditioner({"input_ids": ids[rows], "t5_ids": t5_ids[rows]})
+        return torch.stack([condition.crossattn.mean(1), condition.adm], dim=1)
+
+    teach(conditioner, encode, data["statements"])
     vae = shipped_vae()
     return RectifiedFlowTrainer(
         nets.make_sd3_transformer(),
@@ -143,11 +157,13 @@ def build_flow(data: dict[str, torch.Tensor]) -> "L.LightningModule":
     )
 
 
-def _latent_diffusion(denoiser: torch.nn.Module, conditioner: Any, rate: float) -> "L.LightningModule":
-    from noiseworks.ldm.diffusion import LatentDiffusionTrainer, make_scheduler
+def _latent_diffusion(
+    trainer: type["L.LightningModule"], denoiser: torch.nn.Module, conditioner: Any, rate: float
+) -> "L.LightningModule":
+    from noiseworks.ldm.diffusion import make_scheduler
 
     vae = shipped_vae()
-    return LatentDiffusionTrainer(
+    return trainer(
         denoiser,
         vae,
         conditioner,
@@ -280,13 +296,14 @@ RECIPES = {
         tune=evaluation.tune_text_to_image,
         measure=evaluation.measure_text_to_image,
         learning_rate=FLOW_RATE,
-        batch_size=64,
+        batch_size=32,
         scenes=ROWS,
         about={
             "name": "shapes-sd3",
             "class": "StableDiffusion3Pipeline",
-            "about": "Text to image by rectified flow: a transformer with two CLIP encoders and a T5 encoder "
-            "trained along. Call it with `max_sequence_length=20`, for which it is trained most.",
+            "about": "Text to image by rectified flow: a transformer with two CLIP encoders and a T5 encoder, "
+            "taught first to state what captions state, then trained along. Call it with "
+            "`max_sequence_length=20`, for which it is trained most.",
             "data": {"captions": "noisy and incomplete on purpose", "noise": NOISE},
         },
     ),
@@ -297,7 +314,7 @@ RECIPES = {
         tune=evaluation.tune_class_to_image,
         measure=evaluation.measure_class_to_image,
         learning_rate=DIT_RATE,
-        batch_size=64,
+        batch_size=32,
         scenes=ROWS,
         about={
             "name": "shapes-dit",

@@ -1,10 +1,11 @@
-"""Rectified-flow training of `shapes-sd3` with the three text encoders of `StableDiffusion3Pipeline`."""
+"""Training of the transformers: latent diffusion and rectified flow, with Muon for the matrices of the blocks."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from noiseworks.bench.testbeds.optimizers import muon_with_adamw
 from noiseworks.ldm.conditioning import Condition, Conditioner
 from noiseworks.ldm.diffusion import LatentDiffusionTrainer, draw_noise
 from torch import Tensor, nn
@@ -63,7 +64,33 @@ class ThreeTextConditioner(Conditioner):
         return Condition(crossattn=torch.cat([tokens, more], dim=1), adm=pooled)
 
 
-class RectifiedFlowTrainer(LatentDiffusionTrainer):
+class TransformerTrainer(LatentDiffusionTrainer):
+    """Trains a transformer as `LatentDiffusionTrainer` does a U-Net, with two optimisers stepped by hand."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Take one step and return its loss."""
+        loss = super().training_step(batch, batch_idx)
+        self.manual_backward(loss)
+        for optimizer in self.optimizers():
+            optimizer.step()
+            optimizer.zero_grad()
+        self.update_ema()
+        return loss.detach()
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Return Muon for the matrices of the transformer's blocks, and AdamW for the rest."""
+        blocks = {id(p) for p in self.unet.transformer_blocks.parameters() if p.ndim == 2}
+        trained = [p for one in self.trained_modules().values() for p in one.parameters() if p.requires_grad]
+        inner = [p for p in trained if id(p) in blocks]
+        outer = [p for p in trained if id(p) not in blocks]
+        return muon_with_adamw(inner, outer, self.base_rate)
+
+
+class RectifiedFlowTrainer(TransformerTrainer):
     """Trains a transformer to predict the velocity ε - z on the line (1 - σ) z + σ ε, σ = sigmoid(N(0, 1)).
 
     Source: Stable Diffusion 3, section 3 (rectified flow with logit-normal timesteps).
