@@ -1,11 +1,5 @@
-"""The trainer: what a round does, baselines, LoRA, reference, data order, resume after a kill, two processes."""
+"""The trainer: what a round does, baselines, LoRA, reference, data order, folders, bad settings."""
 
-import csv
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 
 import pytest
@@ -246,6 +240,19 @@ def test_selection_keeps_what_was_right_and_ended_wrong(host, tokenizer, make_tr
         Selection.load(tmp_path / "gone.json", ROWS)
 
 
+def test_given_selection_means_rows_of_the_whole_data(make_host, tokenizer):
+    rows = [{"prompt": "1" * 30}, *ROWS]
+    chosen = Selection((0, 1, 3), (8, 8, 4), "", 0.5)
+    config = replace(CONFIG, max_prompt_length=20, prompts_per_update=2, block_lengths=(4, 8))
+    trainer = MDPOTrainer(make_host(), tokenizer, [some_zeros], config, rows, selection=chosen)
+    found, lengths = trainer._next_prompts()
+    pairs = {(row["prompt"], length) for row, length in zip(found, lengths, strict=True)}
+    assert pairs == {(rows[1]["prompt"], 8), (rows[3]["prompt"], 4)}
+    unfit = replace(chosen, block_lengths=(8, 8, 3))
+    with pytest.raises(InputError, match="multiple of block_length"):
+        MDPOTrainer(make_host(), tokenizer, [some_zeros], config, rows, selection=unfit)
+
+
 def test_training_can_select_before_each_epoch(make_host, tokenizer, tmp_path):
     def good_early(prompts, completions, **columns):
         return [1.0 if len(set(text)) < 3 else 0.5 * (len(text) % 2) for text in completions]
@@ -260,53 +267,7 @@ def test_training_can_select_before_each_epoch(make_host, tokenizer, tmp_path):
     assert Selection.load(tmp_path / "selection-1.json", ROWS).indices == indices
 
 
-# --- Folders, resume, processes ---
-
-SCRIPT = """
-import importlib.util, sys, time
-from dataclasses import replace
-from pathlib import Path
-def load(name, path):
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-tests = Path(sys.argv[1])
-hosts, training = load("hosts", tests / "conftest.py"), load("training_tests", tests / "test_mdpo_training.py")
-out, rank, sync = Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-config = replace(training.CONFIG, updates=6, lora_rank=rank, lora_dropout=0.1, reference_sync_every=sync)
-parts = hosts.build_host(), hosts.build_tokenizer(), [training.some_zeros], config, training.ROWS
-trainer = training.MDPOTrainer(*parts, out=out)
-slow = lambda *_: time.sleep(float(sys.argv[5]))
-trainer.fit(resume=True, progress=slow)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("rank", "sync"), [(0, 2), (2, 0)])
-def test_a_killed_run_goes_on_with_bit_equal_updates(rank, sync, tmp_path):
-    here = os.path.dirname(__file__)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-
-    def start(out, pause):
-        words = [sys.executable, "-c", SCRIPT, here, str(tmp_path / out), str(rank), str(sync), str(pause)]
-        return subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL)
-
-    whole = start("whole", 0)
-    killed, metrics = start("killed", 30), tmp_path / "killed" / "metrics.csv"
-    deadline = time.time() + 120
-    while not (tmp_path / "killed" / "checkpoint.pt").exists() and time.time() < deadline:
-        time.sleep(0.1)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    assert len(metrics.read_text().splitlines()) < 7
-    assert start("killed", 0).wait(timeout=200) == 0
-    assert whole.wait(timeout=200) == 0
-    states = [torch.load(tmp_path / out / "checkpoint.pt", weights_only=True) for out in ("whole", "killed")]
-    for name, value in states[0]["model"].items():
-        assert torch.equal(value, states[1]["model"][name]), name
-    assert metrics.read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
-    assert [row["update"] for row in csv.DictReader(metrics.open())] == list("123456")
+# --- Folders, bad settings ---
 
 
 def test_run_leaves_a_model_that_loads(make_trainer, tmp_path):
@@ -350,6 +311,7 @@ def test_nan_weights_stop_the_run(make_trainer):
         ({"beta": -0.1}, "beta"),
         ({"reference_sync_every": 5, "lora_rank": 2}, "no LoRA"),
         ({"block_lengths": (16,)}, "block_lengths"),
+        ({"block_lengths": (3,)}, "multiple of block_length"),
     ],
 )
 def test_settings_that_no_run_can_have_are_refused(changes, word):
@@ -368,6 +330,10 @@ def test_data_that_does_not_fit_is_refused(make_host, tokenizer):
     with pytest.raises(InputError, match="lora_targets"):
         trainer(ROWS, lora_rank=2, lora_targets=("no_such_layer",))
     with pytest.raises(InputError, match="gen_length"):
-        trainer([{"prompt": "1=", "answer": "a" * 30}], objective="sft").round()
+        trainer([{"prompt": "1=", "answer": "a" * 30}], objective="sft")
+    with pytest.raises(InputError, match="mask id"):
+        trainer([{"prompt": "1[MASK]="}])
+    with pytest.raises(InputError, match="the model takes 512"):
+        trainer([{"prompt": "1" * 510}], max_prompt_length=511)
     with pytest.raises(InputError, match="evaluation data"):
         trainer(ROWS).evaluate()

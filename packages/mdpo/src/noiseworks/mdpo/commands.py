@@ -7,18 +7,18 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import yaml
 from cyclopts import Parameter
 from noiseworks.core.artifacts import atomic_write, check_writable
 from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.devices import resolve_device, resolve_dtype
 from noiseworks.core.errors import InputError
-from noiseworks.kits.masked_lm import check_prompt, load_host
+from noiseworks.kits.masked_lm import load_host
 from noiseworks.mdpo.config import MDPOConfig
+from noiseworks.mdpo.policy import load_adapter
 from noiseworks.mdpo.prompts import decode_completions, encode_prompts
 from noiseworks.mdpo.remasking import Decoding, rcr_generate
-from noiseworks.mdpo.rewards import bundled_reward
+from noiseworks.mdpo.rewards import bundled_reward, check_columns
 from noiseworks.mdpo.rollouts import Evaluation, Scoring, roll_out, row_seeds, summarize
 from noiseworks.mdpo.selection import Selection, select_over_denoised
 from noiseworks.mdpo.task_data import REWARD_OF, Task, load_rows
@@ -45,9 +45,10 @@ class Generated:
     trace: str | None
 
 
-def _host(model: str, device: str, dtype: str) -> tuple[Any, Any, Any]:
+def _host(model: str, adapter: str | None, device: str, dtype: str) -> tuple[Any, Any, Any]:
     target, precision = resolve_device(device), resolve_dtype(dtype)
     loaded, tokenizer, spec = load_host(model, dtype=precision)
+    loaded = loaded if adapter is None else load_adapter(loaded, adapter)
     return loaded.to(target).eval(), tokenizer, spec
 
 
@@ -64,6 +65,7 @@ def generate(
     prompt: list[str],
     decoding: Flat = _SHORT,
     trace: Path | None = None,
+    adapter: str | None = None,
     seed: int = 0,
     device: str = "auto",
     dtype: str = "float32",
@@ -75,6 +77,7 @@ def generate(
         prompt: A prompt; repeat the option for several, which run in one batch.
         decoding: How to decode.
         trace: JSON file for what every step read and predicted; `viz` shows it.
+        adapter: LoRA adapters that `train` left, a directory or a hub id.
         seed: Prompt i is drawn with seed + i.
         device: auto, cpu, cuda or cuda:<n>.
         dtype: float32, bfloat16 or float16.
@@ -85,7 +88,7 @@ def generate(
     check_number("seed", seed, low=0, integer=True)
     if trace is not None:
         check_writable(trace.parent)
-    host, tokenizer, spec = _host(model, device, dtype)
+    host, tokenizer, spec = _host(model, adapter, device, dtype)
     ids, mask = encode_prompts(tokenizer, spec, [{"prompt": text} for text in prompt])
     target = next(host.parameters()).device
     made = rcr_generate(
@@ -113,6 +116,7 @@ def evaluate(
     num: int | None = None,
     batch_size: int = 64,
     out: Path | None = None,
+    adapter: str | None = None,
     seed: int = 0,
     device: str = "auto",
     dtype: str = "float32",
@@ -128,6 +132,7 @@ def evaluate(
         num: Prompts taken from the data.
         batch_size: Prompts a forward.
         out: JSON file for the figures.
+        adapter: LoRA adapters that `train` left, a directory or a hub id.
         seed: Of sampling, and of the testbed's problems.
         device: auto, cpu, cuda or cuda:<n>.
         dtype: float32, bfloat16 or float16.
@@ -137,10 +142,11 @@ def evaluate(
     """
     if out is not None:
         check_writable(out.parent)
-    functions = [bundled_reward(_reward_name(task, reward))]
+    name = _reward_name(task, reward)
     rows = load_rows(data, task, num=num, seed=seed)
-    host, tokenizer, spec = _host(model, device, dtype)
-    scoring = Scoring(tokenizer, spec, functions)
+    check_columns(name, rows[0])
+    host, tokenizer, spec = _host(model, adapter, device, dtype)
+    scoring = Scoring(tokenizer, spec, [bundled_reward(name)])
     with _bar("evaluating") as progress:
         rollouts = roll_out(
             host,
@@ -168,6 +174,7 @@ def select(
     reward: str | None = None,
     num: int | None = None,
     batch_size: int = 64,
+    adapter: str | None = None,
     seed: int = 0,
     device: str = "auto",
     dtype: str = "float32",
@@ -184,6 +191,7 @@ def select(
         reward: A bundled reward instead of the task's own.
         num: Prompts taken from the data.
         batch_size: Prompts a forward.
+        adapter: LoRA adapters that `train` left, a directory or a hub id.
         seed: Of block lengths, sampling, and the testbed's problems.
         device: auto, cpu, cuda or cuda:<n>.
         dtype: float32, bfloat16 or float16.
@@ -192,13 +200,14 @@ def select(
         How many prompts were kept, of how many, and the file.
     """
     check_writable(out.parent)
-    functions = [bundled_reward(_reward_name(task, reward))]
+    name = _reward_name(task, reward)
     rows = load_rows(data, task, num=num, seed=seed, split="train")
-    host, tokenizer, spec = _host(model, device, dtype)
+    check_columns(name, rows[0])
+    host, tokenizer, spec = _host(model, adapter, device, dtype)
     with _bar("selecting") as progress:
         found = select_over_denoised(
             host,
-            Scoring(tokenizer, spec, functions),
+            Scoring(tokenizer, spec, [bundled_reward(name)]),
             rows,
             decoding,
             block_lengths=block_lengths,
@@ -215,8 +224,9 @@ def train(*, config: Path, out: Path, resume: bool = False) -> TrainResult:
     """Train with MDPO, or with one of the baselines, as a configuration file says.
 
     Args:
-        config: YAML file with `model`, `data`, `task` and, if wanted, `eval_data`, `num`, `reward`, `selection`
-            and the sections `training` and `decoding`, whose keys are the fields of MDPOConfig and Decoding.
+        config: YAML file with `model`, `data`, `task` and, if wanted, `dtype` (of the weights: float32, or
+            bfloat16 under LoRA), `num`, `reward`, `selection`, `eval_data`, `eval_num`, and the sections
+            `training` and `decoding`, whose keys are the fields of MDPOConfig and Decoding.
         out: Folder for config.yaml, metrics.csv, checkpoint, selections and the trained model.
         resume: Go on with the run that was begun in the folder, if there is one.
 
@@ -226,7 +236,10 @@ def train(*, config: Path, out: Path, resume: bool = False) -> TrainResult:
     check_writable(out)
     run = _read_config(config)
     settings = _settings(run)
-    functions = [bundled_reward(_reward_name(run["task"], run.get("reward")))]
+    reward, precision = (
+        _reward_name(run["task"], run.get("reward")),
+        resolve_dtype(run.get("dtype", "float32")),
+    )
     if (out / CONFIG_NAME).is_file():
         if not resume:
             raise InputError(
@@ -237,10 +250,11 @@ def train(*, config: Path, out: Path, resume: bool = False) -> TrainResult:
             raise InputError(f"{out} was begun with another configuration; resume with {out / CONFIG_NAME}")
     rows = load_rows(run["data"], run["task"], num=run.get("num"), seed=settings.seed, split="train")
     held = load_rows(run["eval_data"], run["task"], num=run.get("eval_num")) if "eval_data" in run else []
+    for part in filter(None, (rows, held)):
+        check_columns(reward, part[0])
     selection = Selection.load(run["selection"], rows) if "selection" in run else None
-    host, tokenizer, spec = load_host(run["model"], dtype=torch.float32)
-    host.train(False)
-    check_prompt(torch.full((1, 1), spec.pad_id), spec, settings.decoding.gen_length)
+    host, tokenizer, spec = load_host(run["model"], dtype=precision)
+    functions = [bundled_reward(reward)]
     trainer = MDPOTrainer(
         host, tokenizer, functions, settings, rows, held, spec=spec, selection=selection, out=out
     )
@@ -273,6 +287,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         "model",
         "data",
         "task",
+        "dtype",
         "eval_data",
         "eval_num",
         "num",

@@ -1,6 +1,6 @@
 """The settings of a training run."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from noiseworks.core.checks import check_choice, check_number
@@ -45,6 +45,7 @@ class MDPOConfig:
         lora_alpha: Their scale.
         lora_dropout: Their dropout.
         lora_targets: Linear layers that get them.
+        gradient_checkpointing: Whether blocks are computed again in the backward pass instead of kept.
         prompt_mask_prob: Share of prompt tokens that diffu_grpo masks.
         rollout_rows: Completions in one forward of a rollout.
         micro_batch_prompts: Prompts whose rollouts share one forward and backward.
@@ -84,6 +85,7 @@ class MDPOConfig:
     lora_alpha: float = 64.0
     lora_dropout: float = 0.05
     lora_targets: tuple[str, ...] = ADAPTER_TARGETS
+    gradient_checkpointing: bool = False
     prompt_mask_prob: float = 0.15
     rollout_rows: int = 64
     micro_batch_prompts: int = 1
@@ -140,3 +142,4 @@ class MDPOConfig:
             raise InputError("reference_sync_every needs beta above 0 and no LoRA; set it to 0")
         for length in self.block_lengths:
             check_number("block_lengths", length, low=1, high=self.decoding.gen_length, integer=True)
+            replace(self.decoding, block_length=length)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from noiseworks.core.checks import check_number
 from noiseworks.core.errors import InputError
+from noiseworks.core.models import resolve_model
 from noiseworks.kits.masked_lm import HostSpec, aligned_logits
 from noiseworks.mdpo.objective import token_log_probs
 from torch import Tensor, nn
@@ -32,6 +33,28 @@ def add_lora(
     return get_peft_model(
         model, LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets))
     )
+
+
+def load_adapter(model: nn.Module, name: str) -> nn.Module:
+    """Return the model with LoRA adapters that a training run saved.
+
+    Args:
+        model: The model that they were trained on.
+        name: Their directory, or a hub id.
+
+    Raises:
+        InputError: When there are none, or they are another model's.
+    """
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, resolve_model(name)).eval()
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"cannot put the adapter {name} on the model: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def masked_positions(mask: Tensor) -> tuple[Tensor, Tensor]:

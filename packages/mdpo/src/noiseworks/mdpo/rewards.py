@@ -7,7 +7,7 @@ import math
 import re
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Protocol
 
@@ -214,6 +214,22 @@ REWARDS: dict[str, tuple[RewardFunction, tuple[str, ...]]] = {
 """Bundled rewards by name, each with the data columns it reads."""
 
 
+def check_columns(name: str, columns: Collection[str]) -> None:
+    """Refuse data that lacks a column which a bundled reward reads.
+
+    Args:
+        name: The reward.
+        columns: Names of the data's columns.
+
+    Raises:
+        InputError: When there is no such reward, or a column is missing.
+    """
+    check_choice("reward", name, tuple(REWARDS))
+    missing = [column for column in REWARDS[name][1] if column not in columns]
+    if missing:
+        raise InputError(f"reward {name} needs the data column {missing[0]!r}; the data has {list(columns)}")
+
+
 def bundled_reward(name: str) -> RewardFunction:
     """Return a bundled reward that ignores the columns it does not read.
 
@@ -224,11 +240,7 @@ def bundled_reward(name: str) -> RewardFunction:
     function, needed = REWARDS[name]
 
     def reward(prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[Any]) -> list[float]:
-        missing = [column for column in needed if column not in columns]
-        if missing:
-            raise InputError(
-                f"reward {name} needs the data column {missing[0]!r}; the data has {list(columns)}"
-            )
+        check_columns(name, columns)
         return function(prompts, completions, **{column: columns[column] for column in needed})
 
     reward.__name__ = f"{name}_reward"

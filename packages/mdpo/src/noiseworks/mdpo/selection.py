@@ -37,6 +37,12 @@ class Selection:
         """Write the selection as JSON, atomically."""
         atomic_write(path, json.dumps({"kind": KIND, **asdict(self)}) + "\n")
 
+    def among(self, places: Sequence[int]) -> "Selection":
+        """Return the selection with indices into the part of the pool that stands at `places`."""
+        new = {old: index for index, old in enumerate(places)}
+        kept = [(new[i], b) for i, b in zip(self.indices, self.block_lengths, strict=True) if i in new]
+        return replace(self, indices=tuple(i for i, _ in kept), block_lengths=tuple(b for _, b in kept))
+
     @classmethod
     def load(cls, path: str | Path, rows: Sequence[Row]) -> "Selection":
         """Read what `save` wrote.

@@ -17,7 +17,7 @@ from noiseworks.core.artifacts import atomic_directory
 from noiseworks.core.checks import check_finite
 from noiseworks.core.errors import InputError
 from noiseworks.core.noise import mix64
-from noiseworks.kits.masked_lm import HostSpec, detect_host
+from noiseworks.kits.masked_lm import HostSpec, check_prompt, detect_host
 from noiseworks.mdpo.config import MDPOConfig
 from noiseworks.mdpo.micro_batches import (
     MicroBatch,
@@ -102,8 +102,9 @@ class MDPOTrainer:
         self.config, self.out = config, out
         spec = detect_host(model, tokenizer) if spec is None else spec
         self.scoring = Scoring(tokenizer, spec, reward_fns, reward_weights, config.reward_time_limit)
-        self.train_data, self.eval_data = self._usable(train_data), list(eval_data)
-        self.given_selection = selection
+        kept = self._usable(train_data)
+        self.train_data, self.eval_data = [train_data[i] for i in kept], list(eval_data)
+        self.given_selection = None if selection is None else self._fitting(selection.among(kept))
         if config.lora_rank:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(config.seed)
@@ -117,6 +118,8 @@ class MDPOTrainer:
         )
         if config.devices > 1:
             self.fabric.launch()
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
         self.policy = Policy(model, spec)
         parameters = list(self.policy.trainable().values())
         optimizer = torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay)
@@ -128,16 +131,38 @@ class MDPOTrainer:
         self.reference = Reference(self.policy) if config.beta and config.objective != "sft" else None
         self.order, self.done = PromptOrder(config.seed), 0
 
-    def _usable(self, rows: Sequence[Row]) -> list[Row]:
-        limit, tokenizer = self.config.max_prompt_length, self.scoring.tokenizer
-        kept = [row for row in rows if len(prompt_ids(tokenizer, row["prompt"])) <= limit]
+    def _usable(self, rows: Sequence[Row]) -> list[int]:
+        """Return the places of the rows whose prompts are short enough; refuse what would stop the run later."""
+        limit, length = self.config.max_prompt_length, self.config.decoding.gen_length
+        prompts = [prompt_ids(self.scoring.tokenizer, row["prompt"]) for row in rows]
+        kept = [i for i, ids in enumerate(prompts) if len(ids) <= limit]
         if not kept:
             raise InputError(
                 f"no training prompt has at most {limit} tokens; raise max_prompt_length or give data"
             )
-        if self.config.objective == "sft" and "answer" not in kept[0]:
-            raise InputError(f"objective sft needs the data column 'answer', the data has {sorted(kept[0])}")
+        for i in kept:
+            check_prompt(torch.tensor([prompts[i]]), self.scoring.spec, length)
+        if self.config.objective == "sft":
+            self._check_answers([rows[i] for i in kept])
         return kept
+
+    def _check_answers(self, rows: Sequence[Row]) -> None:
+        length = self.config.decoding.gen_length
+        for row in rows:
+            if "answer" not in row:
+                raise InputError(f"objective sft needs the data column 'answer', the data has {sorted(row)}")
+            if len(self._answer_ids(row)) > length:
+                raise InputError(
+                    f"the answer {row['answer']!r} has more than gen_length {length} tokens; raise gen_length"
+                )
+
+    def _answer_ids(self, row: Row) -> list[int]:
+        return self.scoring.tokenizer(row["answer"], add_special_tokens=False)["input_ids"]
+
+    def _fitting(self, selection: Selection) -> Selection:
+        for length in set(selection.block_lengths):
+            replace(self.config.decoding, block_length=length)
+        return selection
 
     # --- The loop ---
 
@@ -282,17 +307,9 @@ class MDPOTrainer:
             yield self._sft_batch(rows)
 
     def _sft_batch(self, rows: Sequence[Row]) -> MicroBatch:
-        spec, tokenizer = self.scoring.spec, self.scoring.tokenizer
-        copies, length = self.config.num_generations, self.config.decoding.gen_length
-        prompt, mask = encode_prompts(tokenizer, spec, rows)
-        answers = [tokenizer(row["answer"], add_special_tokens=False)["input_ids"] for row in rows]
-        too_long = next(
-            (row["answer"] for row, ids in zip(rows, answers, strict=True) if len(ids) > length), None
-        )
-        if too_long is not None:
-            raise InputError(
-                f"the answer {too_long!r} has more than gen_length {length} tokens; raise gen_length"
-            )
+        spec, copies = self.scoring.spec, self.config.num_generations
+        prompt, mask = encode_prompts(self.scoring.tokenizer, spec, rows)
+        answers, length = map(self._answer_ids, rows), self.config.decoding.gen_length
         filled = torch.tensor([ids + [spec.eos_ids[0]] * (length - len(ids)) for ids in answers])
         tensors = [
             part.repeat_interleave(copies, 0).to(self.fabric.device) for part in (prompt, mask, filled)
