@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from noiseworks.kits.policies.evaluation import (
         EvaluationReport,
         Latency,
-        call_time,
         episode_list,
         evaluate,
         measure_latency,
@@ -60,7 +59,6 @@ _HOME = {
     "ReplanningPolicy": "replanning",
     "TransformerForDiffusion": "transformer",
     "as_host": "hosts",
-    "call_time": "evaluation",
     "control_loop": "control",
     "diffusion_loss": "training",
     "ema_decay": "ema",
@@ -101,7 +99,6 @@ __all__ = [
     "ReplanningPolicy",
     "TransformerForDiffusion",
     "as_host",
-    "call_time",
     "control_loop",
     "diffusion_loss",
     "ema_decay",

@@ -5,7 +5,7 @@ action for time `t - (To - 1) + j`, so the action for the current observation is
 part is `[To - 1 : To - 1 + Ta]`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -149,8 +149,3 @@ def shift(prediction: Tensor, n: int = 1) -> Tensor:
     """
     check_number("n", n, low=0, high=prediction.shape[1], integer=True)
     return torch.cat((prediction[:, n:], prediction[:, -1:].expand(-1, n, -1)), dim=1)
-
-
-def select_rows(obs: Mapping[str, Tensor], rows: Tensor | slice) -> dict[str, Tensor]:
-    """Return the given rows of every observation tensor."""
-    return {name: value[rows] for name, value in obs.items()}

@@ -1,6 +1,5 @@
 """The evaluation protocol: the same initial states for every policy, success with intervals, calls and latency."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 from noiseworks.core.checks import check_number
 from noiseworks.core.errors import InputError
 from noiseworks.kits.policies.protocols import BatchEnv
-from noiseworks.kits.policies.replanning import ReplanningPolicy
+from noiseworks.kits.policies.replanning import PolicyStats, ReplanningPolicy
 
 EVALUATION_SEED = 10_000
 EPISODES_PER_TASK = 50
@@ -166,7 +165,7 @@ def evaluate(
         raise InputError(f"need one seed per task and at least one, got {len(tasks)} and {len(seeds)}")
     if policy.num_envs != env.num_envs:
         raise InputError(f"the policy is made for {policy.num_envs} environments, there are {env.num_envs}")
-    policy.stats.__init__()
+    policy.stats = PolicyStats()
     success, steps = np.zeros(len(tasks), bool), np.zeros(len(tasks), np.int64)
     recorder = _Recorder(len(tasks)) if record else None
     number = np.full(env.num_envs, -1)
@@ -257,7 +256,7 @@ def measure_latency(
     check_number("warmup", warmup, low=0, integer=True)
     if env.num_envs != 1 or policy.num_envs != 1:
         raise InputError(f"latency is measured with one environment, got {env.num_envs}")
-    policy.stats.__init__()
+    policy.stats = PolicyStats()
     ended = True
     while len(policy.stats.latencies) < replans + warmup:
         if ended:
@@ -270,18 +269,3 @@ def measure_latency(
     times = np.array(policy.stats.latencies[warmup:])
     nfe = float(np.mean(policy.stats.nfes[warmup:]))
     return Latency(float(np.median(times)), float(np.quantile(times, 0.95)), nfe, len(times))
-
-
-def call_time(host: Any, obs: dict[str, torch.Tensor], repeats: int = 20) -> float:
-    """Return the median seconds of one network call on a batch of observations [B, To, ...]."""
-    with torch.inference_mode():
-        cond = host.encode(obs)
-        rows = len(next(iter(obs.values())))
-        x = torch.zeros(rows, host.horizon, host.action_dim)
-        k = torch.zeros(rows, dtype=torch.int64)
-        times = []
-        for _ in range(repeats + 2):
-            begin = time.perf_counter()
-            host.denoise(x, k, cond)
-            times.append(time.perf_counter() - begin)
-    return float(np.median(times[2:]))

@@ -43,7 +43,7 @@ def randn(shape: Sequence[int], generator: Generators, like: Tensor | None = Non
 
 @dataclass
 class PolicyStats:
-    """What a policy did since `clear`.
+    """What a policy did; an evaluation starts a new one.
 
     Attributes:
         executed: Actions handed out, over all environments.
@@ -242,8 +242,7 @@ class DiffusionPolicy(ReplanningPolicy):
         self, cond: Any, ids: Sequence[int] | None, generator: Generators, rows: int
     ) -> tuple[Tensor, int]:
         """Return a prediction from fresh noise."""
-        x = randn((rows, self.host.horizon, self.host.action_dim), generator)
-        x = x.to(next(iter(_tensors(cond))).device)
+        x = randn((rows, self.host.horizon, self.host.action_dim), generator, like=_tensors(cond)[0])
         # diffusers draws an ancestral step's noise with a leading row for each generator itself.
         own = {"generator": _listed(generator)} if self.solver == "ddpm" else {}
         for k in self.sampler.timesteps:

@@ -1,9 +1,13 @@
-"""Testbed `tabletop`: a table with discs, pads, a drawer and a button, 12 tasks, and policies trained on it."""
+"""Testbed `tabletop`: a table with discs, pads, a drawer and a button, 12 tasks, and policies trained on it.
+
+`TabletopBatch` steps many tables at once; `environment.TabletopEnv` is one of them for Gymnasium.
+"""
 
 from noiseworks.bench.testbeds.tabletop.datasets import Videos, demonstrations, load, videos
 from noiseworks.bench.testbeds.tabletop.experts import Expert
+from noiseworks.bench.testbeds.tabletop.metrics import jerk, mode_switches
 from noiseworks.bench.testbeds.tabletop.rendering import render
-from noiseworks.bench.testbeds.tabletop.simulation import StepResult, TabletopBatch, policy_observation
+from noiseworks.bench.testbeds.tabletop.simulation import StepResult, TabletopBatch, hold, policy_observation
 from noiseworks.bench.testbeds.tabletop.tasks import INSTRUCTIONS, instruction, text_embeddings
 
 __all__ = [
@@ -13,8 +17,11 @@ __all__ = [
     "TabletopBatch",
     "Videos",
     "demonstrations",
+    "hold",
     "instruction",
+    "jerk",
     "load",
+    "mode_switches",
     "policy_observation",
     "render",
     "text_embeddings",

@@ -37,9 +37,7 @@ def as_host(policy: Any) -> "DenoiserHost":
 
 
 def load_host(name: str | Path, *, device: str = "cpu") -> "DenoiserHost":
-    """Return the policy of a directory, a hub id or `testbed:<name>`.
-
-    A directory of LeRobot's (its `config.json` says `"type": "diffusion"`) and hub ids need LeRobot installed.
+    """Return the native policy of a directory or `testbed:<name>`.
 
     Args:
         name: What to load.
@@ -48,17 +46,15 @@ def load_host(name: str | Path, *, device: str = "cpu") -> "DenoiserHost":
     Raises:
         ModelNotFoundError: When nothing is there.
         ArtifactError: When the directory is no policy.
+        UnsupportedHostError: When the directory is LeRobot's, which its own library has to read.
     """
     from noiseworks.kits.policies.native import NativePolicy
 
-    found = resolve_model(name)
-    config = Path(found) / CONFIG_NAME
-    foreign = not Path(found).is_dir()
-    if config.is_file():
-        record = json.loads(config.read_text())
-        foreign = record.get("type") == "diffusion"
-    if not foreign:
-        return NativePolicy.from_pretrained(found, device=device)
-    from noiseworks.kits.policies.hosts.lerobot import load_lerobot
-
-    return load_lerobot(found, device)
+    found = Path(resolve_model(name))
+    config = found / CONFIG_NAME
+    if config.is_file() and json.loads(config.read_text()).get("type") == "diffusion":
+        raise UnsupportedHostError(
+            f"{name} is a policy of LeRobot: load it with lerobot's DiffusionPolicy.from_pretrained and pass the "
+            "policy itself"
+        )
+    return NativePolicy.from_pretrained(found, device=device)

@@ -1,7 +1,6 @@
 """LeRobot's `DiffusionPolicy` as a host: sizes from its configuration, network and encoder from its attributes."""
 
 from collections.abc import Mapping
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -67,20 +66,3 @@ class LeRobotHost:
         """Return the network's output [B, T, Da] at diffusion steps k, [B] or one number."""
         steps = torch.as_tensor(k, device=x.device)
         return self.model.unet(x, steps.expand(len(x)) if steps.ndim == 0 else steps, global_cond=cond)
-
-
-def load_lerobot(name: str, device: str = "cpu") -> LeRobotHost:
-    """Return a saved LeRobot policy as a host; needs LeRobot installed.
-
-    Args:
-        name: Directory or hub id.
-        device: Where the policy goes.
-
-    Raises:
-        InputError: When LeRobot is not installed.
-    """
-    try:
-        module = import_module("lerobot.policies.diffusion.modeling_diffusion")
-    except ModuleNotFoundError as error:
-        raise InputError(f"{name} is a LeRobot policy: install lerobot to load it ({error})") from error
-    return LeRobotHost(module.DiffusionPolicy.from_pretrained(name).to(device))
