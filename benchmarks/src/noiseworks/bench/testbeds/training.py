@@ -44,7 +44,8 @@ class Recipe:
         learning_rate: Peak rate; warmed up over `warmup_steps`, then a cosine over the budget.
         batch_size: Rows of a batch, over all processes.
         precision: Lightning's precision.
-        scenes: Scenes that `prepare` draws unless told otherwise.
+        rows: Rows that `prepare` draws unless told otherwise.
+        captioned: Whether rows have noisy and clean captions.
         about: Facts for the card: name, class, what it is, data.
     """
 
@@ -55,7 +56,8 @@ class Recipe:
     measure: Callable[[Path, int], dict[str, dict[str, float]]]
     learning_rate: float
     batch_size: int
-    scenes: int
+    rows: int
+    captioned: bool = False
     precision: str = "32-true"
     warmup_steps: int = 100
     about: dict[str, Any] = field(default_factory=dict)
@@ -75,7 +77,7 @@ class Budget(L.Callback):
         checkpoint_every: Minutes between checkpoints.
         captions: Which captions the run uses, for the card.
         clean_until: Share of the budget up to which batches hold clean captions.
-        sample: Images of an evaluation along the way.
+        sample: Images, problems or episodes of an evaluation along the way.
         command: The command that runs, for the card.
     """
 
@@ -157,8 +159,8 @@ class Budget(L.Callback):
         # After a clean phase the last model counts: the noisy rest has to run its course.
         if self.clean_until > 0 or figures["share_right"] >= self.best:
             self.best = figures["share_right"]
-            training = {
-                "captions": self.captions,
+            training = {"captions": self.captions} if self.recipe.captioned else {}
+            training |= {
                 "commands": self.commands,
                 "minutes": round(self.used / 60, 1),
                 "steps": self.steps(trainer),
@@ -244,8 +246,8 @@ def train_testbed(
         rows: Size of the training set, by default the recipe's.
         evaluate_every: Minutes between evaluations, at each of which the best model so far is published.
         checkpoint_every: Minutes between checkpoints.
-        tune_sample: Images of such an evaluation.
-        card_sample: Images of each figure of the card.
+        tune_sample: Images, problems or episodes of such an evaluation.
+        card_sample: Images, problems or episodes of each figure of the card.
 
     Returns:
         The card.
@@ -261,7 +263,10 @@ def train_testbed(
     check_number("clean_until", clean_until, low=0, high=1)
     check_number("checkpoint_every", checkpoint_every, low=0, low_open=True)
     check_number("processes", processes, low=1, integer=True)
-    recipe, folder = known[name], check_writable(out or Path("testbeds") / name)
+    recipe = known[name]
+    if not recipe.captioned and (captions != "noisy" or clean_until > 0):
+        raise InputError(f"{name} has no captions; leave out captions and clean_until")
+    folder = check_writable(out or Path("testbeds") / name)
     last = folder / "checkpoints" / "last.ckpt"
     if last.exists() and not resume:
         raise InputError(f"{folder} holds a run already; resume it or name another folder")
@@ -300,7 +305,7 @@ def complete_card(name: str, model: Path, n: int) -> dict[str, Any]:
     Args:
         name: Name of the recipe.
         model: The model's folder, which holds a card with the facts of its training.
-        n: Images of each figure.
+        n: Images, problems or episodes of each figure.
 
     Returns:
         The card.
@@ -310,7 +315,7 @@ def complete_card(name: str, model: Path, n: int) -> dict[str, Any]:
     facts = {
         **recipe.about,
         "size": model_size(model),
-        "training": {"scenes": recipe.scenes, **hardware, **facts["training"]},
+        "training": {"rows": recipe.rows, **hardware, **facts["training"]},
         "quality": recipe.measure(model, n),
     }
     write_card(model, facts)

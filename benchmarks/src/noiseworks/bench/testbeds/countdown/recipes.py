@@ -71,7 +71,7 @@ def _recipe(name: str, kind: str, about: str, build, tune, measure) -> Recipe:
         measure=measure,
         learning_rate=RATE,
         batch_size=BATCH,
-        scenes=ROWS,
+        rows=ROWS,
         about=facts,
     )
 

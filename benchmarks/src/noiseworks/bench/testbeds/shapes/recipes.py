@@ -262,7 +262,7 @@ RECIPES = {
         measure=evaluation.measure_vae,
         learning_rate=VAE_RATE,
         batch_size=32,
-        scenes=VAE_ROWS,
+        rows=VAE_ROWS,
         precision="bf16-mixed",
         about={
             "name": "shapes-vae",
@@ -280,7 +280,8 @@ RECIPES = {
         measure=evaluation.measure_text_to_image,
         learning_rate=SD_RATE,
         batch_size=32,
-        scenes=ROWS,
+        rows=ROWS,
+        captioned=True,
         about={
             "name": "shapes",
             "class": "StableDiffusionPipeline",
@@ -297,7 +298,8 @@ RECIPES = {
         measure=evaluation.measure_text_to_image,
         learning_rate=FLOW_RATE,
         batch_size=32,
-        scenes=ROWS,
+        rows=ROWS,
+        captioned=True,
         about={
             "name": "shapes-sd3",
             "class": "StableDiffusion3Pipeline",
@@ -315,7 +317,7 @@ RECIPES = {
         measure=evaluation.measure_class_to_image,
         learning_rate=DIT_RATE,
         batch_size=32,
-        scenes=ROWS,
+        rows=ROWS,
         about={
             "name": "shapes-dit",
             "class": "DiTPipeline",

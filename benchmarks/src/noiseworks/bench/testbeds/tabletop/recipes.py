@@ -97,7 +97,7 @@ def _recipe(name: str, config: PolicyConfig, rate: float, precision: str, about:
         measure=measure,
         learning_rate=rate,
         batch_size=128,
-        scenes=ROWS * NUM_TASKS,
+        rows=ROWS * NUM_TASKS,
         precision=precision,
         about={
             "name": name,
