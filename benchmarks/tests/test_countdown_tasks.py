@@ -1,6 +1,7 @@
 """Problems of the `countdown` testbed and their verifier, judged by an independent reading of the same texts."""
 
 import ast
+import functools
 import itertools
 import operator
 from collections import Counter
@@ -67,7 +68,7 @@ def is_right(text: str, numbers: tuple[int, ...], target: int) -> bool:
 @pytest.mark.parametrize("task", TASKS)
 def test_every_stored_answer_is_right(task):
     for split in ("train", "test"):
-        for problem in problems(task, 200, 3, split):
+        for problem in problems(task, 60, 3, split):
             assert problem.task == task
             assert verify(problem, problem.answer)
 
@@ -82,19 +83,13 @@ def test_countdown_answers_are_right_to_an_independent_reader(task):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_no_question_is_in_both_splits(task):
-    asked = {
-        s: {p.prompt for seed in range(3) for p in problems(task, 400, seed, s)} for s in ("train", "test")
-    }
+    asked = {s: {p.prompt for p in problems(task, 150, 0, s)} for s in ("train", "test")}
     assert not asked["train"] & asked["test"]
-    assert all(is_test(p) for p in problems(task, 50, 9, "test"))
 
 
 def test_one_question_in_ten_is_a_test_question():
-    every = {
-        (numbers, target)
-        for numbers in itertools.combinations_with_replacement(range(1, LARGEST + 1), 3)
-        for target in range(1, LIMIT + 1)
-    }
+    numbers = itertools.combinations_with_replacement(range(1, LARGEST + 1), 3)
+    every = list(itertools.product(numbers, range(1, LIMIT + 1, 9)))
     tests = sum(is_test(Problem("countdown", "", "", numbers, target)) for numbers, target in every)
     deviation = (len(every) * (TEST_SHARE - 1)) ** 0.5 / TEST_SHARE
     assert abs(tests - len(every) / TEST_SHARE) < 5 * deviation
@@ -254,8 +249,13 @@ def test_the_parser_agrees_with_brute_force():
         assert evaluate(f"3 {first} 7 {second} 12")[0] == (f(a, g(b, c)) if binds else g(f(a, b), c))
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.text(max_size=60) | st.text("0123456789+-*/()=, ", max_size=60), st.integers(0, 199))
+@functools.cache
+def problems_of(task: str) -> list[Problem]:
+    return problems(task, 50, 8)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=60) | st.text("0123456789+-*/()=, ", max_size=60), st.integers(0, 49))
 def test_any_text_gets_a_verdict_and_no_wrong_one_is_accepted(text, which):
     for task in TASKS:
         problem = problems_of(task)[which]
@@ -266,8 +266,8 @@ def test_any_text_gets_a_verdict_and_no_wrong_one_is_accepted(text, which):
             assert list(map(int, text.split())) == list(map(int, problem.answer.split())) or task == "sudoku"
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.integers(0, 199), st.data())
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 49), st.data())
 def test_changed_answers_are_judged_as_by_an_independent_reader(which, data):
     """Answers with a few words changed are nearly right, so both verdicts occur."""
     problem = problems_of("countdown")[which]
@@ -277,13 +277,6 @@ def test_changed_answers_are_judged_as_by_an_independent_reader(which, data):
         words[place] = data.draw(st.sampled_from([*"+-*/=,()", *map(str, range(1, 30)), ""]))
     text = " ".join(words)
     assert verify(problem, text) == is_right(text, problem.numbers, problem.target)
-
-
-_KNOWN: dict[str, list[Problem]] = {}
-
-
-def problems_of(task: str) -> list[Problem]:
-    return _KNOWN.setdefault(task, problems(task, 200, 8))
 
 
 # --- sudoku, sorting, modular arithmetic --------------------------------------------------------------------
@@ -307,12 +300,12 @@ def test_exactly_the_288_sudokus_are_right_and_only_where_they_fit():
     blank = Problem("sudoku", "", "", (0,) * 16)
     assert all(verify(blank, " ".join(map(str, grid))) for grid in every)
     rng = np.random.default_rng(0)
-    for grid in every[::9]:
+    for grid in every[::6]:
         changed = list(grid)
         changed[int(rng.integers(16))] %= 4
         changed[int(rng.integers(16))] += 1
         assert verify(blank, " ".join(map(str, changed))) == (tuple(changed) in every)
-    for problem in problems("sudoku", 40, 5):
+    for problem in problems("sudoku", 12, 5):
         assert BLANKS[0] <= problem.numbers.count(0) <= BLANKS[1]
         fits = [
             grid

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from noiseworks.bench.testbeds import shipped_models
-from noiseworks.bench.testbeds.cards import list_cards, model_size
+from noiseworks.bench.testbeds.cards import figure, list_cards, model_size
 from noiseworks.bench.testbeds.shapes import caption, render, sample_scenes, score
 from noiseworks.bench.testbeds.shapes import evaluation as ev
 from noiseworks.bench.testbeds.shapes.architectures import CLASSES
@@ -108,7 +108,7 @@ def test_sizes_stay_within_bounds():
 
 def test_intervals_hold_the_mean_and_shrink():
     values = np.random.default_rng(0).random(400)
-    few, many = ev.figure(values[:25]), ev.figure(values)
+    few, many = figure(values[:25]), figure(values)
     for row in (few, many):
         assert row["low"] < row["value"] < row["high"]
     assert many["high"] - many["low"] < few["high"] - few["low"]

@@ -2,6 +2,7 @@
 
 - `tasks`: problems by (task, n, seed, split), their text, and `verify`.
 - `expressions`: exact arithmetic from text, without evaluating it as code.
+- `chain`: texts of a known distribution, whose likelihood and conditionals are exact.
 - `tokens`: the tokenizer, one token a number or sign.
 - `networks`, `training`, `evaluation`, `recipes`: the shipped models and how they are trained and measured.
 """

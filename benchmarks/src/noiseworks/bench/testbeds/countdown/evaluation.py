@@ -6,14 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from noiseworks.bench.testbeds.cards import CARD_SEED, Figure, figure
 from noiseworks.bench.testbeds.countdown.tasks import Problem, problems, verify
 from noiseworks.bench.testbeds.countdown.tokens import EOS_ID, make_tokenizer
-from noiseworks.bench.testbeds.shapes.evaluation import Figure, figure
 from torch import nn
 
 ANSWER_LENGTH = 16
-CARD_SEED = 700  # below 1000: cards do not use up the seeds that claims are judged on
-TASKS_TRAINED = ("countdown", "sort", "modular")
 
 
 def answers(tokenizer: Any, completions: torch.Tensor) -> list[str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from noiseworks.bench.testbeds.cards import CARD_SEED, Figure, figure
 from noiseworks.bench.testbeds.shapes.architectures import CLASSES, T5_TOKENS
 from noiseworks.bench.testbeds.shapes.oracle import read, score
 from noiseworks.bench.testbeds.shapes.scenes import caption, render, sample_scenes
@@ -17,20 +18,7 @@ if TYPE_CHECKING:
 STEPS = 20
 GUIDANCE = 4.0
 CARD_GUIDANCE = (1.0, 2.0, 4.0, 7.5)
-CARD_SEED = 700  # below 1000: cards do not use up the seeds that claims are judged on
 BATCH = 50
-
-Figure = dict[str, float]
-
-
-def figure(values: np.ndarray, seed: int = 0) -> Figure:
-    """Return the mean of values [n] with its 95 % bootstrap interval and n."""
-    values = np.asarray(values, np.float64)
-    rows = np.random.default_rng(seed).integers(len(values), size=(2000, len(values)))
-    low, high = np.quantile(values[rows].mean(1), (0.025, 0.975))
-    rounded = {"value": values.mean(), "low": low, "high": high}
-    return {name: round(float(number), 4) for name, number in rounded.items()} | {"n": len(values)}
-
 
 # --- first stage --------------------------------------------------------------------------------------------
 
