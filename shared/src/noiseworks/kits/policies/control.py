@@ -75,21 +75,24 @@ def control_loop(
     env.reset(np.zeros(1, np.int64), np.array([task]), np.array([seed]))
     policy.reset([0], [seed])
     queue: list[np.ndarray] = []
-    # The plan under way: its actions and the steps until it arrives.
-    coming: tuple[list[np.ndarray], int, int] | None = None
-    last, delay = np.zeros(policy.host.action_dim), 0
+    # The plan under way: what will be left of it when it arrives, and the steps until then.
+    coming: list[np.ndarray] | None = None
+    wait = delay = 0
+    last = np.zeros(policy.host.action_dim)
     taken, held, latencies, delays = [], [], [], []
     ended = solved = False
     while not ended:
         policy.remember({n: torch.from_numpy(v) for n, v in env.observe().items()}, [0])
+        if coming is not None and wait == 0:
+            queue, coming = coming, None
         if coming is None and len(queue) <= delay:
             chunk = policy.replan([0])
             latencies.append(chunk.latency_s if latency_s is None else latency_s)
-            delay = int(latencies[-1] * control_hz)
+            wait = delay = int(latencies[-1] * control_hz)
             delays.append(delay)
-            coming = (list(chunk.actions[0].double().cpu().numpy()), delay, delay)
-        if coming is not None and coming[1] == 0:
-            queue, coming = coming[0][coming[2] :], None
+            coming = list(chunk.actions[0].double().cpu().numpy())[delay:]
+            if delay == 0:
+                queue, coming = coming, None
         held.append(not queue)
         last = queue.pop(0) if queue else hold(last)
         taken.append(last)
@@ -97,6 +100,5 @@ def control_loop(
         result = env.step(last[None])
         ended = bool(result.terminated[0] or result.truncated[0])
         solved = bool(result.terminated[0])
-        if coming is not None:
-            coming = (coming[0], coming[1] - 1, coming[2])
+        wait -= 1
     return ControlTrace(solved, np.stack(taken), np.array(held), np.array(latencies), np.array(delays))

@@ -209,6 +209,11 @@ class NativePolicy(nn.Module):
         folder = Path(resolve_model(name))
         config = _read_config(folder)
         normalizers = load_normalizers(folder / NORMALIZER_NAME)
+        missing = sorted({"action", "obs"} - set(normalizers))
+        if missing:
+            raise ArtifactError(
+                f"{folder / NORMALIZER_NAME} lacks {', '.join(missing)}; save the policy again"
+            )
         policy = cls(config, None, normalizers["action"], normalizers["obs"])
         try:
             state = load_file(folder / WEIGHTS_NAME)
@@ -230,5 +235,5 @@ def _read_config(folder: Path) -> PolicyConfig:
         )
     try:
         return PolicyConfig(**record)
-    except TypeError as error:
-        raise ArtifactError(f"{folder / CONFIG_NAME} has unknown or missing fields: {error}") from error
+    except (TypeError, InputError) as error:
+        raise ArtifactError(f"{folder / CONFIG_NAME} describes no policy: {error}") from error

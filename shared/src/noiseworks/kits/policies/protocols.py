@@ -24,9 +24,10 @@ class ActionNormalizer(Protocol):
         ...
 
 
-@runtime_checkable
 class DenoiserHost(Protocol):
     """A trained policy's parts: network, observation encoder, scheduler, normaliser and time window.
+
+    Not checkable with `isinstance`, which does not see the submodules of a torch module; `as_host` checks it.
 
     Attributes:
         scheduler: A diffusers scheduler on the checkpoint's own schedule.

@@ -182,34 +182,34 @@ class ConditionalUnet1D(nn.Module):
 
     def global_feature(self, timestep: Tensor, global_cond: Tensor | None = None) -> Tensor:
         """Return the condition of the whole sequence: embedded steps [B] joined with `global_cond` [B, G]."""
-        feature = self.diffusion_step_encoder(timestep)
+        sinusoids, first, mish, second = self.diffusion_step_encoder
+        # The embedding is float32 whatever the weights are.
+        feature = second(mish(first(sinusoids(timestep).to(first.weight.dtype))))
         return feature if global_cond is None else torch.cat((feature, global_cond), dim=-1)
 
     def films(self, feature: Tensor) -> list[Tensor]:
         """Return the modulation of every block in `residual_blocks` by a feature of `global_feature`."""
         return [block.film(feature) for block in self.residual_blocks()]
 
-    def trunk(self, sample: Tensor, films: Sequence[Tensor], local: Sequence[Tensor] = ()) -> Tensor:
+    def trunk(self, sample: Tensor, films: Sequence[Tensor], local: Tensor | None = None) -> Tensor:
         """Return the prediction [B, T, input_dim] for a sample [B, T, input_dim] under given modulations.
 
         Args:
             sample: Noisy actions.
             films: One modulation a block.
-            local: Encoded local conditions for the first and the last level, or nothing.
+            local: Encoded local condition [B, C, T] of the first level, or None.
         """
         x, skips, film = sample.transpose(1, 2), [], iter(films)
         for level, (first, second, resample) in enumerate(self.down_modules):
             x = first(x, next(film))
-            x = second(x + local[0] if local and level == 0 else x, next(film))
+            x = second(x if local is None or level else x + local, next(film))
             skips.append(x)
             x = resample(x)
         for block in self.mid_modules:
             x = block(x, next(film))
-        for level, (first, second, resample) in enumerate(self.up_modules):
+        for first, second, resample in self.up_modules:
             x = first(torch.cat((x, skips.pop()), dim=1), next(film))
-            last = level == len(self.up_modules) - 1
-            x = second(x + local[1] if local and last else x, next(film))
-            x = resample(x)
+            x = resample(second(x, next(film)))
         return self.final_conv(x).transpose(1, 2)
 
     def forward(
@@ -239,8 +239,9 @@ class ConditionalUnet1D(nn.Module):
                 f"got {sample.shape[1]}"
             )
         feature = self.global_feature(step_batch(timestep, sample), global_cond)
-        local: list[Tensor] = []
+        local = None
         if local_cond is not None:
-            channels_first = local_cond.transpose(1, 2)
-            local = [block(channels_first, block.film(feature)) for block in self.local_cond_encoder]
+            # The published networks hold a second block, for the way up, and never use it.
+            block = self.local_cond_encoder[0]
+            local = block(local_cond.transpose(1, 2), block.film(feature))
         return self.trunk(sample, self.films(feature), local)

@@ -11,6 +11,17 @@ from noiseworks.core.models import resolve_model
 if TYPE_CHECKING:
     from noiseworks.kits.policies.protocols import DenoiserHost
 
+_PARTS = (
+    "denoise",
+    "encode",
+    "scheduler",
+    "normalizer",
+    "horizon",
+    "n_obs_steps",
+    "n_action_steps",
+    "action_dim",
+)
+
 
 def as_host(policy: Any) -> "DenoiserHost":
     """Return a policy as a host: one that is a host already, LeRobot's, or the original library's.
@@ -18,9 +29,7 @@ def as_host(policy: Any) -> "DenoiserHost":
     Raises:
         UnsupportedHostError: When it has none of the known layouts.
     """
-    from noiseworks.kits.policies.protocols import DenoiserHost
-
-    if isinstance(policy, DenoiserHost):
+    if all(hasattr(policy, name) for name in _PARTS):
         return policy
     if hasattr(getattr(policy, "diffusion", None), "unet"):
         from noiseworks.kits.policies.hosts.lerobot import LeRobotHost
