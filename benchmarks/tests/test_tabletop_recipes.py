@@ -1,0 +1,83 @@
+"""The training recipes of `tabletop`: windows, normalisers, publication and the card's figures."""
+
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from noiseworks.bench.testbeds.tabletop import TabletopBatch, recipes
+from noiseworks.kits.policies import NativePolicy
+
+
+@pytest.fixture(scope="module")
+def data():
+    return recipes.prepare("noisy", 2)
+
+
+@pytest.fixture(scope="module")
+def published(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tabletop") / "model"
+    torch.manual_seed(0)
+    config = replace(recipes.UNET, down_dims=(8, 16), step_embed_dim=8)
+    host = recipes.make_host(config, data)
+    recipes.publish(SimpleNamespace(averaged_host=lambda: host), folder)
+    return folder, host
+
+
+def shorten(monkeypatch, steps):
+    """Cut episodes to a few steps: an untrained policy would use all of them."""
+    monkeypatch.setattr(recipes, "TabletopBatch", partial(TabletopBatch, max_steps=steps))
+
+
+def test_windows_are_those_of_the_policies(data):
+    assert data["obs"].shape[1:] == (2, 33)
+    assert data["action"].shape[1:] == (16, 3)
+    assert recipes.UNET.chunk == recipes.TRANSFORMER.chunk
+    assert set(data["action"][..., 2].unique().tolist()) == {-1.0, 1.0}
+
+
+def test_the_training_data_are_normalised_to_one(data):
+    host = recipes.make_host(replace(recipes.UNET, down_dims=(8,)), data)
+    for name, normalizer in (("action", host.normalizer), ("obs", host.obs_normalizer)):
+        normal = normalizer.normalize(data[name]).flatten(0, 1)
+        spread = data[name].flatten(0, 1).amax(0) > data[name].flatten(0, 1).amin(0)
+        torch.testing.assert_close(normal.amax(0)[spread], torch.ones(int(spread.sum())), atol=1e-5, rtol=0)
+        torch.testing.assert_close(normal.amin(0)[spread], -torch.ones(int(spread.sum())), atol=1e-5, rtol=0)
+
+
+def test_a_published_policy_holds_half_precision_weights(published):
+    folder, host = published
+    again = NativePolicy.from_pretrained(folder)
+    for name, tensor in host.net.state_dict().items():
+        torch.testing.assert_close(again.net.state_dict()[name], tensor.half().float())
+    assert torch.equal(again.obs_normalizer.scale, host.obs_normalizer.scale)
+
+
+def test_tuning_runs_every_task_on_tuning_seeds(published, monkeypatch):
+    seen = []
+    reset = TabletopBatch.reset
+
+    def watched(self, rows, tasks, seeds):
+        seen.extend(zip(np.atleast_1d(tasks).tolist(), np.atleast_1d(seeds).tolist(), strict=True))
+        reset(self, rows, tasks, seeds)
+
+    monkeypatch.setattr(TabletopBatch, "reset", watched)
+    shorten(monkeypatch, 9)
+    figures = recipes.tune(published[0], 24)
+    assert set(figures) == {"share_right", "steps"}
+    assert 0 <= figures["share_right"] <= 1
+    assert sorted(seen) == sorted((task, 500 + i) for task in range(12) for i in range(2))
+    assert all(seed < 1000 for _, seed in seen)
+
+
+def test_the_card_names_each_sampler_and_each_task(published, monkeypatch):
+    shorten(monkeypatch, 2)
+    figures = recipes.measure(published[0], 12)
+    named = {f"success, 100 DDPM steps, task {task}" for task in range(12)}
+    samplers = {"success, 100 DDPM steps", "success, 10 DDIM steps", "success, 10 DDIM steps, disturbed"}
+    assert set(figures) == named | samplers
+    for row in figures.values():
+        assert row["low"] <= row["value"] <= row["high"]
+    assert figures["success, 100 DDPM steps"]["n"] == 12
