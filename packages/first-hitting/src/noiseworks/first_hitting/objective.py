@@ -25,6 +25,11 @@ def mask_exactly(
     return tokens.masked_fill(masked, mask_id), masked
 
 
+def _check_clean(tokens: Tensor, mask_id: int) -> None:
+    if tokens.ndim != 2 or bool((tokens == mask_id).any()):
+        raise InputError(f"need clean tokens [B, L] without the mask id {mask_id}, got {tuple(tokens.shape)}")
+
+
 def _cross_entropy(denoiser: Denoiser, noisy: Tensor, tokens: Tensor) -> Tensor:
     everywhere = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     logits = denoiser(noisy, None, everywhere)
@@ -46,9 +51,11 @@ def time_free_loss(
         tokens: Clean tokens, int64 [B, L].
         mask_id: Id of [MASK].
         generator: Source of randomness.
+
+    Raises:
+        InputError: When the tokens hold the mask id.
     """
-    if bool((tokens == mask_id).any()):
-        raise InputError("clean tokens hold the mask id")
+    _check_clean(tokens, mask_id)
     rows, length = tokens.shape
     device = tokens.device if generator is None else generator.device
     counts = torch.randint(1, length + 1, (rows,), generator=generator, device=device).to(tokens.device)
@@ -75,8 +82,12 @@ def elbo(
         mask_id: Id of [MASK].
         draws: Random masks of each number.
         generator: Source of randomness.
+
+    Raises:
+        InputError: When the tokens hold the mask id, or `draws` is below 1.
     """
     check_number("draws", draws, low=1, integer=True)
+    _check_clean(tokens, mask_id)
     total = torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device)
     for count in range(1, tokens.shape[1] + 1):
         for _ in range(draws):

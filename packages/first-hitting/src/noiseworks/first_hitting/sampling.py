@@ -65,6 +65,10 @@ class Settings:
         check_choice("method", self.method, METHODS)
         check_number("temperature", self.temperature, low=0)
         check_number("mask_id", self.mask_id, low=0, integer=True)
+        if self.top_p is not None:
+            check_number("top_p", self.top_p, low=0, high=1, low_open=True)
+        if self.top_k is not None:
+            check_number("top_k", self.top_k, low=1, integer=True)
         if self.steps is not None:
             check_number("steps", self.steps, low=1, integer=True)
         if self.block_length is not None:
