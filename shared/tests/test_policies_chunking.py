@@ -52,15 +52,20 @@ def test_a_window_that_does_not_fit_is_refused(horizon, obs, actions):
     obs=st.integers(1, 3),
     actions=st.integers(1, 4),
     room=st.integers(0, 4),
+    more=st.booleans(),
 )
-def test_windows_equal_the_written_out_padding(lengths, obs, actions, room):
+def test_windows_equal_the_written_out_padding(lengths, obs, actions, room, more):
     spec = ChunkSpec(obs + actions - 1 + room, obs, actions)
+    after = spec.horizon - obs if more else actions - 1
     ends = np.cumsum(lengths)
     expected = []
     for start, end in zip(ends - lengths, ends, strict=True):
-        steps = [start] * (obs - 1) + list(range(start, end)) + [end - 1] * (actions - 1)
+        steps = [start] * (obs - 1) + list(range(start, end)) + [end - 1] * after
         expected += [steps[i : i + spec.horizon] for i in range(len(steps) - spec.horizon + 1)]
-    assert window_indices(ends, spec).tolist() == expected
+    found = window_indices(ends, spec, after if more else None)
+    assert found.tolist() == expected
+    if more:  # every step is the current one exactly once
+        assert found[:, obs - 1].tolist() == list(range(ends[-1]))
 
 
 def test_windows_hold_observations_and_actions_of_their_steps():

@@ -105,35 +105,50 @@ class Episodes:
             return cls(*(file[name] for name in ("obs", "actions", "ends", "tasks")))
 
 
-def window_indices(ends: Sequence[int] | np.ndarray, spec: ChunkSpec) -> np.ndarray:
+def window_indices(
+    ends: Sequence[int] | np.ndarray, spec: ChunkSpec, pad_after: int | None = None
+) -> np.ndarray:
     """Return the steps that each training window covers; episodes are padded by their first and last step.
 
     Args:
         ends: Ends of the episodes, increasing.
-        spec: The windows' shape; `To - 1` steps are padded before and `Ta - 1` after an episode.
+        spec: The windows' shape; `To - 1` steps are padded before an episode.
+        pad_after: Steps padded after an episode, by default the published `Ta - 1`. With `Tp - To` every step
+            is the current one of some window, which short episodes need: by default the last `Tp - To - Ta + 1`
+            steps never are.
 
     Returns:
-        int64 [W, horizon]. An episode of length n gives n + To - 1 + Ta - 1 - Tp + 1 windows, none if that is
+        int64 [W, horizon]. An episode of length n gives n + To - 1 + pad_after - Tp + 1 windows, none if that is
         negative.
+
+    Raises:
+        InputError: When `pad_after` is negative or above `Tp - 1`.
     """
+    after = spec.n_action_steps - 1 if pad_after is None else pad_after
+    check_number("pad_after", after, low=0, high=spec.horizon - 1, integer=True)
     ends = np.asarray(ends, np.int64)
     rows, start = [], 0
     for end in ends.tolist():
         first = start - (spec.n_obs_steps - 1)
-        last = end + (spec.n_action_steps - 1) - spec.horizon
+        last = end + after - spec.horizon
         begins = np.arange(first, max(first, last + 1))
         rows.append(np.clip(begins[:, None] + np.arange(spec.horizon), start, end - 1))
         start = end
     return np.concatenate(rows) if rows else np.empty((0, spec.horizon), np.int64)
 
 
-def windows(episodes: Episodes, spec: ChunkSpec) -> dict[str, Tensor]:
+def windows(episodes: Episodes, spec: ChunkSpec, pad_after: int | None = None) -> dict[str, Tensor]:
     """Return training windows: `obs` [W, To, Do] and `action` [W, Tp, Da], float32.
 
+    Args:
+        episodes: The episodes.
+        spec: The windows' shape.
+        pad_after: See `window_indices`.
+
     Raises:
-        InputError: When no episode is long enough for a window.
+        InputError: When no episode is long enough for a window or `pad_after` is out of range.
     """
-    index = window_indices(episodes.ends, spec)
+    index = window_indices(episodes.ends, spec, pad_after)
     if not len(index):
         raise InputError(f"no episode is long enough for a window of horizon {spec.horizon}")
     obs = np.ascontiguousarray(episodes.obs[index[:, : spec.n_obs_steps]], np.float32)

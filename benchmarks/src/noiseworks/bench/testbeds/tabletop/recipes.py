@@ -24,7 +24,9 @@ TRANSFORMER = PolicyConfig(network="transformer", n_layer=4, n_head=4, n_emb=128
 
 def prepare(captions: Captions, rows: int | None) -> dict[str, torch.Tensor]:
     """Return training windows of the experts' demonstrations; there are no captions."""
-    return windows(demonstrations(rows or ROWS), UNET.chunk)
+    spec = UNET.chunk
+    # Episodes are short, so a policy replans in their last steps as well.
+    return windows(demonstrations(rows or ROWS), spec, pad_after=spec.horizon - spec.n_obs_steps)
 
 
 def make_host(config: PolicyConfig, data: dict[str, torch.Tensor]) -> NativePolicy:
