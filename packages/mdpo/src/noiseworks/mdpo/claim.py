@@ -52,9 +52,9 @@ class Recipe:
 
 
 RECIPES = {
-    "mdpo": Recipe(2e-3, {"objective": "mdpo"}),
-    "final": Recipe(2e-3, {"objective": "mdpo", "advantage": "final"}),
-    "diffu_grpo": Recipe(2e-3, {"objective": "diffu_grpo", "clip": 0.5, "beta": 0.04}),
+    "mdpo": Recipe(2e-4, {"objective": "mdpo"}),
+    "final": Recipe(5e-4, {"objective": "mdpo", "advantage": "final"}),
+    "diffu_grpo": Recipe(1e-3, {"objective": "diffu_grpo", "clip": 0.5, "beta": 0.04}),
     "sft": Recipe(2e-3, {"objective": "sft"}),
 }
 SAMPLERS = {
@@ -245,7 +245,7 @@ _LAPTOP = {
     "problems": 300,
     "steps": (4, 6, 8, 12),
     "blocks": True,
-    "updates": 60,
+    "updates": 100,
     "prompts": 8,
     "train_steps": 8,
 }
