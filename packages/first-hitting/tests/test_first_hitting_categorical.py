@@ -8,6 +8,7 @@ from noiseworks.core.errors import InputError
 from noiseworks.core.noise import SeedSpec
 from noiseworks.first_hitting.categorical import (
     CORRECT,
+    _invert,
     categorical,
     effective_temperature,
     entropy,
@@ -113,6 +114,32 @@ def test_correct_methods_draw_the_distribution(method, source):
     )
     drawn = categorical(rows, method, **randomness)
     assert chisquare(drawn.bincount(minlength=4).numpy(), (P * len(drawn)).numpy()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3, 10, 257])
+def test_blocks_of_sums_find_the_class_of_the_plain_cumulative_sum(classes):
+    """Whole numbers as weights and uniforms of few bits make every sum exact, ends of classes included."""
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randint(4, (400, classes), generator=generator)
+    weights[:, int(torch.randint(classes, (1,), generator=generator))] += 1
+    total = weights.sum(dim=1, keepdim=True)
+    steps = torch.cat([torch.randint(1024, (400, 1), generator=generator)[:-2], torch.tensor([[0], [1023]])])
+    expected = [
+        next(v for v in range(classes) if int(row[: v + 1].sum()) * 1024 > int(step) * int(mass))
+        for row, step, mass in zip(weights, steps, total, strict=True)
+    ]
+    for dtype in (torch.float32, torch.float64):
+        found = _invert(weights.to(dtype), steps.double() / 1024)
+        assert found.tolist() == expected
+
+
+def test_the_largest_uniform_does_not_pass_the_last_class_of_a_positive_weight():
+    weights = torch.rand(200, 37, generator=torch.Generator().manual_seed(0))
+    weights[:, 20:] = 0
+    uniform = torch.full((200, 1), 1 - 2.0**-53, dtype=torch.float64)
+    assert (_invert(weights, uniform) == 19).all()
+    weights[:, :5] = 0
+    assert (_invert(weights, torch.zeros(200, 1, dtype=torch.float64)) == 5).all()
 
 
 def test_float32_race_loses_rare_tokens_as_the_closed_form_says():

@@ -7,13 +7,15 @@ rare classes win too rarely. `truncated_probs` gives the resulting distribution 
 import math
 
 import torch
+import torch.nn.functional as F
 from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.errors import InputError
+from noiseworks.core.kernels.gumbel import gumbel_argmax_conf
 from noiseworks.core.noise import exponential_from_two_words, words
 from torch import Tensor
 
-METHODS = ("cdf64", "exponential", "gumbel64", "gumbel32", "gumbel16")
-CORRECT = ("cdf64", "exponential", "gumbel64")
+METHODS = ("cdf64", "exponential", "gumbel64", "kernel", "gumbel32", "gumbel16")
+CORRECT = ("cdf64", "exponential", "gumbel64", "kernel")
 _BITS = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 24, torch.float64: 53}
 _MDLM_EPS = 1e-10
 
@@ -30,8 +32,10 @@ def categorical(
     """Draw one class a row from softmax(logits / temperature).
 
     `cdf64` inverts the float64 cumulative sum with one uniform a row: the cheapest. `exponential` is the race
-    argmin E / p with exponentials of 64 random bits. `gumbel64` is Gumbel-max in float64. `gumbel32` (as in
-    MDLM's code) and `gumbel16` are faulty on purpose, to measure what they do.
+    argmin E / p with exponentials of 64 random bits. `gumbel64` is Gumbel-max in float64. `kernel` is the race in
+    one pass over the logits, a Triton kernel on a GPU: 32 random bits a class, but fine ones where the race is
+    decided: its Gumbels reach M = 22.87 instead of 16.64, and over 50,257 Zipf words its total variation from the
+    true distribution is 4e-6 instead of 2e-3 (`truncated_probs`). `gumbel32` (as in MDLM's code) and `gumbel16` are faulty on purpose, to measure what they do.
 
     Args:
         logits: [R, V], any floating type; -inf forbids a class. Half precision is cast up first.
@@ -60,6 +64,8 @@ def categorical(
     rows = rows if temperature == 1 else rows / temperature
     if method == "cdf64":
         return _inverse_cdf(rows, generator, keys, counter0)
+    if method == "kernel":
+        return _fused_race(rows, generator, keys, counter0)
     if method in ("exponential", "gumbel64"):
         return _race(rows, method, generator, keys, counter0)
     dtype = torch.float32 if method == "gumbel32" else torch.bfloat16
@@ -92,9 +98,6 @@ def _device(generator: torch.Generator | None, rows: Tensor) -> torch.device:
 def _inverse_cdf(
     rows: Tensor, generator: torch.Generator | None, keys: Tensor | None, counter0: int
 ) -> Tensor:
-    # Weights are exact to float32 and their sum to float64, which is where small classes would be lost.
-    weights = (rows - rows.amax(dim=-1, keepdim=True)).exp_()
-    cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
     if keys is None:
         shape = (len(rows), 1)
         uniform = torch.rand(shape, generator=generator, device=_device(generator, rows), dtype=torch.float64)
@@ -102,9 +105,34 @@ def _inverse_cdf(
     else:
         high, low = words(keys, 2, counter0).unbind(dim=-1)
         uniform = (((high << 21) | (low >> 11)).double() * 2.0**-53)[:, None]
-    # The last entry, not 1, is the mass that there is; the first class of a positive weight is never passed.
-    target = uniform * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=rows.shape[1] - 1)
+    return _invert(rows.softmax(dim=-1), uniform)
+
+
+def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
+    """Return the class at which the cumulative sum of each row passes a share of its total, int64 [R].
+
+    Blocks of classes are summed first, and then the classes of one block, so that there is no float64 table of
+    all classes. Weights are exact to their type and sums to float64, where small classes would be lost.
+
+    Args:
+        weights: At least 0 with a positive sum a row, [R, V].
+        uniform: The share, in [0, 1), float64 [R, 1].
+    """
+    block = max(1, math.isqrt(weights.shape[1]))
+    blocks = F.pad(weights, (0, -weights.shape[1] % block)).unflatten(1, (-1, block))
+    sums = blocks.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    # The last sum, not 1, is the mass that there is. Below it, the first sum above is one of a positive weight.
+    target = torch.minimum(uniform * sums[:, -1:], _below(sums[:, -1:]))
+    found = torch.searchsorted(sums, target, right=True)
+    before = F.pad(sums, (1, 0)).gather(1, found)
+    index = found.unsqueeze(-1).expand(-1, 1, block)
+    inside = blocks.gather(1, index).squeeze(1).cumsum(dim=-1, dtype=torch.float64)
+    place = torch.searchsorted(inside, torch.minimum(target - before, _below(inside[:, -1:])), right=True)
+    return (found * block + place).squeeze(-1)
+
+
+def _below(value: Tensor) -> Tensor:
+    return torch.nextafter(value, torch.zeros_like(value))
 
 
 def _race(
@@ -122,6 +150,15 @@ def _race(
         uniform = torch.rand(rows.shape, generator=generator, device=device, dtype=torch.float64)
         race = -uniform.to(rows.device).clamp_(min=2.0**-1074).log_()
     return (rows.double() - race.log()).argmax(dim=-1)
+
+
+def _fused_race(
+    rows: Tensor, generator: torch.Generator | None, keys: Tensor | None, counter0: int
+) -> Tensor:
+    if keys is None:
+        device = _device(generator, rows)
+        keys = torch.randint(2**63 - 1, (len(rows),), generator=generator, device=device).to(rows.device)
+    return gumbel_argmax_conf(rows, keys, counter0=counter0, check=False).ids
 
 
 def gumbel_bound(dtype: torch.dtype) -> float:
