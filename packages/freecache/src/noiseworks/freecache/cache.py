@@ -276,8 +276,11 @@ class FreeCache:
         shift = self.spec.shift
         if positions is None:
             return slice(0, end - start)
+        if isinstance(positions, tuple) and positions[0] < shift:
+            # No row predicts the first token of a shifted host: row 0 stands in, as in `aligned_logits`.
+            positions = torch.arange(*positions, device=self.device).expand(self.batch, -1)
         if isinstance(positions, tuple):
-            first, last = max(positions[0] - shift, 0), positions[1] - shift
+            first, last = positions[0] - shift, positions[1] - shift
             if first < start or last > end or last <= first:
                 raise InputError(
                     f"the window {start} … {end} cannot predict the tokens {positions[0]} … {positions[1]}"

@@ -1,5 +1,7 @@
 """A masked model and its guide by name, and a decoding of prompts by mode, for the commands and the claim."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,16 +54,31 @@ def load(model: str, guide: str | None, device: str, dtype: str) -> Loaded:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where, kind = resolve_device(device), resolve_dtype(dtype)
-    host, tokenizer, spec = load_host(model, dtype=kind)
     found = guide_tokenizer = None
-    if guide is not None:
-        source = resolve_model(guide)
-        try:
-            found = AutoModelForCausalLM.from_pretrained(source, dtype=kind).eval().to(where)
-            guide_tokenizer = AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError) as error:
-            raise InputError(f"cannot load the guide {guide}: {str(error).splitlines()[0]}") from error
+    with _without_bar():
+        host, tokenizer, spec = load_host(model, dtype=kind)
+        if guide is not None:
+            source = resolve_model(guide)
+            try:
+                found = AutoModelForCausalLM.from_pretrained(source, dtype=kind).eval().to(where)
+                guide_tokenizer = AutoTokenizer.from_pretrained(source)
+            except (OSError, ValueError) as error:
+                raise InputError(f"cannot load the guide {guide}: {str(error).splitlines()[0]}") from error
     return Loaded(host.to(where), tokenizer, spec, found, guide_tokenizer, where)
+
+
+@contextmanager
+def _without_bar() -> Iterator[None]:
+    """Load without transformers' bar: a refusal after it is still one line."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def decode(
