@@ -32,10 +32,11 @@ def categorical(
     """Draw one class a row from softmax(logits / temperature).
 
     `cdf64` inverts the float64 cumulative sum with one uniform a row: the cheapest. `exponential` is the race
-    argmin E / p with exponentials of 64 random bits. `gumbel64` is Gumbel-max in float64. `kernel` is the race in
-    one pass over the logits, a Triton kernel on a GPU: 32 random bits a class, but fine ones where the race is
-    decided: its Gumbels reach M = 22.87 instead of 16.64, and over 50,257 Zipf words its total variation from the
-    true distribution is 4e-6 instead of 2e-3 (`truncated_probs`). `gumbel32` (as in MDLM's code) and `gumbel16` are faulty on purpose, to measure what they do.
+    argmin E / p with exponentials of 64 random bits. `gumbel64` is Gumbel-max in float64. `kernel` is the race
+    in one pass over the logits, a Triton kernel on a GPU: 32 random bits a class, but fine ones where the race
+    is decided. Its Gumbels reach M = 22.87 instead of 16.64; over 50,257 Zipf words its total variation from
+    the true distribution is 4e-6 instead of 2e-3 (`truncated_probs`). `gumbel32` (as in MDLM's code) and
+    `gumbel16` are faulty on purpose, to measure what they do.
 
     Args:
         logits: [R, V], any floating type; -inf forbids a class. Half precision is cast up first.
