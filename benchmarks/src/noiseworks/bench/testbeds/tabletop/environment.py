@@ -1,4 +1,4 @@
-"""One table as a Gymnasium environment; for many at once use `TabletopBatch`."""
+"""One table as a Gymnasium environment, which the extra `[tabletop]` installs; for many use `TabletopBatch`."""
 
 from typing import Any, Literal
 
