@@ -64,12 +64,10 @@ class Expert:
         velocity = self._follow(np.where(carrying[:, None], second, first))
         straight = np.isin(tasks, (*names.PUSH_TASKS, names.OPEN_TASK, names.CLOSE_TASK)) & carrying
         velocity[straight] = self._straight(second)[straight]
-        pressing = (tasks == names.PRESS_TASK) & (self.phase != APPROACH)
-        velocity[pressing | (self.phase == RELEASE)] = 0.0
+        velocity[carrying & (tasks == names.PRESS_TASK) | (self.phase == RELEASE)] = 0.0
         step = np.minimum(env.steps, env.max_steps - 1)
         velocity += self.noise * self.noises[env.rows, step]
-        closing = carrying | (pressing & (self.phase != APPROACH))
-        return np.concatenate((velocity.clip(-1, 1), np.where(closing, 1.0, -1.0)[:, None]), axis=1)
+        return np.concatenate((velocity.clip(-1, 1), np.where(carrying, 1.0, -1.0)[:, None]), axis=1)
 
     def _targets(self) -> tuple[np.ndarray, np.ndarray]:
         """Return where the gripper has to be to grasp (or press), and then where to carry to, [N, 2] each."""
@@ -99,10 +97,9 @@ class Expert:
         lost = (self.phase == CARRY) & grasps & (env.held < 0) & env.closed
         near = _distance(env.effector, first) < GRASP_DISTANCE
         arrived = (self.phase == APPROACH) & near
-        # A pressing gripper waits until a release would be wrong only.
-        done = (
-            (self.phase == CARRY) & grasps & (_distance(env.effector, second) < RELEASE_DISTANCE) & env.closed
-        )
+        # What is pushed or pressed is never released.
+        there = _distance(env.effector, second) < RELEASE_DISTANCE
+        done = (self.phase == CARRY) & grasps & there & env.closed
         restart = lost | ((self.phase == RELEASE) & ~near & ~env.closed & ~env.solved())
         for rows, phase, goal in (
             (arrived, CARRY, second),
