@@ -177,6 +177,7 @@ def test_guided_decoding_equals_the_loop_by_hand(kind, mode, rule):
         assert torch.equal(found.sequences[0], expected)
         assert found.stats.accepted_per_step == runs
         assert found.stats.written == [12]
+        assert found.stats.row_steps == [len(runs)]
         assert found.stats.accepted == sum(runs)
         lengths.add(len(runs))
     assert len(lengths) > 1 or rule.strategy != "topk"

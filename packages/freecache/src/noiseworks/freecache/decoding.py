@@ -47,6 +47,7 @@ class Stats:
         compared: Drafts up to the first rejection: those whose verdict counted.
         accepted: Drafts that the guide accepted.
         written: Tokens written by accepted runs and forced first drafts, by row.
+        row_steps: Steps that a row took part in under guidance, by row.
         accepted_per_step: Mean accepted drafts of the rows, step by step.
     """
 
@@ -60,6 +61,7 @@ class Stats:
     compared: int = 0
     accepted: int = 0
     written: list[int] = field(default_factory=list)
+    row_steps: list[int] = field(default_factory=list)
     accepted_per_step: list[float] = field(default_factory=list)
 
     @property

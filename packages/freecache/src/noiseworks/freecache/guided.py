@@ -145,7 +145,8 @@ class GuidedDiffusion:
         extra = self._reset_guide(input_ids, attention_mask, gen_length)
         keys = row_keys(len(input_ids), gen_length, generator, seeds, input_ids.device)
         clean = input_ids.new_full((len(input_ids),), prompt)
-        stats = Stats(seconds={"host": 0.0, "guide": 0.0}, written=[0] * len(input_ids))
+        zeros = [0] * len(input_ids)
+        stats = Stats(seconds={"host": 0.0, "guide": 0.0}, written=zeros, row_steps=[*zeros])
         output = Decoded(rows.sequences, stats)
         start, end = 0, rows.tokens.shape[1]
         while rows.active:
@@ -281,6 +282,7 @@ class GuidedDiffusion:
         rows.tokens = _put(rows.tokens, proposal.positions, tokens, written)
         for row, number in zip(rows.active, written.sum(dim=1).tolist(), strict=True):
             stats.written[row] += number
+            stats.row_steps[row] += 1
         stats.compared += int(compared.sum())
         stats.accepted += int(accepted.sum())
         stats.accepted_per_step.append(float(accepted.float().mean()))
