@@ -208,8 +208,9 @@ def failure_line(code: int, log: Path) -> str:
 def worker_environment(task: Task) -> dict[str, str]:
     """Return the environment of a worker: its share of the CPU; no downloads unless a hub id was named."""
     environment = dict(os.environ, PYTHONUNBUFFERED="1", TOKENIZERS_PARALLELISM="false")
+    threads = environment.get("OMP_NUM_THREADS", str(task.threads))
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        environment.setdefault(name, str(task.threads))
+        environment.setdefault(name, threads)
     if task.model is None or task.model.startswith("testbed:") or Path(task.model).is_dir():
         environment["HF_HUB_OFFLINE"] = "1"
     return environment
