@@ -84,7 +84,7 @@ def decoder(arm: str, loaded: Loaded, steps: int) -> Callable[[Tensor, Tensor], 
 def decoded(
     arm: str, name: str, device: str, count: int, tokens: int, size: int, seed: int
 ) -> tuple[list[Decoded], list[float]]:
-    """Return an arm's completions and wall-clock seconds, batch by batch, after one batch to warm up."""
+    """Return an arm's completions and wall-clock seconds, batch by batch, after a pair of prompts to warm up."""
     loaded = models(name, device)
     _, batches = asked(name, device, count, tokens, size, seed)
     steps = LENGTH
@@ -95,7 +95,7 @@ def decoded(
         blocks = LENGTH // BLOCK
         steps = min(LENGTH, blocks * math.ceil(LENGTH / pace / blocks))
     complete, found, seconds = decoder(arm, loaded, steps), [], []
-    complete(*batches[0])
+    complete(*(part[:2] for part in batches[0]))
     for ids, mask in batches:
         _wait(loaded.device)
         begin = time.perf_counter()
@@ -200,8 +200,8 @@ CLAIM = Claim(
     ),
     scales={
         "smoke": Scale((1000,), 300, _sizes(4, 2, 2, 64)),
-        "quick": Scale((1000,), 120, _sizes(24, 8, 8)),
-        "laptop": Scale((1000, 1001, 1002), 600, _sizes(96, 32, 8)),
+        "quick": Scale((1000,), 120, _sizes(12, 4, 4)),
+        "laptop": Scale((1000, 1001, 1002), 1200, _sizes(48, 16, 8)),
     },
     run=run_arm,
     units="problem",
