@@ -44,7 +44,16 @@ class MarkovText:
         return self.table.shape[1]
 
     def sample(self, n: int, length: int, seed: int) -> Tensor:
-        """Return texts, int64 [n, length]; text i depends on neither n nor length."""
+        """Return texts, int64 [n, length]; text i depends on neither n nor length.
+
+        Args:
+            n: Texts, at least 0.
+            length: Tokens of each, at least 1.
+            seed: Of the draws.
+
+        Raises:
+            InputError: When a number is out of range.
+        """
         check_number("n", n, low=0, integer=True)
         check_number("length", length, low=1, integer=True)
         keys = SeedSpec(seed).keys(range(n))

@@ -64,6 +64,9 @@ def accuracy(
 ) -> np.ndarray:
     """Return which problems a masked model answers, greedily and surest tokens first, bool [n].
 
+    An answer has `ANSWER_LENGTH` tokens, as in training. The steps of a `countdown4` problem take 17, so of that
+    task only answers in one expression are counted.
+
     Args:
         model: A LLaDA or Dream model of the testbed.
         asked: The problems.
@@ -93,7 +96,13 @@ def accuracy(
 def causal_accuracy(
     model: nn.Module, asked: Sequence[Problem], *, prompts: Sequence[str] | None = None
 ) -> np.ndarray:
-    """Return which problems the causal companion answers greedily, bool [n]."""
+    """Return which problems the causal companion answers greedily, bool [n].
+
+    Args:
+        model: The companion.
+        asked: The problems.
+        prompts: Longer prompts in place of the questions.
+    """
     tokenizer = make_tokenizer()
     texts = [problem.prompt for problem in asked] if prompts is None else list(prompts)
     part = tokenizer(texts, padding=True, return_tensors="pt")
@@ -140,7 +149,7 @@ def measure_masked(folder: Path, n: int, seed: int = CARD_SEED) -> dict[str, Fig
 
     Args:
         folder: The model's folder.
-        n: Problems of each figure.
+        n: Problems of each figure, a quarter of it where prompts are long.
         seed: Of the problems.
     """
     model, figures = load(folder), {}
@@ -160,7 +169,13 @@ def measure_masked(folder: Path, n: int, seed: int = CARD_SEED) -> dict[str, Fig
 
 
 def measure_causal(folder: Path, n: int, seed: int = CARD_SEED) -> dict[str, Figure]:
-    """Return the card's figures of the companion."""
+    """Return the card's figures of the companion.
+
+    Args:
+        folder: The model's folder.
+        n: Problems of the first figure; a quarter of them get long prompts.
+        seed: Of the problems.
+    """
     model, asked = load_causal(folder), problems("countdown", n, seed, "test")
     figures = {"countdown answered": figure(causal_accuracy(model, asked))}
     few = asked[: max(1, n // 4)]
