@@ -91,6 +91,13 @@ def test_bfloat16_weights_keep_float32_adapters(saved, tokenizer):
     assert trainer.round()["grad_norm"] > 0
 
 
+def test_float16_weights_are_refused_for_training(saved, tokenizer):
+    _, _, folder = saved
+    model, _, spec = load_host(folder, dtype=torch.float16)
+    with pytest.raises(InputError, match="float32"):
+        MDPOTrainer(model, tokenizer, [some_zeros], replace(CONFIG, lora_rank=0), ROWS, spec=spec)
+
+
 def test_recomputed_blocks_give_the_same_update(make_host, tokenizer):
     weights = []
     for again in (False, True):

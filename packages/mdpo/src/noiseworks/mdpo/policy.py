@@ -100,8 +100,15 @@ class Policy(nn.Module):
         return token_log_probs(logits, targets, temperature)
 
     def trainable(self) -> dict[str, Tensor]:
-        """Return the trainable parameters by name."""
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        """Return the trainable parameters by name.
+
+        Raises:
+            InputError: When they are float16, in which gradients vanish and AdamW divides by zero.
+        """
+        found = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        if any(p.dtype == torch.float16 for p in found.values()):
+            raise InputError("weights in float16 cannot be trained; load the model with dtype float32")
+        return found
 
 
 class Reference:
