@@ -1,5 +1,6 @@
 """The training recipes of `tabletop`: windows, normalisers, publication and the card's figures."""
 
+import pickle
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -81,3 +82,14 @@ def test_the_card_names_each_sampler_and_each_task(published, monkeypatch):
     for row in figures.values():
         assert row["low"] <= row["value"] <= row["high"]
     assert figures["success, 100 DDPM steps"]["n"] == 12
+
+
+@pytest.mark.parametrize("name", sorted(recipes.RECIPES))
+def test_a_recipe_can_be_sent_to_other_processes(name, data):
+    recipe = pickle.loads(pickle.dumps(recipes.RECIPES[name]))
+    module = recipe.build(data)
+    assert module.learning_rate == recipe.learning_rate
+    assert (
+        module.host.config
+        == {"tabletop-unet": recipes.UNET, "tabletop-transformer": recipes.TRANSFORMER}[name]
+    )

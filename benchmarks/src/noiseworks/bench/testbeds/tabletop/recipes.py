@@ -1,5 +1,6 @@
 """Training recipes of the `tabletop` policies: data, module, publication and evaluation of each."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,16 +85,17 @@ def _evaluate(folder: Path, n: int, seed: int, *, solver: str, steps: int, distu
     return evaluate(policy, env, tasks, seeds)
 
 
+def build(config: PolicyConfig, rate: float, data: dict[str, torch.Tensor]) -> "L.LightningModule":
+    """Return the module that trains an untrained policy; the budget sets the rate along the run."""
+    from noiseworks.kits.policies.training import PolicyTrainer
+
+    return PolicyTrainer(make_host(config, data), learning_rate=rate, warmup_steps=0)
+
+
 def _recipe(name: str, config: PolicyConfig, rate: float, precision: str, about: str) -> Recipe:
-    def build(data: dict[str, torch.Tensor]) -> "L.LightningModule":
-        from noiseworks.kits.policies.training import PolicyTrainer
-
-        # The budget sets the rate.
-        return PolicyTrainer(make_host(config, data), learning_rate=rate, warmup_steps=0)
-
     return Recipe(
         prepare=prepare,
-        build=build,
+        build=partial(build, config, rate),  # processes are sent the recipe, so no closure
         publish=publish,
         tune=tune,
         measure=measure,
