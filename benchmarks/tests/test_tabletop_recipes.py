@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from noiseworks.bench.testbeds.tabletop import TabletopBatch, recipes
+from noiseworks.bench.testbeds.tabletop import TabletopBatch, demonstrations, recipes
 from noiseworks.kits.policies import NativePolicy
 
 
 @pytest.fixture(scope="module")
 def data():
-    return recipes.prepare("noisy", 2)
+    return recipes.prepare("noisy", 24)
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +30,12 @@ def published(data, tmp_path_factory):
 def shorten(monkeypatch, steps):
     """Cut episodes to a few steps: an untrained policy would use all of them."""
     monkeypatch.setattr(recipes, "TabletopBatch", partial(TabletopBatch, max_steps=steps))
+
+
+def test_rows_are_demonstrations_over_all_tasks(data):
+    expected = demonstrations(2)
+    assert len(data["obs"]) == len(expected.obs)  # one window for every step
+    torch.testing.assert_close(data["obs"][:, -1], torch.from_numpy(expected.obs))
 
 
 def test_windows_are_those_of_the_policies(data):

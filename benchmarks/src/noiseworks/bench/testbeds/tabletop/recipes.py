@@ -17,17 +17,19 @@ from noiseworks.kits.policies.normalizer import LinearNormalizer
 if TYPE_CHECKING:
     import lightning as L
 
-ROWS = 200  # demonstrations of each task: the set `tabletop-m`
+ROWS = 200 * NUM_TASKS  # demonstrations: the set `tabletop-m`
 TUNING_SEED, CARD_SEED = 500, 700
 UNET = PolicyConfig(network="unet", down_dims=(48, 96, 192), kernel_size=3, step_embed_dim=64)
 TRANSFORMER = PolicyConfig(network="transformer", n_layer=4, n_head=4, n_emb=128, p_drop_attn=0.0)
 
 
 def prepare(captions: Captions, rows: int | None) -> dict[str, torch.Tensor]:
-    """Return training windows of the experts' demonstrations; there are no captions."""
+    """Return training windows of demonstrations, `rows` of them over all tasks; there are no captions."""
     spec = UNET.chunk
     # Episodes are short, so a policy replans in their last steps as well.
-    return windows(demonstrations(rows or ROWS), spec, pad_after=spec.horizon - spec.n_obs_steps)
+    return windows(
+        demonstrations(max(1, (rows or ROWS) // NUM_TASKS)), spec, pad_after=spec.horizon - spec.n_obs_steps
+    )
 
 
 def make_host(config: PolicyConfig, data: dict[str, torch.Tensor]) -> NativePolicy:
@@ -101,13 +103,13 @@ def _recipe(name: str, config: PolicyConfig, rate: float, precision: str, about:
         measure=measure,
         learning_rate=rate,
         batch_size=128,
-        rows=ROWS * NUM_TASKS,
+        rows=ROWS,
         precision=precision,
         about={
             "name": name,
             "class": "NativePolicy",
             "about": about,
-            "data": {"demonstrations": ROWS * NUM_TASKS, "experts": "two-sided, action noise 0.1"},
+            "data": {"demonstrations": ROWS, "experts": "two-sided, action noise 0.1"},
         },
     )
 
