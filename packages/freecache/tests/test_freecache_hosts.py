@@ -1,5 +1,7 @@
 """FreeCache on hosts as users have them: padded batches, precisions, adapters, released names, Dream's sampler."""
 
+from functools import partial
+
 import pytest
 import torch
 from noiseworks.core.errors import InputError
@@ -133,6 +135,25 @@ def test_hosts_saved_with_the_released_names_load_and_decode(tmp_path):
     assert torch.equal(
         freecache_generate(loaded, prompts, spec=detect_host(model), **OPTIONS).sequences, expected
     )
+
+
+def test_every_window_has_a_graph_of_its_own(monkeypatch):
+    from torch._dynamo import reset
+    from torch._dynamo.utils import counters
+
+    reset()
+    counters.clear()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    model, prompts = make_host("llada", 1), torch.tensor(random_prompts((6, 6)))
+    options = {"gen_length": 24, "block_length": 2, "early_stop": 0}
+    expected = freecache_generate(model, prompts, **options).sequences
+    cache = FreeCache(model, compile=True)
+    assert torch.equal(freecache_generate(model, prompts, cache=cache, **options).sequences, expected)
+    found = counters["stats"]["unique_graphs"]
+    # The first forward and the blocks, more than dynamo's usual limit; a lazy window is that of the block before.
+    assert found == 1 + 12
+    freecache_generate(model, prompts, cache=cache, **options)
+    assert counters["stats"]["unique_graphs"] == found
 
 
 @pytest.mark.slow

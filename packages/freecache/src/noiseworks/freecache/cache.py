@@ -49,8 +49,8 @@ class FreeCache:
         commit: `lazy`, `stale` or `eager`.
         dtype: Type of the cache, by default the model's; attention is computed in it.
         max_length: Positions to allocate for; by default those of the first `reset`.
-        compile: Whether to compile the window's layers. Each block has one window shape, so there are as many
-            graphs as blocks, and one for the first, full forward.
+        compile: Whether to compile the window's layers. Shapes are static: one graph for the first, full forward,
+            and one a block.
 
     Attributes:
         committed: The commit index c.
@@ -75,7 +75,11 @@ class FreeCache:
         self.model, self.spec, self.rule = model, detect_host(model) if spec is None else spec, commit
         self.access = layer_access(model)
         self.dtype, self.max_length = dtype, max_length
-        self._layers = torch.compile(self._run, dynamic=False) if compile else self._run
+        self._layers = self._run
+        if compile:
+            # More graphs than dynamo's default limit, after which it would quietly run eagerly.
+            graphs = torch._dynamo.config.patch(recompile_limit=1024, accumulated_recompile_limit=4096)
+            self._layers = graphs(torch.compile(self._run, dynamic=False))
         self._keys = self._values = self._forbidden = None
         self.batch = self.length = self.committed = self.calls = self.rows = 0
 
