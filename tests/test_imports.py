@@ -16,6 +16,9 @@ EXTRA_FILES = {
     "kernels": ("*/core/kernels/*",),
     "ray": ("*/bench/runner/*",),
     "train": ("*/bench/testbeds/*",),
+    "masked-lm": ("*/kits/masked_lm/*",),
+    "policies": ("*/kits/policies/*",),
+    "tabletop": ("*/testbeds/tabletop/*",),
 }
 # Declared for a library that looks it up at run time instead of importing it.
 NEEDED_INDIRECTLY = {
