@@ -42,3 +42,13 @@ def test_testbed_names_resolve_to_what_is_shipped(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "testbed_models", dict)
     with pytest.raises(InputError, match="install noiseworks-bench"):
         resolve_model("testbed:shapes")
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_loading_bars_are_off_inside_and_as_before_afterwards(shown, monkeypatch):
+    from transformers.utils import logging
+
+    monkeypatch.setattr(logging, "_tqdm_active", shown)
+    with models.without_loading_bars():
+        assert not logging.is_progress_bar_enabled()
+    assert logging.is_progress_bar_enabled() is shown

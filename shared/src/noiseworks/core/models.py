@@ -1,6 +1,9 @@
 """What a model's name means: a directory, `testbed:<name>` (a small trained model that ships), or a hub id."""
 
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -50,3 +53,20 @@ def resolve_model(name: str | Path) -> str:
     if _HUB_ID.match(text) and not Path(text).exists():
         return text
     raise ModelNotFoundError(f"no model at {text!r}: name a directory, a hub id (org/name) or testbed:<name>")
+
+
+@contextmanager
+def without_loading_bars() -> Iterator[None]:
+    """Keep the loading bars of diffusers and transformers, where imported, out of the standard error.
+
+    A refusal while a model is loaded is then one line.
+    """
+    imported = [sys.modules.get(f"{name}.utils.logging") for name in ("diffusers", "transformers")]
+    shown = [logging for logging in imported if logging is not None and logging.is_progress_bar_enabled()]
+    for logging in shown:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logging in shown:
+            logging.enable_progress_bar()

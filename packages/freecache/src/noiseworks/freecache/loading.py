@@ -1,7 +1,5 @@
 """A masked model and its guide by name, and a decoding of prompts by mode, for the commands and the claim."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +7,7 @@ import torch
 from noiseworks.core.checks import check_choice
 from noiseworks.core.devices import resolve_device, resolve_dtype
 from noiseworks.core.errors import InputError
-from noiseworks.core.models import resolve_model
+from noiseworks.core.models import resolve_model, without_loading_bars
 from noiseworks.freecache.baselines import full_recompute_generate
 from noiseworks.freecache.cache import CommitRule
 from noiseworks.freecache.decoding import Decoded, Sampling, freecache_generate
@@ -54,31 +52,17 @@ def load(model: str, guide: str | None, device: str, dtype: str) -> Loaded:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where, kind = resolve_device(device), resolve_dtype(dtype)
+    host, tokenizer, spec = load_host(model, dtype=kind)
     found = guide_tokenizer = None
-    with _without_bar():
-        host, tokenizer, spec = load_host(model, dtype=kind)
-        if guide is not None:
-            source = resolve_model(guide)
-            try:
+    if guide is not None:
+        source = resolve_model(guide)
+        try:
+            with without_loading_bars():
                 found = AutoModelForCausalLM.from_pretrained(source, dtype=kind).eval().to(where)
-                guide_tokenizer = AutoTokenizer.from_pretrained(source)
-            except (OSError, ValueError) as error:
-                raise InputError(f"cannot load the guide {guide}: {str(error).splitlines()[0]}") from error
+            guide_tokenizer = AutoTokenizer.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot load the guide {guide}: {str(error).splitlines()[0]}") from error
     return Loaded(host.to(where), tokenizer, spec, found, guide_tokenizer, where)
-
-
-@contextmanager
-def _without_bar() -> Iterator[None]:
-    """Load without transformers' bar: a refusal after it is still one line."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def decode(

@@ -7,17 +7,15 @@ Each holds a U-Net, a first stage, a scheduler and, where it has weights, a cond
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import diffusers
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
-from diffusers.utils import logging
 from noiseworks.core.errors import InputError
-from noiseworks.core.models import resolve_model
+from noiseworks.core.models import resolve_model, without_loading_bars
 from noiseworks.ldm.conditioning import Box, Conditioner, TextConditioner
 from noiseworks.ldm.data import to_uint8
 from noiseworks.ldm.model import LatentModel
@@ -26,7 +24,6 @@ from noiseworks.ldm.samplers import SampleSettings
 from noiseworks.ldm.sampling import sample
 from noiseworks.ldm.spatial_conditioning import LowResConditioner, MaskConditioner
 from torch import Tensor, nn
-from transformers.utils import logging as transformers_logging
 
 
 class LatentDiffusionPipeline(DiffusionPipeline):
@@ -214,22 +211,9 @@ def load_model(name: str | Path, *, truncate: bool = False) -> LatentModel:
     )
     if kind not in (*OWN, *HOSTS):
         raise InputError(f"{name} is a {kind}; latent models are {', '.join((*OWN, *HOSTS))}")
-    with _without_progress_bar():
+    with without_loading_bars():
         pipeline = (OWN[kind] if kind in OWN else getattr(diffusers, kind)).from_pretrained(path)
     return pipeline.latent_model() if kind in OWN else from_host(pipeline, truncate=truncate)
-
-
-@contextmanager
-def _without_progress_bar() -> Iterator[None]:
-    """Keep the hosts' loading bars out of the standard error, where a refusal is one line."""
-    shown = [host for host in (logging, transformers_logging) if host.is_progress_bar_enabled()]
-    for host in shown:
-        host.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for host in shown:
-            host.enable_progress_bar()
 
 
 def from_host(pipeline: DiffusionPipeline, *, truncate: bool = False) -> LatentModel:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 from noiseworks.core.errors import InputError
-from noiseworks.core.models import resolve_model
+from noiseworks.core.models import resolve_model, without_loading_bars
 from noiseworks.kits.masked_lm.dream import DreamModel
 from noiseworks.kits.masked_lm.llada import LLaDAModelLM
 from torch import Tensor, nn
@@ -113,7 +113,8 @@ def load_host(name: str | Path, *, dtype: torch.dtype | str = "auto") -> tuple[n
         if kind not in ("llada", "Dream"):
             raise InputError(f"{name} holds a model of type {kind!r}; need 'llada' or 'Dream'")
         classes = {"llada": LLaDAModelLM, "Dream": DreamModel}
-        model = classes[kind].from_pretrained(source, dtype=dtype).eval()
+        with without_loading_bars():
+            model = classes[kind].from_pretrained(source, dtype=dtype).eval()
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
