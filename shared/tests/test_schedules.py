@@ -240,3 +240,14 @@ def test_coefficients_are_float32_for_half_precision_samples_and_float64_for_flo
 def test_bad_input_is_refused_with_one_sentence(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_lookups_stay_on_the_times_device_and_copy_the_table_there_once():
+    schedule = stable_diffusion()
+    steps = torch.zeros(3, dtype=torch.int64, device="meta")
+    assert schedule.level(steps).alpha.device.type == "meta"
+    tables = dict(schedule._tables)
+    assert schedule.level(steps).alpha.device.type == "meta"
+    assert schedule.level(3).alpha.device.type == "cpu"
+    assert set(tables) == {torch.device("cpu"), torch.device("meta")}
+    assert all(schedule._tables[device] is table for device, table in tables.items())

@@ -11,7 +11,7 @@ Tables and coefficients are float64 on the CPU; `expand` casts them once, where 
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -95,6 +95,7 @@ class TableSchedule:
 
     kind: str
     alphas_cumprod: Tensor
+    _tables: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         table = self.alphas_cumprod
@@ -103,6 +104,8 @@ class TableSchedule:
         falling = bool((table.diff() < 0).all()) and bool(table[-1] >= 0)
         if not (falling and bool(table[0] < 1) and bool((table[:-1] > 0).all())):
             raise InputError("alphas_cumprod must fall strictly within (0, 1); only the last entry may be 0")
+        # With the clean level in front, once for each device: a lookup is then one gather.
+        self._tables[table.device] = torch.cat([table.new_ones(1), table])
 
     @property
     def num_steps(self) -> int:
@@ -126,7 +129,7 @@ class TableSchedule:
         return 1 - self.alphas_cumprod / before
 
     def to(self, device: torch.device | str) -> "TableSchedule":
-        """Return the schedule with its table on a device, so that lookups with times there need no copy."""
+        """Return the schedule with its table on a device; lookups with times there keep a copy there anyway."""
         return replace(self, alphas_cumprod=self.alphas_cumprod.to(device))
 
     def log_snr(self, t: Time) -> Tensor:
@@ -135,7 +138,7 @@ class TableSchedule:
         Args:
             t: Indices −1 ... N − 1 of any shape. Fractional ones interpolate the log signal-to-noise ratio.
         """
-        t = _as_time(t, self.alphas_cumprod.device)
+        t = self._time(t)
         if not t.is_floating_point():
             return torch.logit(self._lookup(t))
         low = t.floor()
@@ -145,7 +148,7 @@ class TableSchedule:
 
     def level(self, t: Time) -> Level:
         """Return (α, σ) at indices −1 ... N − 1 of any shape (fractional ones as in `log_snr`)."""
-        t = _as_time(t, self.alphas_cumprod.device)
+        t = self._time(t)
         if t.is_floating_point():
             log_snr = self.log_snr(t)
             return Level(torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt())
@@ -174,8 +177,12 @@ class TableSchedule:
             outside = index[(index < -1) | (index >= self.num_steps)]
             if outside.numel():
                 raise InputError(f"step index must lie in -1 ... {self.t_max}, got {int(outside[0])}")
-        table = torch.cat([self.alphas_cumprod.new_ones(1), self.alphas_cumprod])
-        return table[index + 1]
+        if index.device not in self._tables:
+            self._tables[index.device] = self._tables[self.alphas_cumprod.device].to(index.device)
+        return self._tables[index.device][index + 1]
+
+    def _time(self, t: Time) -> Tensor:
+        return t if isinstance(t, Tensor) else _as_time(t, self.alphas_cumprod.device)
 
 
 @dataclass(frozen=True, eq=False)

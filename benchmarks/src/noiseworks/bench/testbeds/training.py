@@ -231,8 +231,8 @@ def train_testbed(
 
     Args:
         name: `shapes-vae`, `shapes`, `shapes-sd3` or `shapes-dit` (the last three use the shipped
-            `shapes-vae`); `countdown`, `countdown-dream` or `countdown-ar`; `tabletop-unet` or
-            `tabletop-transformer`.
+            `shapes-vae`); `countdown`, `countdown-dream` or `countdown-ar`; `tabletop-unet`,
+            `tabletop-unet-scaled` or `tabletop-transformer`.
         budget: Minutes of training in all; data preparation and evaluation are not counted.
         out: The run's folder, by default `testbeds/<name>` in the current folder; the model is `<out>/model`.
         device: `auto`, `cpu` or `cuda`.

@@ -21,21 +21,32 @@ ROWS = 200 * NUM_TASKS  # demonstrations: the set `tabletop-m`
 TUNING_SEED, CARD_SEED = 500, 700
 UNET = PolicyConfig(network="unet", down_dims=(48, 96, 192), kernel_size=3, step_embed_dim=64)
 TRANSFORMER = PolicyConfig(network="transformer", n_layer=4, n_head=4, n_emb=128, p_drop_attn=0.0)
+GRIPPER = 2  # the discrete dimension of an action
+# What the gripper is divided by in `tabletop-unet-scaled`, so that diffusion decides it late.
+GRIPPER_FACTOR = 10.0
 
 
-def prepare(captions: Captions, rows: int | None) -> dict[str, torch.Tensor]:
-    """Return training windows of demonstrations, `rows` of them over all tasks; there are no captions."""
+def prepare(captions: Captions, rows: int | None, gripper_factor: float = 1.0) -> dict[str, torch.Tensor]:
+    """Return training windows of demonstrations; there are no captions.
+
+    Args:
+        captions: Not used.
+        rows: Demonstrations over all tasks.
+        gripper_factor: What the gripper's +-1 are divided by.
+    """
     spec = UNET.chunk
     # Episodes are short, so a policy replans in their last steps as well.
-    return windows(
+    data = windows(
         demonstrations(max(1, (rows or ROWS) // NUM_TASKS)), spec, pad_after=spec.horizon - spec.n_obs_steps
     )
+    data["action"][..., GRIPPER] /= gripper_factor
+    return data
 
 
 def make_host(config: PolicyConfig, data: dict[str, torch.Tensor]) -> NativePolicy:
-    """Return an untrained policy whose normalisers fit the data."""
-    action, obs = LinearNormalizer.fit(data["action"]), LinearNormalizer.fit(data["obs"])
-    return NativePolicy(config, None, action, obs)
+    """Return an untrained policy whose normalisers fit the data; the gripper passes through unchanged."""
+    action = LinearNormalizer.fit(data["action"], identity_dims=(GRIPPER,))
+    return NativePolicy(config, None, action, LinearNormalizer.fit(data["obs"]))
 
 
 def publish(module: Any, folder: Path) -> None:
@@ -94,10 +105,14 @@ def build(config: PolicyConfig, rate: float, data: dict[str, torch.Tensor]) -> "
     return PolicyTrainer(make_host(config, data), learning_rate=rate, warmup_steps=0)
 
 
-def _recipe(name: str, config: PolicyConfig, rate: float, precision: str, about: str) -> Recipe:
+def _recipe(
+    name: str, config: PolicyConfig, rate: float, precision: str, about: str, gripper_factor: float = 1.0
+) -> Recipe:
+    scaled = {} if gripper_factor == 1 else {"gripper divided by": gripper_factor}
     return Recipe(
-        prepare=prepare,
-        build=partial(build, config, rate),  # processes are sent the recipe, so no closure
+        # Processes are sent the recipe, so no closures.
+        prepare=partial(prepare, gripper_factor=gripper_factor),
+        build=partial(build, config, rate),
         publish=publish,
         tune=tune,
         measure=measure,
@@ -109,7 +124,7 @@ def _recipe(name: str, config: PolicyConfig, rate: float, precision: str, about:
             "name": name,
             "class": "NativePolicy",
             "about": about,
-            "data": {"demonstrations": ROWS, "experts": "two-sided, action noise 0.1"},
+            "data": {"demonstrations": ROWS, "experts": "two-sided, action noise 0.1", **scaled},
         },
     )
 
@@ -130,5 +145,14 @@ RECIPES = {
         "32-true",
         "A diffusion policy on the 12 tasks of `tabletop`: a causal transformer conditioned on two states and "
         "the task.",
+    ),
+    "tabletop-unet-scaled": _recipe(
+        "tabletop-unet-scaled",
+        UNET,
+        1e-3,
+        "bf16-mixed",
+        "The policy of `tabletop-unet` trained on actions whose gripper is +-0.1: its sign, which is all that "
+        "the table reads, is then decided in the last diffusion steps.",
+        GRIPPER_FACTOR,
     ),
 }
