@@ -168,6 +168,45 @@ def test_rows_through_the_network_are_those_of_the_formula(prompt, answer, block
     assert full == (prompt + answer) * answer
 
 
+@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("commit", COMMIT_RULES)
+def test_a_sliding_window_over_the_whole_prompt_equals_no_cache_at_any_depth(kind, commit):
+    model, prompts = make_host(kind, 4), prompts_of(3, 6)
+    options = {"gen_length": 16, "block_length": 4, "early_stop": 0}
+    full = full_recompute_generate(model, prompts, Sampling(**options)).sequences
+    everything = freecache_generate(model, prompts, commit=commit, sliding=18, **options)
+    assert torch.equal(everything.sequences, full)
+    frozen = freecache_generate(model, prompts, commit=commit, **options).sequences
+    assert not torch.equal(frozen, full), "the host is too easy to tell the windows apart"
+
+
+def test_rows_and_frozen_positions_of_a_sliding_window():
+    model, prompts = make_host("llada", 2), prompts_of(1, 32)
+    options = {"gen_length": 16, "block_length": 4, "early_stop": 0, "sliding": 8}
+    cache = FreeCache(model, commit="stale")
+    stats = freecache_generate(model, prompts, cache=cache, **options).stats
+    # 48 rows at first, then 8 more than what is left of the answer at each of the other 15 steps.
+    assert stats.rows == 48 + 3 * 24 + 4 * (20 + 16 + 12)
+    assert cache.committed == 32 + 12 - 8
+    lazy = freecache_generate(model, prompts, **options).stats
+    assert lazy.rows == stats.rows + 3 * 4
+
+
+@pytest.mark.parametrize("sliding", [0, 2, 5])
+def test_clean_tokens_inside_a_sliding_window_are_computed_anew(sliding):
+    model = make_host("llada", 3)
+    spec, tokens = detect_host(model), canvas_of(prompts_of(2, 8), 4)
+    cache = FreeCache(model, spec)
+    cache.reset(2, 12)
+    cache.forward(tokens, 0)
+    cache.commit(8 - sliding)
+    before = cache.frozen(2)[0].clone()
+    tokens[:, 9] = 3
+    cache.forward(tokens, 8 - sliding, positions=(8, 12))
+    changed = (cache.frozen(2)[0] != before).any(dim=(0, 1, 3))
+    assert changed.tolist() == [i >= 8 - sliding for i in range(12)]
+
+
 def counting_host():
     """A Dream host whose row i says: after token t comes t + 1; rows of masks know nothing."""
     ids = {"mask_token_id": MASK, "eos_token_id": 28, "pad_token_id": 29}
@@ -191,6 +230,9 @@ def test_dream_windows_begin_one_row_early(commit):
     assert found.stats.steps == 12
     unshifted = FreeCache(model, detect_host(model, shift=0), commit=commit)
     wrong = threshold_generate(model, prompts, Sampling(**options), cache=unshifted)
+    sliding = threshold_generate(model, prompts, Sampling(**options, sliding=5), cache=cache)
+    assert torch.equal(sliding.sequences, found.sequences)
+    assert sliding.stats.rows > found.stats.rows
     assert not torch.equal(wrong.sequences, found.sequences)
 
 
@@ -310,6 +352,8 @@ def test_misuse_of_the_cache_is_refused():
         ({"order": "best"}, "order must be one of"),
         ({"refresh_every": -1}, "refresh_every"),
         ({"eps": 0.0}, "eps"),
+        ({"sliding": -1}, "sliding"),
+        ({"sliding": 1.5}, "sliding"),
         ({"top_p": 0.0}, "top_p"),
         ({"attention_mask": torch.ones(1, 3)}, "attention_mask"),
     ],

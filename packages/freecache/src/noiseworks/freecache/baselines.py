@@ -8,7 +8,15 @@ import torch
 from noiseworks.core.checks import check_number
 from noiseworks.core.discrete import select_threshold
 from noiseworks.freecache.cache import FreeCache, Recompute
-from noiseworks.freecache.decoding import Decoded, Rows, Sampling, Stats, checked, decode_blocks
+from noiseworks.freecache.decoding import (
+    Decoded,
+    Rows,
+    Sampling,
+    Stats,
+    checked,
+    decode_blocks,
+    window_start,
+)
 from noiseworks.kits.masked_lm import HostSpec, confidence
 from torch import Tensor, nn
 
@@ -63,7 +71,7 @@ def threshold_generate(
     Args:
         model: A LLaDA or Dream model in evaluation mode.
         input_ids: Prompts, int64 [B, P], left padded where they differ in length.
-        sampling: Lengths and early stop; steps, order and draws are not used.
+        sampling: Lengths, early stop and sliding window; steps, order and draws are not used.
         threshold: Of the probability, in [0, 1].
         attention_mask: 1 for tokens and 0 for padding, [B, P].
         cache: A FreeCache to decode with; by default everything is computed anew.
@@ -80,11 +88,11 @@ def threshold_generate(
     rows, stats = Rows.begin(cache, input_ids, attention_mask, sampling.gen_length), Stats()
     for block in range(blocks):
         low = prompt + block * width
-        start = max(low - cache.spec.shift, 0)
+        start = window_start(low, cache.spec, sampling)
         while rows.active and bool((rows.tokens[:, low : low + width] == cache.spec.mask_id).any()):
             logits = cache.forward(rows.tokens, start if stats.steps else 0, positions=(low, low + width))
             if stats.steps == 0:
-                cache.commit(max(prompt - cache.spec.shift, 0))
+                cache.commit(start)
             here = rows.tokens[:, low : low + width]
             drawn = logits.argmax(dim=-1)
             sure = confidence(logits, drawn, "top1")
@@ -96,8 +104,9 @@ def threshold_generate(
         cache.check_finite(rows.tokens)
         if not rows.active:
             break
-        if block < blocks - 1:
-            cache.finish(rows.tokens, start + width)
+        following = window_start(low + width, cache.spec, sampling)
+        if block < blocks - 1 and following > start:
+            cache.finish(rows.tokens, following)
     stats.calls, stats.rows, stats.memory_bytes = cache.calls, cache.rows, cache.memory_bytes()
     stats.seconds = {"total": time.perf_counter() - began}
     return Decoded(rows.snapshot(), stats)

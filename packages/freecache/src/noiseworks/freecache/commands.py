@@ -36,6 +36,7 @@ def generate(
     top_k: int | None = None,
     commit: CommitRule = "lazy",
     refresh_every: int = 0,
+    sliding: int | None = None,
     early_stop: int = 1,
     cache: bool = True,
     windows: str = "block",
@@ -64,6 +65,8 @@ def generate(
         top_k: Tokens kept without a guide.
         commit: lazy, stale or eager.
         refresh_every: Blocks after which everything is computed anew; 0 for never.
+        sliding: Without a guide: clean tokens before the block that every step computes anew, by default none.
+            With windows sliding: tokens to each side, by default 128.
         early_stop: Ends of text in a row that end a text; 0 decodes every token.
         cache: Whether keys and values are cached.
         windows: block, token, prompt or sliding: where guided windows start.
@@ -82,7 +85,16 @@ def generate(
         The texts, and what they cost.
     """
     sampling = Sampling(
-        gen_length, block_length, steps, order, temperature, top_p, top_k, early_stop, refresh_every
+        gen_length,
+        block_length,
+        steps,
+        order,
+        temperature,
+        top_p,
+        top_k,
+        early_stop,
+        refresh_every,
+        sliding=sliding or 0,
     )
     check_choice("commit", commit, COMMIT_RULES)
     prompts = tasks.read_prompts(prompt)
@@ -99,6 +111,7 @@ def generate(
             match_any=match_any,
             early_stop=early_stop > 0,
             allow_retokenize=allow_retokenize,
+            sliding=sliding,
         )
     ids, mask = tasks.encode(loaded.tokenizer, prompts, loaded.spec, loaded.device, chat)
     mode = ("both" if cache else "guide") if guided else ("cache" if cache else "none")
@@ -139,6 +152,7 @@ def bench(
     batch_size: int = 1,
     repeats: int = 3,
     commit: CommitRule = "lazy",
+    sliding: int = 0,
     seed: int = 0,
     device: str = "auto",
     dtype: str = "float32",
@@ -156,6 +170,7 @@ def bench(
         batch_size: Prompts at once.
         repeats: Timed runs of each mode; the median counts.
         commit: lazy, stale or eager.
+        sliding: In mode cache: clean tokens before the block that every step computes anew.
         seed: Of the prompts.
         device: auto, cpu, cuda or cuda:<n>.
         dtype: float32, bfloat16 or float16.
@@ -174,7 +189,7 @@ def bench(
     if {"guide", "both"} & set(wanted) and guide is None:
         raise InputError("the modes guide and both need a guide; name one with --guide")
     loaded = load(model, guide, device, dtype)
-    sampling, found = Sampling(gen_length, block_length, early_stop=0), []
+    sampling, found = Sampling(gen_length, block_length, early_stop=0, sliding=sliding), []
     for length in map(int, lengths.split(",")):
         generator = torch.Generator().manual_seed(seed)
         ids = tasks.random_prompts(loaded.spec, batch_size, length, generator).to(loaded.device)
@@ -306,6 +321,7 @@ def evaluate(
     commit: CommitRule = "lazy",
     strategy: Strategy = "deterministic",
     windows: str = "block",
+    sliding: int | None = None,
     batch_size: int = 16,
     chat: bool = False,
     seed: int = 0,
@@ -328,6 +344,8 @@ def evaluate(
         commit: lazy, stale or eager.
         strategy: When the guide accepts.
         windows: block, token, prompt or sliding, with mode both.
+        sliding: In mode cache: clean tokens before the block that every step computes anew, by default none.
+            With windows sliding: tokens to each side, by default 128.
         batch_size: Problems at once.
         chat: Whether to wrap prompts in the tokenizer's chat template.
         seed: Of the problems.
@@ -344,8 +362,10 @@ def evaluate(
     guided = None
     if mode in ("guide", "both"):
         chosen = "none" if mode == "guide" else windows
-        guided = make_guided(loaded, windows=chosen, block_length=block_length, strategy=strategy)
-    sampling = Sampling(gen_length, block_length, steps)
+        guided = make_guided(
+            loaded, windows=chosen, block_length=block_length, strategy=strategy, sliding=sliding
+        )
+    sampling = Sampling(gen_length, block_length, steps, sliding=sliding or 0)
     right, totals = 0, {"steps": 0, "rows": 0, "seconds": 0.0}
     for first in range(0, len(asked), batch_size):
         part = asked[first : first + batch_size]

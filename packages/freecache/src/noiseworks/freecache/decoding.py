@@ -94,6 +94,7 @@ class Sampling:
         early_stop: Ends of text in a row that end a row's decoding; 0 decodes every token.
         refresh_every: Blocks after which the whole canvas is computed anew; 0 for never.
         eps: Last time of Dream's schedule.
+        sliding: Clean tokens before the block that every step computes anew; 0 freezes up to the block.
     """
 
     gen_length: int = 128
@@ -106,6 +107,7 @@ class Sampling:
     early_stop: int = 1
     refresh_every: int = 0
     eps: float = 1e-3
+    sliding: int = 0
 
 
 def freecache_generate(
@@ -124,6 +126,7 @@ def freecache_generate(
     refresh_every: int = 0,
     early_stop: int = 1,
     eps: float = 1e-3,
+    sliding: int = 0,
     spec: HostSpec | None = None,
     cache: FreeCache | None = None,
     generator: torch.Generator | None = None,
@@ -134,7 +137,9 @@ def freecache_generate(
 
     The first step computes everything and freezes the prompt, as it is with an all-mask answer. Every later step
     computes from the current block on (Dream: from one row before it, which predicts its first token), and a
-    finished block is frozen by the commit rule.
+    finished block is frozen by the commit rule. With `sliding`, windows start that many tokens earlier and the
+    commit index trails as far behind (the sliding window of the authors' code): the end of the prompt, where the
+    question stands, then follows the answer. Rows a step grow by `sliding`.
 
     Args:
         model: A LLaDA or Dream model in evaluation mode.
@@ -152,6 +157,8 @@ def freecache_generate(
         refresh_every: Blocks after which the whole canvas is computed anew; 0 for never.
         early_stop: Ends of text in a row that end a row's decoding; 0 decodes every token.
         eps: Last time of Dream's schedule.
+        sliding: Clean tokens before the block that every step computes anew; 0 freezes up to the block. The
+            authors' window has 128.
         spec: The host's contract; by default detected.
         cache: A cache of this model to use again, which then decides the commit rule; by default a new one.
         generator: Where the rows' seeds are drawn from.
@@ -166,7 +173,17 @@ def freecache_generate(
     if cache is not None and cache.model is not model:
         raise InputError("the cache belongs to another model; make a FreeCache of this one")
     sampling = Sampling(
-        gen_length, block_length, steps, order, temperature, top_p, top_k, early_stop, refresh_every, eps
+        gen_length,
+        block_length,
+        steps,
+        order,
+        temperature,
+        top_p,
+        top_k,
+        early_stop,
+        refresh_every,
+        eps,
+        sliding,
     )
     cache = FreeCache(model, spec, commit=commit) if cache is None else cache
     return decode_blocks(
@@ -196,13 +213,13 @@ def decode_blocks(
     output = Decoded(rows.sequences, Stats())
     for block in range(blocks):
         low = prompt + block * width
-        start = max(low - spec.shift, 0)
+        start = window_start(low, spec, sampling)
         whole = block == 0 or (sampling.refresh_every > 0 and block % sampling.refresh_every == 0)
         for step in range(sampling.steps // blocks):
             window = 0 if whole and step == 0 else start
             logits = cache.forward(rows.tokens, window, positions=(low, low + width))
             if output.stats.steps == 0:
-                cache.commit(max(prompt - spec.shift, 0))
+                cache.commit(start)
             here = rows.tokens[:, low : low + width]
             call = output.stats.steps
             chosen, drawn = reveal(logits, here, keys[:, low - prompt :], low, rows, sampling, counts, call)
@@ -217,13 +234,19 @@ def decode_blocks(
         cache.check_finite(rows.tokens)
         if not rows.active:
             break
-        if block < blocks - 1:
-            cache.finish(rows.tokens, start + width)
+        following = window_start(low + width, spec, sampling)
+        if block < blocks - 1 and following > start:
+            cache.finish(rows.tokens, following)
     output.sequences = rows.snapshot()
     output.stats.calls, output.stats.rows = cache.calls, cache.rows
     output.stats.memory_bytes = cache.memory_bytes()
     output.stats.seconds = {"total": time.perf_counter() - began}
     return output
+
+
+def window_start(low: int, spec: HostSpec, sampling: Sampling) -> int:
+    """Return where windows start while the block at `low` is decoded, which is also what is frozen by then."""
+    return max(low - spec.shift - sampling.sliding, 0)
 
 
 def reveal(
@@ -278,6 +301,7 @@ def checked(sampling: Sampling, input_ids: Tensor, spec: HostSpec) -> tuple[Samp
     check_number("temperature", sampling.temperature, low=0)
     check_number("early_stop", sampling.early_stop, low=0, integer=True)
     check_number("refresh_every", sampling.refresh_every, low=0, integer=True)
+    check_number("sliding", sampling.sliding, low=0, integer=True)
     check_number("eps", sampling.eps, low=0, high=1, low_open=True, high_open=True)
     check_ends(spec, sampling.early_stop)
     order = default_order(spec) if sampling.order is None else sampling.order

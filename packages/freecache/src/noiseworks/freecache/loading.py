@@ -100,6 +100,7 @@ def make_guided(
     match_any: bool = False,
     early_stop: bool = True,
     allow_retokenize: bool = False,
+    sliding: int | None = None,
 ) -> GuidedDiffusion:
     """Return guided decoding with the loaded guide; `windows` is one of `WINDOWS` or none."""
     check_choice("windows", windows, (*WINDOWS, "none"))
@@ -113,7 +114,7 @@ def make_guided(
         verify=verify,
         cache=None if windows == "none" else windows,
         block_length=block_length,
-        sliding=max(128, verify),
+        sliding=max(128, verify) if sliding is None else sliding,
         mode=guide_mode,
         match_any=match_any,
         early_stop=early_stop,

@@ -20,7 +20,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 @contextmanager
 def apply_freecache(
-    model: nn.Module, *, block_length: int = 32, spec: HostSpec | None = None
+    model: nn.Module, *, block_length: int = 32, sliding: int = 0, spec: HostSpec | None = None
 ) -> Iterator["CachedForward"]:
     """Give a model a cached forward inside a `with` block; afterwards it is what it was.
 
@@ -36,6 +36,7 @@ def apply_freecache(
     Args:
         model: A LLaDA or Dream model, native or of the released remote code, in evaluation mode.
         block_length: Tokens a block.
+        sliding: Clean tokens before the block that every call computes anew; 0 freezes up to the block.
         spec: Its contract; by default detected.
 
     Yields:
@@ -45,12 +46,13 @@ def apply_freecache(
         InputError: For another kind of model, in training mode, or when the model has a cached forward already.
     """
     check_number("block_length", block_length, low=1, integer=True)
+    check_number("sliding", sliding, low=0, integer=True)
     host = unwrapped(model)
     names = ("forward", "hidden_states") if hasattr(host, "hidden_states") else ("forward",)
     if any(isinstance(getattr(host.__dict__.get(name), "__self__", None), CachedForward) for name in names):
         raise InputError("the model has a cached forward already; leave the first apply_freecache block")
     before = {name: host.__dict__[name] for name in names if name in host.__dict__}
-    handle = CachedForward(model, block_length, detect_host(model) if spec is None else spec)
+    handle = CachedForward(model, block_length, sliding, detect_host(model) if spec is None else spec)
     for name in names:
         setattr(host, name, getattr(handle, name))
     try:
@@ -68,6 +70,7 @@ class CachedForward:
     Args:
         model: The model.
         block_length: Tokens a block.
+        sliding: Clean tokens before the block that are not frozen.
         spec: Its contract.
 
     Attributes:
@@ -76,8 +79,8 @@ class CachedForward:
         resets: How often a new canvas began.
     """
 
-    def __init__(self, model: nn.Module, block_length: int, spec: HostSpec) -> None:
-        self.spec, self.block_length = spec, block_length
+    def __init__(self, model: nn.Module, block_length: int, sliding: int, spec: HostSpec) -> None:
+        self.spec, self.block_length, self.sliding = spec, block_length, sliding
         self.cache = FreeCache(model, spec)
         self.calls = self.rows = self.resets = 0
         self._canvas: Tensor | None = None
@@ -119,7 +122,7 @@ class CachedForward:
         committed, before = self.cache.committed, self.cache.rows
         hidden = self.cache.window(input_ids, committed)
         blocks = (clean - self._prompt) // self.block_length
-        frozen = self._prompt + blocks * self.block_length - self.spec.shift
+        frozen = self._prompt + blocks * self.block_length - self.spec.shift - self.sliding
         self.cache.commit(max(frozen, committed, 0))
         self._canvas = input_ids.clone()
         self.calls += 1
