@@ -1,0 +1,153 @@
+"""Attaching a plan to a policy, in place, and taking it off again without a trace."""
+
+import inspect
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from noiseworks.bac.cache import BlockCache, Observer
+from noiseworks.bac.decoder import has_decoder_layout, make_decoder_forward
+from noiseworks.bac.hosts import Stack, find_stack
+from noiseworks.bac.plan import CachePlan
+from noiseworks.core.errors import InputError, UnsupportedHostError
+from torch import Tensor, nn
+
+_TIME_NAMES = ("timestep", "timesteps", "t", "noise", "time", "k")
+
+
+class CachedPolicy:
+    """A policy whose network reuses block outputs; made by `attach`.
+
+    The policy itself is changed: everything that calls its network is faster, and `remove()`, or leaving a
+    `with` block, gives the original back bit for bit.
+
+    Attributes:
+        policy: What was given to `attach`.
+        plan: The plan.
+        cache: Stored outputs and the place in the plan.
+    """
+
+    def __init__(self, policy: Any, stack: Stack, plan: CachePlan, cache: BlockCache, fused: bool) -> None:
+        self.policy, self.plan, self.cache = policy, plan, cache
+        self._stack = stack
+        self._own: list[tuple[Any, str, Any]] = []
+        network = stack.network
+        original = network.forward
+        if fused and has_decoder_layout(network, stack):
+            forward = make_decoder_forward(network, stack, cache, original)
+        else:
+            for index, layer in enumerate(stack.layers):
+                self._override(layer, "forward", _layer_forward(layer, index, stack, cache))
+            forward = _counted(network, original, cache)
+        self._override(network, "forward", _clearing(forward, cache))
+        if stack.host is not None:
+            self._override(stack.host, "encode", _restarting(stack.host.encode, cache))
+
+    def restart(self) -> None:
+        """Start a new replan: the next network call is step 0. Hosts do it when they encode an observation."""
+        self.cache.restart()
+
+    def remove(self) -> None:
+        """Give the policy its own methods back and drop the stored outputs; a second call does nothing."""
+        for target, name, value in reversed(self._own):
+            if value is None:
+                delattr(target, name)
+            else:
+                setattr(target, name, value)
+        self._own = []
+        self.cache.restart()
+
+    def __enter__(self) -> "CachedPolicy":
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Remove the plan."""
+        self.remove()
+
+    def _override(self, target: Any, name: str, value: Callable) -> None:
+        # A method that the object itself holds (a compiled forward) is put back; others are the class's.
+        self._own.append((target, name, vars(target).get(name)))
+        setattr(target, name, value)
+
+
+def attach(
+    policy: Any, plan: CachePlan, *, fused: bool = True, observer: Observer | None = None
+) -> CachedPolicy:
+    """Let a policy's network reuse block outputs as a plan says.
+
+    Steps are network calls, counted from the last observation that the host encoded; a time argument that does
+    not go on in the plan's direction starts a new replan as well. So the attached policy serves every sampler
+    that calls the network once a step, with at most the plan's number of steps.
+
+    Args:
+        policy: A `DenoiserHost`, a policy of a known library, or a network; see `find_stack`.
+        plan: The plan; made for this network, or for any network with these blocks.
+        fused: Whether the diffusion policies' transformer skips what a step does not need (condition, masks);
+            other networks only skip blocks.
+        observer: Called as (step, block, output) for every computed block.
+
+    Returns:
+        A handle that is also a context manager.
+
+    Raises:
+        InputError: When the plan is another network's, a plan is attached already or the network trains.
+        UnsupportedHostError: When the network cannot be cached.
+    """
+    stack = find_stack(policy)
+    if getattr(vars(stack.network).get("forward"), "bac_attached", False):
+        raise InputError("a plan is attached to this network already; call its handle's remove() first")
+    if plan.blocks != stack.blocks:
+        raise InputError(
+            f"the plan is for {len(plan.blocks)} blocks ({plan.blocks[0]} to {plan.blocks[-1]}), the network has "
+            f"{len(stack.blocks)} ({stack.blocks[0]} to {stack.blocks[-1]}); profile this network"
+        )
+    if plan.fingerprint is not None and plan.fingerprint != (found := stack.fingerprint()):
+        raise InputError(
+            f"the plan was made for the weights {plan.fingerprint}, these are {found}; profile this policy"
+        )
+    return CachedPolicy(policy, stack, plan, BlockCache(plan, stack, observer), fused)
+
+
+def _counted(network: nn.Module, original: Callable, cache: BlockCache) -> Callable:
+    names = [*inspect.signature(original).parameters]
+    name = next((name for name in names if name in _TIME_NAMES), names[1] if len(names) > 1 else None)
+    if name is None:
+        raise UnsupportedHostError(f"{type(network).__name__}.forward takes no time argument")
+
+    def forward(sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        cache.begin(args[0] if args else kwargs[name], sample)
+        return original(sample, *args, **kwargs)
+
+    return forward
+
+
+def _layer_forward(layer: nn.Module, index: int, stack: Stack, cache: BlockCache) -> Callable:
+    bind = stack.family.bind
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return cache.run_layer(layer, index, x, bind(layer, *args, **kwargs))
+
+    return forward
+
+
+def _clearing(forward: Callable, cache: BlockCache) -> Callable:
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return forward(*args, **kwargs)
+        except BaseException:
+            cache.restart()  # so that no later call meets what a broken replan left
+            raise
+
+    guarded.bac_attached = True
+    return guarded
+
+
+def _restarting(encode: Callable, cache: BlockCache) -> Callable:
+    def restarted(obs: Any) -> Any:
+        cache.restart()
+        return encode(obs)
+
+    return restarted

@@ -1,0 +1,175 @@
+"""Cached outputs at run time: the plan compiled to a program, and the store that it works on.
+
+All decisions are taken when a plan is compiled. A run of consecutive reused blocks is one addition: the sum of
+their stored outputs is built when one of them has changed and kept otherwise, so a step without any computed
+block adds a single tensor.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from noiseworks.bac.hosts import Stack
+from noiseworks.bac.plan import CachePlan
+from noiseworks.core.errors import InputError
+from torch import Tensor
+
+Observer = Callable[[int, int, Tensor], None]
+
+
+class Compute(NamedTuple):
+    """Compute a block and add it; `keep` tells whether a later step reuses it."""
+
+    block: int
+    keep: bool
+
+
+class Add(NamedTuple):
+    """Add the stored outputs of blocks `start` to `stop` - 1; `build` tells whether their sum is out of date."""
+
+    start: int
+    stop: int
+    slot: int
+    build: bool
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happens at one network call.
+
+    Attributes:
+        layers: For each layer the instructions that start in it.
+        untouched: Whether every block is computed and none is stored: the network runs as it is.
+        reused: The single addition of a step without computed blocks, else None.
+    """
+
+    layers: tuple[tuple[Compute | Add, ...], ...]
+    untouched: bool
+    reused: Add | None
+
+
+def compile_plan(plan: CachePlan, branches: int) -> tuple[Step, ...]:
+    """Return a program, one entry a step.
+
+    Args:
+        plan: The plan.
+        branches: Blocks of a layer.
+    """
+    table = plan.table
+    blocks, steps = table.shape
+    slots: dict[tuple[int, int], int] = {}
+    built: dict[tuple[int, int], int] = {}
+    changed = [0] * blocks
+    program = []
+    for k in range(steps):
+        layers: list[list[Compute | Add]] = [[] for _ in range(blocks // branches)]
+        start = 0
+        while start < blocks:
+            layer = layers[start // branches]
+            if table[start, k]:
+                changed[start] = k
+                layer.append(Compute(start, bool(k + 1 < steps and not table[start, k + 1])))
+                start += 1
+                continue
+            stop = start
+            while stop < blocks and not table[stop, k]:
+                stop += 1
+            run = (start, stop)
+            slot = slots.setdefault(run, len(slots))
+            build = built.get(run, -1) < max(changed[start:stop])
+            if build:
+                built[run] = k
+            layer.append(Add(start, stop, slot, build))
+            start = stop
+        flat = [instruction for layer in layers for instruction in layer]
+        untouched = all(isinstance(one, Compute) and not one.keep for one in flat)
+        reused = flat[0] if len(flat) == 1 and isinstance(flat[0], Add) else None
+        program.append(Step(tuple(map(tuple, layers)), untouched, reused))
+    return tuple(program)
+
+
+class BlockCache:
+    """Stored outputs of one replan, and where in the plan it is.
+
+    Steps count network calls. A new replan starts after `restart()`, and by itself when the network's time
+    argument does not go on in the plan's direction.
+
+    Args:
+        plan: The plan.
+        stack: What it is applied to.
+        observer: Called as (step, block, output) for every computed block; None for nobody.
+    """
+
+    def __init__(self, plan: CachePlan, stack: Stack, observer: Observer | None = None) -> None:
+        self.plan, self.observer = plan, observer
+        self.branches = tuple(stack.family.branches.values())
+        self.program = compile_plan(plan, len(self.branches))
+        slots = [one.slot for step in self.program for layer in step.layers for one in layer if len(one) == 4]
+        self._slots = 1 + max(slots, default=-1)
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the stored outputs: the next call is step 0."""
+        self.position = -1
+        self.step = self.program[0]
+        self.time = 0.0
+        self._shape: torch.Size | None = None
+        self._store: Tensor | None = None
+        self._sums: list[Tensor | None] = [None] * self._slots
+
+    def begin(self, timestep: Tensor | float, sample: Tensor) -> Step:
+        """Count a network call and return what it does.
+
+        Args:
+            timestep: The network's time argument; one value for the whole batch counts.
+            sample: Noisy actions [B, T, Da].
+
+        Raises:
+            InputError: When a replan has more calls than the plan, or its batch changes.
+        """
+        time = float(timestep.reshape(-1)[0]) if isinstance(timestep, Tensor) else float(timestep)
+        onward = time > self.time if self.plan.ascending else time < self.time
+        if self.position >= 0 and not onward:
+            self.restart()
+        if self._shape is not None and sample.shape != self._shape:
+            raise InputError(
+                f"the batch changed from {tuple(self._shape)} to {tuple(sample.shape)} within a replan; call "
+                "restart() first"
+            )
+        if self.position + 1 >= len(self.program):
+            raise InputError(
+                f"the plan has {len(self.program)} steps and the sampler made one call more; make a plan for its "
+                "number of steps or use plan.for_steps"
+            )
+        self.position += 1
+        self.time, self._shape = time, sample.shape
+        self.step = self.program[self.position]
+        return self.step
+
+    def run_layer(self, layer: Any, index: int, x: Tensor, call: Any) -> Tensor:
+        """Return the residual stream [B, T, D] after the instructions that start in a layer."""
+        for one in self.step.layers[index]:
+            if len(one) == 4:
+                x = x + self.sum_of(one)
+                continue
+            output = self.branches[one.block % len(self.branches)](layer, x, call)
+            if self.observer is not None:
+                self.observer(self.position, one.block, output)
+            if one.keep:
+                self._keep(one.block, output)
+            x = x + output
+        return x
+
+    def sum_of(self, run: Add) -> Tensor:
+        """Return the summed stored outputs of a run of reused blocks."""
+        if not run.build:
+            return self._sums[run.slot]
+        total = self._store[run.start : run.stop].sum(0)
+        self._sums[run.slot] = total
+        return total
+
+    def _keep(self, block: int, output: Tensor) -> None:
+        if self._store is None:
+            self._store = output.new_empty((len(self.plan.blocks), *output.shape))
+        self._store[block] = output

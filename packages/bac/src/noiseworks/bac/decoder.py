@@ -1,0 +1,125 @@
+"""The diffusion policies' transformer with a plan: the forward pass that leaves out what a step does not need.
+
+A step without computed blocks is input embedding, one addition, final norm and head. The condition is read only
+where a cross-attention block is computed; its observation tokens are embedded once a replan and its time
+token once a diffusion step.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from noiseworks.bac.cache import BlockCache
+from noiseworks.bac.hosts import DECODER, DecoderCall, Stack
+from torch import Tensor, nn
+
+_PARTS = (
+    "input_emb",
+    "pos_emb",
+    "time_emb",
+    "cond_obs_emb",
+    "cond_pos_emb",
+    "encoder",
+    "decoder",
+    "ln_f",
+    "head",
+)
+
+
+def has_decoder_layout(network: nn.Module, stack: Stack) -> bool:
+    """Return whether a network is the diffusion policies' transformer: its parts, and no other layers."""
+    if stack.family is not DECODER or any(getattr(network, name, None) is None for name in _PARTS):
+        return False
+    return isinstance(network.decoder, nn.TransformerDecoder) and network.decoder.norm is None
+
+
+class Condition(DecoderCall):
+    """The condition of one replan, [B, S, D], computed where a cross-attention asks for it.
+
+    Args:
+        network: The transformer.
+        length: T.
+        times: Embedded time tokens by diffusion step, shared by all replans.
+    """
+
+    def __init__(self, network: nn.Module, length: int, times: dict[float, Tensor]) -> None:
+        mask = None if network.mask is None else network.mask[:length, :length]
+        memory_mask = None if network.memory_mask is None else network.memory_mask[:length]
+        # `sdpa` has a faster path for a causal mask that it is only told of.
+        self.self_arguments = (mask, None, mask is not None and _is_causal(mask))
+        self.cross_arguments = (memory_mask, None, False)
+        self._network, self._times = network, times
+        self._observations: Tensor | None = None
+        self._inputs: tuple[float, Tensor | float, Tensor] | None = None
+        self._memory: Tensor | None = None
+
+    def at(self, time: float, timestep: Tensor | float, cond: Tensor) -> None:
+        """Move to the next step of the replan."""
+        self._inputs, self._memory = (time, timestep, cond), None
+
+    @property
+    def memory(self) -> Tensor:
+        """Encoded condition of this step."""
+        if self._memory is None:
+            self._memory = self._encode(*self._inputs)
+        return self._memory
+
+    def _encode(self, time: float, timestep: Tensor | float, cond: Tensor) -> Tensor:
+        net, rows = self._network, len(cond)
+        if not isinstance(net.encoder, nn.Sequential):  # tokens attend to each other
+            tokens = torch.cat(
+                (_time_tokens(net, timestep, cond).expand(rows, 1, -1), net.cond_obs_emb(cond)), 1
+            )
+            return net.encoder(tokens + net.cond_pos_emb[:, : tokens.shape[1]])
+        if self._observations is None:
+            tokens = net.cond_obs_emb(cond)
+            self._observations = net.encoder(tokens + net.cond_pos_emb[:, 1 : 1 + tokens.shape[1]])
+        if time not in self._times:
+            tokens = _time_tokens(net, timestep, cond)
+            self._times[time] = net.encoder(tokens + net.cond_pos_emb[:, :1])
+        return torch.cat((self._times[time].expand(rows, 1, -1), self._observations), dim=1)
+
+
+def make_decoder_forward(
+    network: nn.Module, stack: Stack, cache: BlockCache, original: Callable[..., Tensor]
+) -> Callable[..., Tensor]:
+    """Return the forward pass that takes the place of the network's own while a plan is attached.
+
+    Args:
+        network: The transformer; its weights must not change while the plan is attached.
+        stack: Its layers.
+        cache: The compiled plan.
+        original: The network's own forward pass, for steps whose outputs nobody reuses.
+    """
+    embedding, norm, head = network.input_emb, network.ln_f, network.head
+    times: dict[float, Tensor] = {}
+    condition: Condition | None = None
+
+    def forward(
+        sample: Tensor, timestep: Tensor | float, cond: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
+        nonlocal condition
+        step = cache.begin(timestep, sample)
+        if step.untouched:
+            return original(sample, timestep, cond, **kwargs)
+        x = embedding(sample) + network.pos_emb[:, : sample.shape[1]]
+        if step.reused is not None:
+            x = x + cache.sum_of(step.reused)
+        else:
+            if cache.position == 0 or condition is None:
+                condition = Condition(network, sample.shape[1], times)
+            condition.at(cache.time, timestep, cond)
+            for index, layer in enumerate(stack.layers):
+                x = cache.run_layer(layer, index, x, condition)
+        return head(norm(x))
+
+    return forward
+
+
+def _time_tokens(network: nn.Module, timestep: Tensor | float, like: Tensor) -> Tensor:
+    first = torch.as_tensor(timestep, device=like.device).reshape(-1)[:1]
+    return network.time_emb(first)[:, None].to(like.dtype)
+
+
+def _is_causal(mask: Tensor) -> bool:
+    return torch.equal(mask, nn.Transformer.generate_square_subsequent_mask(len(mask)).to(mask))

@@ -1,0 +1,234 @@
+"""The cache plan: which block is computed at which denoising step, with its makers and its file format."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from noiseworks.bac.bubbling import Scope, bubble_union, most_volatile
+from noiseworks.bac.scheduling import Metric, Objective, solve
+from noiseworks.core.artifacts import load_artifact, save_artifact
+from noiseworks.core.checks import check_number
+from noiseworks.core.errors import ArtifactError, InputError
+
+if TYPE_CHECKING:
+    from noiseworks.bac.profiling import FeatureProfile
+
+PLAN_KIND = "bac/plan"
+_PARTS = {"sa": "self-attention", "ca": "cross-attention", "ff": "feed-forward"}
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """Which blocks are computed and which reused, step by step in call order.
+
+    Attributes:
+        table: bool [num_blocks, K]; true where the block is computed. Column 0 is all true.
+        blocks: Names such as `layer0.sa`, in the order in which they act.
+        method: How it was made: `block`, `block+bubble`, `unified`, `uniform` or `full`.
+        fingerprint: Of the network that it was made for; None when it suits every network with those blocks.
+        ascending: Whether the network's time argument grows along the steps (flow matching).
+        settings: What it was made with, for the record.
+
+    Raises:
+        InputError: When the table does not fit the names or does not start with an update of every block.
+    """
+
+    table: np.ndarray
+    blocks: tuple[str, ...]
+    method: str
+    fingerprint: str | None = None
+    ascending: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        table = np.ascontiguousarray(self.table, bool)
+        if table.ndim != 2 or table.shape[0] != len(self.blocks) or not table.size:
+            raise InputError(
+                f"a plan of {len(self.blocks)} blocks needs a table [blocks, K], got {table.shape}"
+            )
+        if not table[:, 0].all():
+            raise InputError("every block must be computed at step 0: nothing is stored before it")
+        object.__setattr__(self, "table", table)
+        object.__setattr__(self, "blocks", tuple(self.blocks))
+
+    @property
+    def num_steps(self) -> int:
+        """K, network calls of a replan."""
+        return self.table.shape[1]
+
+    @property
+    def kinds(self) -> list[str]:
+        """Kind of each block: `sa`, `ca` or `ff`."""
+        return [name.rpartition(".")[2] for name in self.blocks]
+
+    @property
+    def layers(self) -> list[int]:
+        """Layer of each block."""
+        return [layer_of(name) for name in self.blocks]
+
+    @property
+    def updates(self) -> np.ndarray:
+        """How often each block is computed, int64 [num_blocks]."""
+        return self.table.sum(1)
+
+    @property
+    def share(self) -> float:
+        """Share of the block computations of the full run that is left."""
+        return float(self.table.mean())
+
+    def schedule(self, block: str) -> list[int]:
+        """Return the steps at which a block is computed."""
+        return np.flatnonzero(self.table[self.blocks.index(block)]).tolist()
+
+    def for_steps(self, num_steps: int) -> "CachePlan":
+        """Return the plan moved to another number of steps: step k goes to round(k (K' - 1) / (K - 1)).
+
+        Raises:
+            InputError: When `num_steps` is below 1.
+        """
+        check_number("num_steps", num_steps, low=1, integer=True)
+        table = np.zeros((len(self.blocks), num_steps), bool)
+        scale = (num_steps - 1) / max(1, self.num_steps - 1)
+        rows, steps = np.nonzero(self.table)
+        table[rows, np.rint(steps * scale).astype(int)] = True
+        settings = {**self.settings, "moved_from_steps": self.num_steps}
+        return CachePlan(table, self.blocks, self.method, self.fingerprint, self.ascending, settings)
+
+    def flops(self, width: int, tokens: int, memory_tokens: int) -> float:
+        """Return the multiply-adds times two of a sample's decoder blocks over a whole replan.
+
+        Args:
+            width: d, with feed-forward blocks of 4 d.
+            tokens: T, action tokens.
+            memory_tokens: S, condition tokens; a stack without cross-attention ignores it.
+        """
+        cost = {
+            "sa": 8 * tokens * width**2 + 4 * tokens**2 * width,
+            "ca": 4 * tokens * width**2 + 4 * memory_tokens * width**2 + 4 * tokens * memory_tokens * width,
+            "ff": 16 * tokens * width**2,
+        }
+        return float(sum(count * cost[kind] for count, kind in zip(self.updates, self.kinds, strict=True)))
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write the plan's directory atomically."""
+        config = {
+            "blocks": list(self.blocks),
+            "method": self.method,
+            "fingerprint": self.fingerprint,
+            "ascending": self.ascending,
+            "settings": self.settings,
+        }
+        save_artifact(path, PLAN_KIND, config, {"table": torch.from_numpy(self.table)})
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> "CachePlan":
+        """Read a plan's directory.
+
+        Raises:
+            ArtifactError: When it is missing, corrupt or no plan.
+        """
+        config, tensors = load_artifact(path, PLAN_KIND)
+        try:
+            return cls(tensors["table"].numpy(), **{**config, "blocks": tuple(config["blocks"])})
+        except (KeyError, TypeError, InputError) as error:
+            raise ArtifactError(f"{path} holds no cache plan ({error}); make it again") from error
+
+    @classmethod
+    def uniform(cls, blocks: Sequence[str], num_steps: int, every: int) -> "CachePlan":
+        """Return the plan that computes all blocks at every `every`-th step.
+
+        Raises:
+            InputError: When a number is out of range.
+        """
+        check_number("num_steps", num_steps, low=1, integer=True)
+        check_number("every", every, low=1, integer=True)
+        row = np.arange(num_steps) % every == 0
+        method = "uniform" if every > 1 else "full"
+        return cls(np.tile(row, (len(blocks), 1)), tuple(blocks), method, settings={"every": every})
+
+    @classmethod
+    def unified(
+        cls,
+        profile: "FeatureProfile",
+        updates: int,
+        *,
+        block: str | None = None,
+        objective: Objective = "pairwise",
+        metric: Metric = "cosine",
+        force_last: bool = True,
+    ) -> "CachePlan":
+        """Return the plan in which all blocks follow the schedule of one, by default the first self-attention's.
+
+        Raises:
+            InputError: When the block or the metric was not profiled or a number is out of range.
+        """
+        name = profile.blocks[0] if block is None else block
+        schedule = solve(profile.matrix(name, metric), updates, objective=objective, metric=metric)
+        settings = {"updates": updates, "block": name, "objective": objective, "metric": metric}
+        return _from_schedules([schedule] * len(profile.blocks), profile, "unified", force_last, settings)
+
+
+def make_plan(
+    profile: "FeatureProfile",
+    *,
+    updates: int = 10,
+    objective: Objective = "pairwise",
+    metric: Metric = "cosine",
+    bubble: int = 5,
+    bubble_scope: Scope = "all",
+    force_last: bool = True,
+) -> CachePlan:
+    """Return the block-wise adaptive plan (sections 3.2 and 3.3).
+
+    Args:
+        profile: The policy's profile.
+        updates: M, steps at which a block is computed before bubbling, step 0 among them; 1 to K.
+        objective: `pairwise` (the authors' code) or `adjacent` (the paper's formula).
+        metric: Of the profile's metrics.
+        bubble: How many of the most volatile blocks also update with the feed-forward blocks further on; 0 for
+            none.
+        bubble_scope: Which blocks may be among them: `all`, or feed-forward blocks only (`ffn`).
+        force_last: Whether every block is computed at the last step too.
+
+    Raises:
+        InputError: When an argument is out of range or the metric was not profiled.
+    """
+    kinds, layers = profile.kinds, profile.layers
+    selected = most_volatile(profile.volatility, kinds, bubble, bubble_scope)
+    schedules = [
+        solve(profile.matrix(name, metric), updates, objective=objective, metric=metric)
+        for name in profile.blocks
+    ]
+    if selected:
+        schedules = bubble_union(schedules, kinds, layers, selected)
+    settings = {"updates": updates, "objective": objective, "metric": metric, "bubble_scope": bubble_scope}
+    settings |= {"bubbled": [profile.blocks[i] for i in selected], "force_last": force_last}
+    return _from_schedules(schedules, profile, "block+bubble" if selected else "block", force_last, settings)
+
+
+def _from_schedules(
+    schedules: Sequence[Sequence[int]],
+    profile: "FeatureProfile",
+    method: str,
+    force_last: bool,
+    settings: dict[str, Any],
+) -> CachePlan:
+    table = np.zeros((len(schedules), profile.num_steps), bool)
+    for row, schedule in enumerate(schedules):
+        table[row, list(schedule)] = True
+    if force_last:
+        table[:, -1] = True
+    return CachePlan(table, profile.blocks, method, profile.fingerprint, profile.ascending, settings)
+
+
+def layer_of(block: str) -> int:
+    """Return the layer in a block's name: 3 for `layer3.ff`."""
+    return int(block.partition(".")[0].removeprefix("layer"))
+
+
+def describe(block: str) -> str:
+    """Return a block's name in words: `layer 3, feed-forward`."""
+    return f"layer {layer_of(block)}, {_PARTS[block.rpartition('.')[2]]}"
