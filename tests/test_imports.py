@@ -18,6 +18,7 @@ EXTRA_FILES = {
     "train": ("*/bench/testbeds/*",),
     "masked-lm": ("*/kits/masked_lm/*",),
     "policies": ("*/kits/policies/*",),
+    "metaworld": ("*/testbeds/metaworld/*",),
     "tabletop": ("*/testbeds/tabletop/*",),
 }
 # Declared for a library that looks it up at run time instead of importing it.

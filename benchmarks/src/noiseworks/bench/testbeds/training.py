@@ -206,10 +206,11 @@ class Rows(L.LightningDataModule):
 def recipes() -> dict[str, Recipe]:
     """Return the recipes by the name that follows `testbed:`."""
     from noiseworks.bench.testbeds.countdown.recipes import RECIPES as TEXT
+    from noiseworks.bench.testbeds.metaworld.recipes import RECIPES as SIMULATED
     from noiseworks.bench.testbeds.shapes.recipes import RECIPES as IMAGES
     from noiseworks.bench.testbeds.tabletop.recipes import RECIPES as POLICIES
 
-    return {**IMAGES, **TEXT, **POLICIES}
+    return {**IMAGES, **TEXT, **POLICIES, **SIMULATED}
 
 
 def train_testbed(
