@@ -15,6 +15,8 @@ from noiseworks.kits.masked_lm import HostSpec, pad_prompts
 from torch import Tensor
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_TURN, _NEXT = "Question: {}\nAnswer: {}\n\n", "Question:"
+_SHOWN = 64  # solved questions that prompts take theirs from
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,14 @@ def load_task(name: str, count: int, seed: int, examples: int) -> list[Question]
         )
     if examples:
         raise InputError("examples go with countdown; write them into the questions of a file")
+    pairs = _read_pairs(name)[:count]
+    return [Question(question, partial(_ends_with_number, last_number(answer))) for question, answer in pairs]
+
+
+def _read_pairs(name: str) -> list[tuple[str, str]]:
+    """Return the questions and answers of a JSON-lines file."""
     found = []
-    for number, line in enumerate(Path(name).read_text().splitlines()[:count], start=1):
+    for number, line in enumerate(Path(name).read_text().splitlines(), start=1):
         try:
             record = json.loads(line)
             question, answer = str(record["question"]), str(record["answer"])
@@ -120,9 +128,44 @@ def load_task(name: str, count: int, seed: int, examples: int) -> list[Question]
             raise InputError(f"line {number} of {name} holds no question and answer ({error})") from error
         if last_number(answer) is None:
             raise InputError(f"the answer in line {number} of {name} holds no number")
-        found.append(Question(question, partial(_ends_with_number, last_number(answer))))
+        found.append((question, answer))
     if not found:
         raise InputError(f"{name} holds no questions")
+    return found
+
+
+def shown_questions(name: str, tokenizer: Any, count: int, tokens: int, seed: int) -> list[Question]:
+    """Return questions of a JSON-lines file, each behind solved ones of the same file.
+
+    Args:
+        name: The file, with `question` and `answer`.
+        tokenizer: What lengths are counted with.
+        count: How many questions, drawn without replacement.
+        tokens: Length that a prompt is filled up to, never longer unless the question alone is.
+        seed: Of the draws.
+
+    Raises:
+        InputError: When the file is missing, a line of it is no question, or there are too few.
+    """
+    if not Path(name).is_file():
+        raise InputError(f"no file of questions at {name}; name a JSON-lines file with question and answer")
+    pairs = _read_pairs(name)
+    if len(pairs) <= count:
+        raise InputError(f"{name} holds {len(pairs)} questions; need more than {count}, to show solved ones")
+    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed)).tolist()
+    shown = [_TURN.format(*pairs[i]) for i in order[count : count + _SHOWN]]
+    lengths = [len(tokenizer(text).input_ids) for text in shown]
+    found = []
+    for place, i in enumerate(order[:count]):
+        question, answer = pairs[i]
+        prompt = _TURN.format(question, "").rstrip()
+        room = tokens - len(tokenizer(prompt).input_ids)
+        for k in range(place, place + len(shown)):
+            room -= lengths[k % len(shown)]
+            if room < 0:
+                break
+            prompt = shown[k % len(shown)] + prompt
+        found.append(Question(prompt, partial(_answers_with_number, last_number(answer))))
     return found
 
 
@@ -134,6 +177,11 @@ def last_number(text: str) -> float | None:
 
 def _ends_with_number(number: float | None, text: str) -> bool:
     return last_number(text) == number
+
+
+def _answers_with_number(number: float | None, text: str) -> bool:
+    # What a model writes after its answer is the next question.
+    return last_number(text.split(_NEXT)[0]) == number
 
 
 def _countdown(count: int, seed: int, examples: int) -> list[Question]:
