@@ -137,15 +137,27 @@ class BlockCache:
                 f"the batch changed from {tuple(self._shape)} to {tuple(sample.shape)} within a replan; call "
                 "restart() first"
             )
-        if self.position + 1 >= len(self.program):
+        self.position += 1
+        self.time, self._shape = time, sample.shape
+        self.step = self.choose(timestep, sample)
+        return self.step
+
+    def choose(self, timestep: Tensor | float, sample: Tensor) -> Step:
+        """Return what happens at the current position.
+
+        Args:
+            timestep: The network's time argument, for rules that look at it.
+            sample: Noisy actions [B, T, Da], likewise.
+
+        Raises:
+            InputError: When the plan has ended.
+        """
+        if self.position >= len(self.program):
             raise InputError(
                 f"the plan has {len(self.program)} steps and the sampler made one call more; make a plan for its "
                 "number of steps or use plan.for_steps"
             )
-        self.position += 1
-        self.time, self._shape = time, sample.shape
-        self.step = self.program[self.position]
-        return self.step
+        return self.program[self.position]
 
     def run_layer(self, layer: Any, index: int, x: Tensor, call: Any) -> Tensor:
         """Return the residual stream [B, T, D] after the instructions that start in a layer."""

@@ -1,0 +1,152 @@
+import numpy as np
+import pytest
+import torch
+from noiseworks.bac.attach import attach
+from noiseworks.bac.hosts import find_stack
+from noiseworks.bac.plan import CachePlan
+from noiseworks.bac.report import error_report
+from noiseworks.bac.sampling import FusedDiffusionPolicy, draw_noise
+from noiseworks.bac.teacache import attach_teacache, count_updates, teacache_threshold
+from noiseworks.core.errors import InputError, UnsupportedHostError
+from noiseworks.kits.policies.native import NativePolicy, PolicyConfig
+from noiseworks.kits.policies.replanning import DiffusionPolicy
+from noiseworks.kits.policies.schedulers import make_scheduler
+from torch import nn
+
+K = 20
+
+
+def native(prediction_type: str = "epsilon", **changes) -> NativePolicy:
+    torch.manual_seed(0)
+    sizes = {"obs_dim": 5, "action_dim": 2, "n_layer": 2, "n_head": 2, "n_emb": 16, "horizon": 8}
+    config = PolicyConfig(
+        network="transformer",
+        num_train_timesteps=K,
+        prediction_type=prediction_type,
+        n_action_steps=4,
+        **sizes,
+    )
+    policy = NativePolicy(config).eval()
+    for parameter in policy.net.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    if changes:
+        policy.scheduler = type(policy.scheduler).from_config({**policy.scheduler.config, **changes})
+    return policy
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("steps", [K, 5])
+@pytest.mark.parametrize("clip", [True, False])
+def test_the_lean_loop_gives_the_schedulers_samples(prediction_type, steps, clip):
+    policy = native(prediction_type)
+    policy.scheduler = make_scheduler(K, prediction_type, clip)
+    obs = {"obs": torch.randn(3, 2, 5)}
+    expected = DiffusionPolicy(policy, num_inference_steps=steps)
+    found = FusedDiffusionPolicy(policy, num_inference_steps=steps)
+
+    def planned(sampler):
+        generators = [torch.Generator().manual_seed(i) for i in range(3)]
+        return sampler.predict_chunk(obs, generators).prediction
+
+    torch.testing.assert_close(planned(found), planned(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_noise_is_drawn_in_the_schedulers_order():
+    drawn = draw_noise((2, 8, 2), 3, [torch.Generator().manual_seed(i) for i in range(2)])
+    for row in range(2):
+        generator = torch.Generator().manual_seed(row)
+        one_by_one = torch.stack([torch.randn(8, 2, generator=generator) for _ in range(3)])
+        assert torch.equal(drawn[:, row], one_by_one)
+    assert draw_noise((4, 8, 2), 3, None).shape == (3, 4, 8, 2)
+
+
+def test_the_lean_loop_serves_an_attached_host_and_counts_its_calls():
+    policy = native()
+    plan = CachePlan.uniform(find_stack(policy).blocks, K, 5)
+    obs = {"obs": torch.randn(2, 2, 5)}
+    seen: list[int] = []
+    with attach(policy, plan, observer=lambda step, *_: seen.append(step)):
+        found = FusedDiffusionPolicy(policy).predict_chunk(obs, torch.Generator().manual_seed(0))
+        expected = DiffusionPolicy(policy).predict_chunk(obs, torch.Generator().manual_seed(0))
+    assert found.nfe == K
+    assert sorted(set(seen)) == [0, 5, 10, 15]
+    torch.testing.assert_close(found.prediction, expected.prediction, rtol=1e-4, atol=1e-4)
+
+
+def test_schedulers_with_another_variance_are_refused():
+    with pytest.raises(UnsupportedHostError, match="variance"):
+        FusedDiffusionPolicy(native(variance_type="fixed_large"))
+
+
+def test_the_threshold_baseline_computes_about_as_often_as_asked():
+    policy = native()
+    obs = {"obs": torch.randn(4, 2, 5)}
+    threshold = teacache_threshold(policy, obs, 6, generator=torch.Generator().manual_seed(3))
+    sampler = DiffusionPolicy(policy)
+    before = sampler.predict_chunk(obs, torch.Generator().manual_seed(3)).prediction
+    with attach_teacache(policy, threshold, K) as handle:
+        cached = sampler.predict_chunk(obs, torch.Generator().manual_seed(3)).prediction
+        computed = handle.cache.computed
+        assert computed[0] == 0
+        assert computed[-1] == K - 1
+        assert abs(len(computed) - 6) <= 2
+    with attach_teacache(policy, 0.0, K):
+        exact = sampler.predict_chunk(obs, torch.Generator().manual_seed(3)).prediction
+    torch.testing.assert_close(exact, before, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(cached, before)
+    assert torch.equal(sampler.predict_chunk(obs, torch.Generator().manual_seed(3)).prediction, before)
+    with pytest.raises(InputError, match="updates"):
+        teacache_threshold(policy, obs, 1)
+
+
+def test_updates_are_counted_by_the_accumulated_change():
+    assert count_updates([1.0, 1.0, 1.0, 1.0], 2.0) == 3
+    assert count_updates([0.1, 0.1, 0.1, 0.1], 10.0) == 2
+    assert count_updates([0.1, 0.1, 0.1, 0.1], 0.0) == 5
+
+
+def test_errors_are_zero_without_reuse_and_told_apart_with_it():
+    policy = native()
+    obs = {"obs": torch.randn(3, 2, 5)}
+    blocks = find_stack(policy).blocks
+    none = error_report(policy, CachePlan.uniform(blocks, K, 1), obs)
+    assert none.action_error == 0
+    assert not none.errors.any()
+    report = error_report(policy, CachePlan.uniform(blocks, K, 4), obs)
+    assert report.action_error > 0
+    assert (report.reuse_error > 0).all()
+    # Whatever is computed at step 0 is exact; the first reused outputs are off by the change of one step.
+    assert not report.errors[:, 0].any()
+    assert (report.errors[:, 1] > 0).all()
+    assert set(report.to_dict()["blocks"]) == set(blocks)
+    with pytest.raises(InputError, match="steps"):
+        error_report(policy, CachePlan.uniform(blocks, K - 1, 4), obs)
+
+
+def test_only_stale_inputs_make_an_update_wrong():
+    policy = native()
+    blocks = find_stack(policy).blocks
+    table = np.ones((len(blocks), K), bool)
+    stale = blocks.index("layer0.ff")
+    table[stale, 1:] = False
+    report = error_report(policy, CachePlan(table, blocks, "block"), {"obs": torch.randn(2, 2, 5)})
+    # At step 1 the noisy actions are still the full run's: blocks before the stale one are exact.
+    assert report.errors[:stale, 1].max() == 0
+    assert report.errors[stale, 1] > 0
+    assert (report.errors[stale + 1 :, 1] > 0).all()
+
+
+def test_the_surge_of_a_feed_forward_block_is_first_order_in_its_inputs_error():
+    torch.manual_seed(0)
+    norm, one, two = nn.LayerNorm(6).double(), nn.Linear(6, 24).double(), nn.Linear(24, 6).double()
+
+    def feed_forward(x):
+        return two(torch.nn.functional.gelu(one(norm(x))))
+
+    x, direction = torch.randn(6).double(), torch.randn(6).double()
+    jacobian = torch.autograd.functional.jacobian(feed_forward, x)
+    remainders = []
+    for size in (1e-2, 1e-3):
+        change = feed_forward(x + size * direction) - feed_forward(x)
+        remainders.append(float((change - size * jacobian @ direction).detach().norm()))
+    assert remainders[1] == pytest.approx(remainders[0] / 100, rel=0.1)
