@@ -1,0 +1,83 @@
+"""Demonstrations and goals that the commands name: a folder of the user's, or the testbed `tabletop`."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from noiseworks.core.errors import InputError
+from noiseworks.kits.policies.chunking import ChunkSpec, Episodes, windows
+from torch import Tensor
+
+TABLETOP = "tabletop"
+EPISODES_NAME, GOALS_NAME = "episodes.npz", "goals.npy"
+
+
+class TaskData(NamedTuple):
+    """What training reads.
+
+    Attributes:
+        episodes: Demonstrations; an observation is the state followed by the task's one-hot.
+        goals: Goal embeddings of the tasks, float32 [N, W, G]: N tasks in W wordings.
+    """
+
+    episodes: Episodes
+    goals: Tensor
+
+    @property
+    def state_dim(self) -> int:
+        """Width of the state."""
+        return self.episodes.obs.shape[1] - len(self.goals)
+
+    def table(self, chunk: int) -> dict[str, Tensor]:
+        """Return training windows of every step: `obs` [W, 1, S + N] and `action` [W, chunk, A]."""
+        return windows(self.episodes, ChunkSpec(chunk, 1, chunk), pad_after=chunk - 1)
+
+
+def load_task_data(name: str, *, episodes: int | None = None) -> TaskData:
+    """Return the demonstrations of a folder, or of the testbed.
+
+    Args:
+        name: `tabletop`, or a folder with `episodes.npz` (obs, actions, ends, tasks; obs is the state and the
+            task's one-hot) and `goals.npy` (embeddings [tasks, wordings, width]).
+        episodes: Demonstrations per task of the testbed, 200 by default.
+
+    Raises:
+        InputError: When files are missing or do not fit.
+    """
+    if name == TABLETOP:
+        parts = tabletop()
+        goals = torch.from_numpy(parts.text_embeddings()).float()
+        return TaskData(parts.demonstrations(episodes or 200), goals)
+    folder = Path(name)
+    if not folder.is_dir():
+        raise InputError(
+            f"no data at {name}: name a folder with {EPISODES_NAME} and {GOALS_NAME}, or {TABLETOP}"
+        )
+    if episodes is not None:
+        raise InputError("episodes is for the testbed: a folder holds its own number of demonstrations")
+    if not (folder / GOALS_NAME).is_file():
+        raise InputError(f"{folder} lacks {GOALS_NAME}: goal embeddings [tasks, wordings, width]")
+    goals = torch.from_numpy(np.load(folder / GOALS_NAME, allow_pickle=False)).float()
+    data = TaskData(Episodes.load(folder / EPISODES_NAME), goals)
+    if goals.ndim != 3 or data.state_dim < 1:
+        raise InputError(
+            f"{folder}: goals {list(goals.shape)} must be [tasks, wordings, width], and observations of width "
+            f"{data.episodes.obs.shape[1]} a state followed by the tasks' one-hot"
+        )
+    return data
+
+
+def tabletop() -> Any:
+    """Return the testbed's module.
+
+    Raises:
+        InputError: When noiseworks-bench is not installed.
+    """
+    try:
+        from noiseworks.bench.testbeds import tabletop as module
+    except ImportError as error:
+        raise InputError(
+            f"{TABLETOP!r} needs the package noiseworks-bench; install noiseworks-mode[bench]"
+        ) from error
+    return module

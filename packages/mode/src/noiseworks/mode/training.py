@@ -1,0 +1,216 @@
+"""Training on Lightning: EDM loss, load balancing, EMA, the three-stage rate, and resume to the same numbers."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from noiseworks.core.checks import check_choice, check_number
+from noiseworks.core.noise import mix64
+from noiseworks.kits.policies.ema import EMA
+from noiseworks.kits.policies.training import PolicyTrainer
+from noiseworks.kits.policies.transformer import optimizer_groups
+from noiseworks.mode.edm import Density, edm_loss, sample_sigmas
+from noiseworks.mode.model import MoDEModel
+from noiseworks.mode.routing import Routing, load_balance, mean_over_layers, router_z_loss
+from torch import Tensor, nn
+
+OptimizerName = Literal["adamw", "muon"]
+
+
+def three_stage_rate(
+    step: int,
+    total: int,
+    *,
+    start: float = 0.1,
+    end: float = 1e-6,
+    stages: tuple[float, float] = (0.02, 0.08),
+) -> float:
+    """Return the factor of the learning rate: linear warm-up, hold, cosine decay (2 %, 8 % and 90 % of `total`).
+
+    Args:
+        step: Optimizer step, from 0.
+        total: Steps of the schedule.
+        start: Factor at step 0.
+        end: Factor at the last step.
+        stages: Shares of warm-up and hold.
+    """
+    warm, hold = stages[0] * total, stages[1] * total
+    if step < warm:
+        return start + (1 - start) * step / warm
+    if step < warm + hold:
+        return 1.0
+    share = min(1.0, (step - warm - hold) / max(1.0, total - warm - hold))
+    return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Muon for the matrices inside the blocks and AdamW for the rest, as one optimizer with one rate.
+
+    It takes about half of AdamW's steps to the same loss on small models, which is why the shipped models use it;
+    the paper trains with AdamW. Source: Jordan et al. 2024; scale of updates: Liu et al. 2025, arXiv 2502.16982.
+
+    Args:
+        matrices: Two-dimensional weights of attention, routers and experts.
+        others: AdamW groups of everything else.
+        lr: Rate of both.
+        betas: Of AdamW.
+        weight_decay: Of the matrices.
+    """
+
+    def __init__(
+        self,
+        matrices: Iterable[nn.Parameter],
+        others: list[dict],
+        lr: float,
+        betas: tuple[float, float],
+        weight_decay: float,
+    ) -> None:
+        self.muon = torch.optim.Muon(
+            list(matrices), lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
+        self.adamw = torch.optim.AdamW(others, lr=lr, betas=betas)
+        super().__init__([*self.muon.param_groups, *self.adamw.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        # The same dictionaries, so that a schedule of the rate reaches both.
+        self.param_groups = [*self.muon.param_groups, *self.adamw.param_groups]
+
+    def step(self, closure: Any = None) -> Any:
+        """Step both; returns the closure's loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.muon.step()
+        self.adamw.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of both."""
+        return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take the states of both."""
+        self.muon.load_state_dict(state_dict["muon"])
+        self.adamw.load_state_dict(state_dict["adamw"])
+        self._share()
+
+
+class MoDEModule(PolicyTrainer):
+    """Trains a `MoDEModel`: loss = EDM + gamma LB + z (router z-loss); the averaged weights are the result.
+
+    Noise, levels, dropout and the routers' draws of step s depend on (seed, s) alone, so a run that was stopped
+    goes on to the same numbers.
+
+    Args:
+        model: The model that trains.
+        learning_rate: Peak rate.
+        total_steps: Steps of the three-stage rate (45,000 in the paper).
+        gamma: Weight of the balancing loss; left out when the routers are frozen.
+        z_weight: Weight of the router z-loss.
+        density: Density of the training noise levels.
+        optimizer: `adamw` (the paper's) or `muon`.
+        weight_decay: Of matrices.
+        betas: Of AdamW.
+        stages: Shares of warm-up and hold in the rate.
+        ema_decay: Largest decay of the averaged weights.
+        seed: Of all draws.
+
+    Raises:
+        InputError: When a number is out of range.
+    """
+
+    def __init__(
+        self,
+        model: MoDEModel,
+        *,
+        learning_rate: float = 1e-4,
+        total_steps: int = 45_000,
+        gamma: float = 0.01,
+        z_weight: float = 0.0,
+        density: Density = "log-logistic",
+        optimizer: OptimizerName = "adamw",
+        weight_decay: float = 0.05,
+        betas: tuple[float, float] = (0.9, 0.95),
+        stages: tuple[float, float] = (0.02, 0.08),
+        ema_decay: float = 0.999,
+        seed: int = 0,
+    ) -> None:
+        for name, value in (("gamma", gamma), ("z_weight", z_weight), ("weight_decay", weight_decay)):
+            check_number(name, value, low=0)
+        check_number("learning_rate", learning_rate, low=0, low_open=True)
+        check_number("total_steps", total_steps, low=1, integer=True)
+        check_number("ema_decay", ema_decay, low=0, high=1, high_open=True)
+        check_choice("optimizer", optimizer, ("adamw", "muon"))
+        super().__init__(
+            model,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            betas=betas,
+            warmup_steps=0,
+            total_steps=total_steps,
+            seed=seed,
+        )
+        self.average = EMA(model, power=2 / 3, maximum=ema_decay)
+        self.gamma, self.z_weight, self.density = gamma, z_weight, density
+        self.optimizer_name, self.stages = optimizer, stages
+
+    def averaged_host(self) -> MoDEModel:
+        """Return the model with the averaged weights; it shares them with this module."""
+        return self.average.model.eval()
+
+    def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return EDM + gamma LB + z z-loss of a batch under the noise of the current step."""
+        generator = torch.Generator().manual_seed(mix64(self.seed, self.global_step, self.global_rank) >> 1)
+        config = self.host.config
+        clean = self.host.normalizer.normalize(batch["action"])
+        noise = torch.randn(clean.shape, generator=generator).to(clean)
+        sigma = sample_sigmas(
+            len(clean),
+            density=self.density,
+            sigma_data=config.sigma_data,
+            sigma_min=config.sigma_min,
+            sigma_max=config.sigma_max,
+            generator=generator,
+        ).to(device=clean.device, dtype=torch.float32)
+        edm, routings = self.losses(batch, clean, sigma, noise)
+        self.log("edm_loss", edm.detach())
+        if config.dense or self.host.routers_frozen:
+            return edm
+        balance = mean_over_layers([load_balance(r, config.balance) for r in routings])
+        self.log("balance", balance.detach())
+        total = edm + self.gamma * balance
+        if self.z_weight:
+            total = total + self.z_weight * mean_over_layers([router_z_loss(r) for r in routings])
+        return total
+
+    def losses(
+        self, batch: Mapping[str, Tensor], clean: Tensor, sigma: Tensor, noise: Tensor
+    ) -> tuple[Tensor, list[Routing]]:
+        """Return the EDM loss and what each block's router did."""
+        routings: list[Routing] = []
+        denoiser = self.host.denoiser
+        context, n = denoiser.context(self.host.encode(batch)), denoiser.noise_embedding(sigma)
+
+        def network(scaled: Tensor) -> Tensor:
+            return denoiser(scaled, n, context, record=routings)
+
+        return edm_loss(network, clean, sigma, noise, self.host.config.sigma_data), routings
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer with the three-stage rate; biases, gains and positions do not decay."""
+        groups = optimizer_groups(self.host, self.weight_decay)
+        groups = [g | {"params": [p for p in g["params"] if p.requires_grad]} for g in groups]
+        if self.optimizer_name == "muon":
+            inner = {id(p) for block in self.host.denoiser.blocks for p in block.parameters() if p.ndim == 2}
+            matrices = [p for p in groups[0]["params"] if id(p) in inner]
+            groups[0]["params"] = [p for p in groups[0]["params"] if id(p) not in inner]
+            optimizer = MuonWithAdamW(matrices, groups, self.learning_rate, self.betas, self.weight_decay)
+        else:
+            optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: three_stage_rate(step, self.total_steps, stages=self.stages)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
