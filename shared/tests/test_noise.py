@@ -59,6 +59,16 @@ def test_the_key_of_a_sample_is_the_chained_hash_of_seed_id_and_stream():
     assert not set(expected) & {noise.mix64(2**64 - 1, i, 6) for i in (0, 7, 2**40)}
 
 
+def test_keys_under_several_seeds_are_those_of_each_seed():
+    seeds, ids = [0, 7, -3, 2**64 + 5, 2**62 - 1], [0, 1, 2, 9, 2**40]
+    for stream in (0, 4):
+        found = noise.seed_keys(seeds, ids, stream)
+        for row, seed in zip(found, seeds, strict=True):
+            assert torch.equal(row, noise.SeedSpec(seed, stream).keys(ids))
+    assert noise.seed_keys([], ids).shape == (0, 5)
+    assert noise.seed_keys([1, 2], []).shape == (2, 0)
+
+
 def test_numpy_and_torch_engines_agree_word_for_word_also_above_32_bit_counters():
     keys = noise.SeedSpec(3).keys(range(5))
     first = 2**32 - 2

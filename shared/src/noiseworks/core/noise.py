@@ -95,6 +95,19 @@ class SeedSpec:
         return [torch.Generator().manual_seed(int(key) & (_MASK64 >> 1)) for key in self.keys(sample_ids)]
 
 
+def seed_keys(seeds: Sequence[int], sample_ids: Sequence[int], stream: int = 0) -> Tensor:
+    """Return keys of the same samples under several seeds, int64 [S, B]: row i is that of `SeedSpec(seeds[i])`.
+
+    Args:
+        seeds: Whole numbers.
+        sample_ids: Whole numbers of at least 0.
+        stream: As in `SeedSpec`.
+    """
+    columns = [np.array([int(seed) & _MASK64 for seed in seeds], dtype=np.uint64)[:, None]]
+    columns += [np.asarray(sample_ids, dtype=np.uint64), np.array([stream & _MASK64], dtype=np.uint64)]
+    return torch.from_numpy(_mix64(columns).view(np.int64))
+
+
 def philox4x32(counter: Sequence, key: Sequence) -> tuple:
     """Return the four output words of Philox-4x32-10.
 

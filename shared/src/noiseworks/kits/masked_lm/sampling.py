@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from noiseworks.core.errors import InputError
-from noiseworks.core.noise import SeedSpec, gumbel_argmax
+from noiseworks.core.noise import gumbel_argmax, seed_keys
 from torch import Tensor
 
 
@@ -32,7 +32,7 @@ def row_keys(
         seeds = torch.randint(2**62, (rows,), generator=generator, device=where).tolist()
     if len(seeds) != rows:
         raise InputError(f"need one seed a row, got {len(seeds)} for {rows} rows")
-    return torch.stack([SeedSpec(int(seed)).keys(range(length)) for seed in seeds]).to(device)
+    return seed_keys(seeds, range(length)).to(device)
 
 
 def filter_logits(logits: Tensor, top_p: float | None = None, top_k: int | None = None) -> Tensor:
