@@ -303,6 +303,30 @@ def test_memory_of_the_released_models():
         assert kv_bytes_per_token(DreamModel(DreamConfig()), torch.bfloat16) == 57_344
 
 
+@pytest.mark.parametrize(
+    ("kind", "sizes", "expected"),
+    [
+        # LLaDA-8B (32 layers, 32 heads of 128) at a quarter of the layers and an eighth of the width.
+        ("llada", {"n_layers": 8, "d_model": 512, "n_heads": 4}, 524_288 // 32),
+        # Dream-7B (28 layers, 28 heads of 128 on 4 key heads) at a quarter of the layers and of the key heads.
+        ("dream", {"n_layers": 7, "d_model": 896, "n_heads": 7, "n_kv_heads": 1}, 57_344 // 16),
+    ],
+)
+def test_allocated_memory_is_the_formula_on_scaled_hosts(kind, sizes, expected):
+    """Bytes that the allocator handed out for the cache, counted by the profiler, against the formula."""
+    ids = {"mask_token_id": MASK, "eos_token_id": 28, "pad_token_id": 29}
+    model = MAKERS[kind](VOCABULARY, **sizes, **ids).to(torch.bfloat16)
+    assert kv_bytes_per_token(model) == expected
+    cache, positions = FreeCache(model), 3 * 256
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as seen:
+        cache.reset(3, 256)
+    allocated = sum(event.self_cpu_memory_usage for event in seen.events())
+    assert cache.memory_bytes() == positions * expected
+    assert positions * expected <= allocated <= positions * expected + 4096
+
+
 def test_memory_is_allocated_once_and_used_again():
     model, prompts = make_host("llada", 1), prompts_of(2, 6)
     cache = FreeCache(model, max_length=32)
