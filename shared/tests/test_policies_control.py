@@ -212,6 +212,20 @@ def test_rows_do_not_depend_on_their_batch():
         torch.testing.assert_close(plan([i])[0], together[i], atol=1e-5, rtol=1e-5)
 
 
+def test_a_state_goes_on_to_the_same_actions():
+    host = small_policy()
+    first, second = DiffusionPolicy(host, num_envs=2), DiffusionPolicy(host, num_envs=2, seed=9)
+    observations = [{"obs": torch.full((2, host.config.obs_dim), float(t))} for t in range(12)]
+    for obs in observations[:3]:
+        first.act(obs)
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(second.past([1])["obs"], first.past([1])["obs"])
+    for obs in observations[3:]:  # over the end of the chunk, so that noise is drawn again
+        assert torch.equal(first.act(obs), second.act(obs))
+    with pytest.raises(InputError, match="queue"):
+        DiffusionPolicy(host).load_state_dict(first.state_dict())
+
+
 def test_the_kit_has_the_shapes_it_names():
     host = small_policy()
     assert as_host(host) is host

@@ -5,7 +5,7 @@ memory of its own). `DiffusionPolicy` is the baseline that all methods are compa
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -172,11 +172,37 @@ class ReplanningPolicy:
     @torch.inference_mode()
     def replan(self, ids: Sequence[int]) -> Chunk:
         """Plan for the remembered observations of some environments, now, and count it."""
-        past = {name: value[list(ids)] for name, value in self._history.items()}
-        chunk = self._replan(past, ids, [self.generators[i] for i in ids])
+        chunk = self._replan(self.past(ids), ids, [self.generators[i] for i in ids])
         self.since[list(ids)] = 0
         self.stats.add(chunk, len(ids))
         return chunk
+
+    def past(self, ids: Sequence[int]) -> dict[str, Tensor]:
+        """Return the remembered observations [B, To, ...] of some environments."""
+        return {name: value[list(ids)] for name, value in self._history.items()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return everything that the next action depends on besides the host: a method adds its own memory."""
+        state = {f"history.{name}": value.clone() for name, value in self._history.items()}
+        state |= {"fresh": self._fresh.clone(), "queue": self._queue.clone(), "left": self._left.clone()}
+        noise = torch.stack([generator.get_state() for generator in self.generators])
+        return state | {"since": self.since.clone(), "generators": noise}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on where a policy of the same settings was when it made `state`.
+
+        Raises:
+            InputError: When the state is another number of environments' or another chunk's.
+        """
+        if state["queue"].shape != self._queue.shape:
+            found, own = tuple(state["queue"].shape), tuple(self._queue.shape)
+            raise InputError(f"the state is of a queue of shape {found}, this policy's is {own}")
+        names = [name for name in state if name.startswith("history.")]
+        self._history = {name.removeprefix("history."): state[name].clone() for name in names}
+        self._fresh, self._queue = state["fresh"].clone(), state["queue"].clone()
+        self._left, self.since = state["left"].clone(), state["since"].clone()
+        for generator, numbers in zip(self.generators, state["generators"], strict=True):
+            generator.set_state(numbers.clone())
 
     def executed(self, ids: Sequence[int]) -> None:
         """Count one executed action in some environments."""

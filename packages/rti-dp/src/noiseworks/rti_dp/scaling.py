@@ -1,0 +1,123 @@
+"""Datasets with a scaled gripper: discrete actions +-1 divided by a factor before a policy is trained."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from noiseworks.core.artifacts import atomic_write
+from noiseworks.core.checks import check_number
+from noiseworks.core.errors import InputError
+from noiseworks.kits.policies.chunking import Episodes
+
+
+def scale_dataset(dataset: Episodes, dims: Sequence[int], factor: float = 10.0) -> Episodes:
+    """Return episodes whose discrete actions are divided by a factor.
+
+    The policy's normaliser must be the identity there (`LinearNormalizer.fit(..., identity_dims=dims)`): one that
+    fits the range would undo the scaling.
+
+    Args:
+        dataset: Episodes with actions +-1 on the dimensions.
+        dims: Discrete dimensions.
+        factor: Above 0; the paper's is 10.
+
+    Raises:
+        InputError: When a dimension is out of range or holds other values than +-1, or the factor is not above 0.
+    """
+    return replace(dataset, actions=scale_actions(dataset.actions, dims, factor))
+
+
+def scale_actions(actions: np.ndarray, dims: Sequence[int], factor: float) -> np.ndarray:
+    """Return actions [M, Da] divided by a factor on some dimensions.
+
+    Raises:
+        InputError: As `scale_dataset`.
+    """
+    check_number("factor", factor, low=0, low_open=True)
+    if actions.ndim != 2:
+        raise InputError(f"actions must have shape [M, Da], got {actions.shape}")
+    if not dims:
+        raise InputError("name at least one discrete dimension")
+    scaled = actions.copy()
+    for d in dims:
+        if not 0 <= d < actions.shape[1]:
+            raise InputError(f"dims must lie in 0 to {actions.shape[1] - 1}, got {d}")
+        found = np.unique(actions[:, d])
+        if not np.isin(found, (-1.0, 1.0)).all():
+            shown = ", ".join(f"{value:g}" for value in found[:3])
+            raise InputError(
+                f"dimension {d} holds {len(found)} values ({shown}{', ...' if len(found) > 3 else ''}) and not "
+                "only -1 and 1: it is not discrete, or scaled already"
+            )
+        scaled[:, d] /= factor
+    return scaled
+
+
+def scale_data(source: Path, target: Path, *, dims: str, factor: float = 10.0) -> dict[str, object]:
+    """Write a copy of a dataset whose discrete actions are divided by a factor.
+
+    Args:
+        source: An npz file with `actions` [M, Da], or an HDF5 file in robomimic's layout (`data/<demo>/actions`),
+            which needs the extra [hdf5].
+        target: The file to write.
+        dims: Discrete dimensions, separated by commas; -1 is the last one.
+        factor: Above 0.
+
+    Returns:
+        The file, and the steps and dimensions that were scaled.
+
+    Raises:
+        InputError: When a file or number is wrong, or source and target are the same file.
+    """
+    source, target = Path(source), Path(target)
+    if not source.is_file():
+        raise InputError(f"no dataset at {source}: name an npz or HDF5 file")
+    if source.resolve() == target.resolve():
+        raise InputError(f"the scaled dataset would overwrite {source}; name another file")
+    if target.is_dir() or source.suffix != target.suffix:
+        raise InputError(
+            f"the output must be a file ending in {source.suffix!r} as the input does, got {target}"
+        )
+    wanted = parse_dims(dims)
+    if source.suffix in (".hdf5", ".h5"):
+        from noiseworks.rti_dp.hdf5 import scale_hdf5
+
+        steps, wanted = scale_hdf5(source, target, wanted, factor)
+    else:
+        steps, wanted = _scale_npz(source, target, wanted, factor)
+    return {"file": str(target), "steps": steps, "dims": wanted, "factor": factor}
+
+
+def parse_dims(text: str) -> list[int]:
+    """Return the whole numbers of a list such as `2` or `6,13`.
+
+    Raises:
+        InputError: When a word is no whole number.
+    """
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"dims must be whole numbers separated by commas, got {text!r}") from error
+
+
+def from_end(dims: Sequence[int], width: int) -> list[int]:
+    """Return dimensions with -1, -2 and so on counted from the last of `width`."""
+    return [d + width if -width <= d < 0 else d for d in dims]
+
+
+def _scale_npz(source: Path, target: Path, dims: Sequence[int], factor: float) -> tuple[int, list[int]]:
+    try:
+        with np.load(source, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{source} is no npz file of plain arrays ({error})") from error
+    if "actions" not in arrays:
+        raise InputError(f"{source} lacks the array actions; it has {', '.join(arrays) or 'none'}")
+    found = from_end(dims, arrays["actions"].shape[-1])
+    arrays["actions"] = scale_actions(arrays["actions"], found, factor)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    atomic_write(target, buffer.getvalue())
+    return len(arrays["actions"]), found
