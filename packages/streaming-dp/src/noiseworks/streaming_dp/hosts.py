@@ -1,0 +1,202 @@
+"""Streaming hosts: policies whose network reads a level for each position; made, converted, saved and read."""
+
+import copy
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from noiseworks.core.artifacts import load_artifact, save_artifact
+from noiseworks.core.errors import ArtifactError, InputError, UnsupportedHostError
+from noiseworks.kits.policies import DenoiserHost, LinearNormalizer, NativePolicy, PolicyConfig, as_host
+from noiseworks.streaming_dp.levels import ChunkLevels
+from noiseworks.streaming_dp.networks import (
+    ConcatenatedLevels,
+    StreamingTransformer,
+    StreamingUnet1d,
+    concatenated_encoder,
+)
+from torch import nn
+
+KIND = "streaming-dp/policy"
+
+
+def build_network(config: PolicyConfig) -> nn.Module:
+    """Return an untrained streaming network of a policy's sizes."""
+    if config.network == "unet":
+        return StreamingUnet1d(
+            config.action_dim,
+            config.horizon,
+            global_cond_dim=config.obs_dim * config.n_obs_steps,
+            diffusion_step_embed_dim=config.step_embed_dim,
+            down_dims=config.down_dims,
+            kernel_size=config.kernel_size,
+        )
+    return StreamingTransformer(
+        config.action_dim,
+        config.action_dim,
+        config.horizon,
+        config.n_obs_steps,
+        config.obs_dim,
+        config.n_layer,
+        config.n_head,
+        config.n_emb,
+        config.p_drop_emb,
+        config.p_drop_attn,
+        config.causal_attn,
+    )
+
+
+class StreamingHost(NativePolicy):
+    """A native policy whose `denoise` takes levels [B, Tp] as diffusion steps.
+
+    Args:
+        config: Sizes; `horizon` is fixed by the network.
+        net: Network of `build_network(config)`; a new one by default.
+        normalizer: Of the actions; identity by default.
+        obs_normalizer: Of the observations; identity by default.
+    """
+
+    def __init__(
+        self,
+        config: PolicyConfig,
+        net: nn.Module | None = None,
+        normalizer: LinearNormalizer | None = None,
+        obs_normalizer: LinearNormalizer | None = None,
+    ) -> None:
+        if net is None:
+            net = build_network(config)
+        super().__init__(config, net, normalizer, obs_normalizer)
+
+    def save_pretrained(self, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
+        """Write the policy directory atomically.
+
+        Args:
+            path: The directory to make or replace.
+            dtype: Type of the stored weights.
+        """
+        normalizers = {"action": self.normalizer.record(), "obs": self.obs_normalizer.record()}
+        state = {name: tensor.to(dtype) for name, tensor in self.net.state_dict().items()}
+        save_artifact(path, KIND, {"policy": asdict(self.config), "normalizers": normalizers}, state)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, device: torch.device | str = "cpu") -> "StreamingHost":
+        """Read a directory of `save_pretrained`; weights load strictly and as float32.
+
+        Args:
+            name: The directory.
+            device: Where the policy goes.
+
+        Raises:
+            ArtifactError: When it is no streaming policy, or corrupt.
+        """
+        record, tensors = load_artifact(name, KIND)
+        try:
+            config = PolicyConfig(**record["policy"])
+            action, obs = (
+                LinearNormalizer(torch.tensor(r["scale"]), torch.tensor(r["offset"]))
+                for r in (record["normalizers"]["action"], record["normalizers"]["obs"])
+            )
+            host = cls(config, None, action, obs)
+            host.net.load_state_dict({key: t.float() for key, t in tensors.items()}, strict=True)
+        except (KeyError, TypeError, RuntimeError, InputError) as error:
+            raise ArtifactError(
+                f"the streaming policy in {name} is corrupt: {error}; make it again"
+            ) from error
+        return host.to(device).eval()
+
+
+def convert(host: Any, *, n_action_steps: int | None = None) -> DenoiserHost:
+    """Return a streaming host with an ordinary policy's weights; the original stays as it is.
+
+    With equal levels at all positions its output is the original's. It has never seen unequal ones, so fine-tune
+    it (`train`) before it streams.
+
+    Args:
+        host: A native policy, or LeRobot's or the original library's with a U-Net, or such a policy as a host.
+        n_action_steps: Actions of a chunk, for native policies; the host's own number by default.
+
+    Returns:
+        A `StreamingHost` for native policies; else the same kind of host on a copy of the policy object.
+
+    Raises:
+        InputError: When the numbers do not fit or the network is a streaming one already.
+        UnsupportedHostError: When the network has no step encoder that can be converted.
+    """
+    host = as_host(host)
+    steps = host.n_action_steps if n_action_steps is None else n_action_steps
+    check_streams(host, steps, host.scheduler.config.num_train_timesteps)
+    if isinstance(host, StreamingHost):
+        raise InputError("the policy reads a level for each position already; there is nothing to convert")
+    if isinstance(host, NativePolicy):
+        return _convert_native(host, steps)
+    if n_action_steps not in (None, host.n_action_steps):
+        raise InputError(
+            f"n_action_steps can be changed for native policies only, this one has {host.n_action_steps}; "
+            "give it to StreamingPolicy"
+        )
+    made = copy.deepcopy(host)
+    network = getattr(made.model, "unet", made.model)
+    encoder = getattr(network, "diffusion_step_encoder", None)
+    if not isinstance(encoder, nn.Sequential):
+        raise UnsupportedHostError(f"{type(network).__name__} has no diffusion_step_encoder to convert")
+    network.diffusion_step_encoder = concatenated_encoder(encoder, host.horizon)
+    return made
+
+
+def _convert_native(host: NativePolicy, steps: int) -> StreamingHost:
+    config = replace(host.config, n_action_steps=steps)
+    net = build_network(config)
+    state = host.net.state_dict()
+    if config.network == "unet":
+        encoder = concatenated_encoder(host.net.diffusion_step_encoder, config.horizon)
+        wide = {f"diffusion_step_encoder.{name}": t for name, t in encoder.state_dict().items()}
+        state = {**state, **wide}
+    else:
+        state = {**state, "level_emb.weight": net.level_emb.weight}
+    net.load_state_dict(state, strict=True)
+    made = StreamingHost(config, net, copy.deepcopy(host.normalizer), copy.deepcopy(host.obs_normalizer))
+    made.scheduler = copy.deepcopy(host.scheduler)
+    return made.to(host.device).eval()
+
+
+def check_streams(host: DenoiserHost, n_action_steps: int, num_levels: int) -> ChunkLevels:
+    """Return the chunks of a host, or refuse a time window that cannot stream.
+
+    Raises:
+        InputError: When the horizon is too short, there are more chunks than levels, or the executed part does
+            not start with the action for the current observation.
+    """
+    current = getattr(getattr(host, "chunk", None), "start_at_current", True)
+    if not current:
+        raise InputError(
+            "the policy executes from one step after the current observation on (start_at_current is false); "
+            "streaming needs the action for the current observation first"
+        )
+    return ChunkLevels(num_levels, host.horizon, host.n_obs_steps, n_action_steps)
+
+
+def check_levels_host(host: Any) -> DenoiserHost:
+    """Return a host whose network reads a level for each position.
+
+    Raises:
+        UnsupportedHostError: When its network takes one diffusion step for all positions.
+    """
+    host = as_host(host)
+    network = getattr(host, "net", None) or getattr(host, "model", None)
+    if network is None:
+        return host
+    parts = network.modules() if isinstance(network, nn.Module) else ()
+    if not any(isinstance(part, ConcatenatedLevels | StreamingTransformer) for part in parts):
+        raise UnsupportedHostError(
+            f"{type(network).__name__} takes one diffusion step for all positions; convert(host) gives it one "
+            "for each, and needs fine-tuning"
+        )
+    return host
+
+
+def device_of(host: DenoiserHost) -> torch.device:
+    """Return where a host's network computes; the CPU for hosts without parameters."""
+    network = getattr(host, "net", None) or getattr(host, "model", None)
+    parameter = next(network.parameters(), None) if isinstance(network, nn.Module) else None
+    return torch.device("cpu") if parameter is None else parameter.device
