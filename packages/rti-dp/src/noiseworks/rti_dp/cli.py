@@ -1,0 +1,22 @@
+"""The command line `noiseworks-rti-dp`."""
+
+from noiseworks.core.cli import Command, make_app, run
+
+_HERE = "noiseworks.rti_dp"
+
+app = make_app(
+    "rti-dp",
+    {
+        "suggest": Command(f"{_HERE}.commands:suggest", "Suggest a list of steps from recorded episodes."),
+        "rollout": Command(f"{_HERE}.commands:rollout", "Run a policy by real-time iteration."),
+        "scale-data": Command(
+            f"{_HERE}.scaling:scale_data", "Divide a dataset's discrete actions by a factor."
+        ),
+        "bench": Command(f"{_HERE}.commands:bench", "Compare with full denoising, DDIM and fresh noise."),
+    },
+)
+
+
+def main() -> None:
+    """Run `noiseworks-rti-dp`."""
+    run(app)
