@@ -118,13 +118,16 @@ def _behind(
     )
 
 
-def diffu_grpo_micro_batches(rollouts: Rollouts, config: MDPOConfig, seed: int) -> Iterator[MicroBatch]:
+def diffu_grpo_micro_batches(
+    rollouts: Rollouts, config: MDPOConfig, seed: int, row_ids: Tensor | None = None
+) -> Iterator[MicroBatch]:
     """Yield the fully masked completions behind randomly masked prompts, with final-reward advantages.
 
     Args:
         rollouts: Prompts x G rows.
         config: G and the share of masked prompt tokens.
         seed: Of the prompt masks.
+        row_ids: What the masks of each row depend on besides, int64 [B]; by default the row's place.
     """
     G, trace = config.num_generations, rollouts.trace
     final = rollouts.rewards[:, -1].reshape(-1, G, 1)
@@ -136,7 +139,7 @@ def diffu_grpo_micro_batches(rollouts: Rollouts, config: MDPOConfig, seed: int) 
         x = torch.full_like(targets, trace.mask_id)
         inputs = _behind(rollouts, rows, x, everywhere, targets, config.decoding.temperature)
         real = rollouts.prompt_mask[rows.to(targets.device)].bool()
-        keys = noise.SeedSpec(seed).keys(rows).to(targets.device)
+        keys = noise.SeedSpec(seed).keys(rows if row_ids is None else row_ids[rows]).to(targets.device)
         drop = noise.bernoulli(keys, config.prompt_mask_prob, real.shape[1:]) & real
         ids = inputs.ids.clone()
         ids[:, : real.shape[1]].masked_fill_(drop, trace.mask_id)
@@ -151,7 +154,13 @@ def diffu_grpo_micro_batches(rollouts: Rollouts, config: MDPOConfig, seed: int) 
 
 
 def sft_micro_batch(
-    prompt: Tensor, prompt_mask: Tensor, answer: Tensor, mask_id: int, seed: int, share: float
+    prompt: Tensor,
+    prompt_mask: Tensor,
+    answer: Tensor,
+    mask_id: int,
+    seed: int,
+    share: float,
+    row_ids: Tensor | None = None,
 ) -> MicroBatch:
     """Return a supervised micro-batch: the answer masked with a probability t ~ U(0, 1) a row (LLaDA).
 
@@ -162,8 +171,10 @@ def sft_micro_batch(
         mask_id: Id of [MASK].
         seed: Of t and the masks.
         share: Weight in the round's loss.
+        row_ids: What t and the masks of each row depend on besides, int64 [B]; by default the row's place.
     """
-    keys = noise.SeedSpec(seed).keys(range(len(answer))).to(answer.device)
+    ids = torch.arange(len(answer)) if row_ids is None else row_ids
+    keys = noise.SeedSpec(seed).keys(ids).to(answer.device)
     t = noise.uniform(keys, (1,))[:, 0].clamp(min=1e-3)
     x, mask = noise.absorbing_mask(answer, t, keys, mask_id=mask_id, counter0=1)
     everywhere = torch.arange(answer.shape[1], device=answer.device).expand_as(answer)

@@ -234,7 +234,7 @@ class MDPOTrainer:
         self.optimizer.zero_grad()
         sums = {"loss": 0.0, "kl": 0.0, "ratio": 0.0, "clipped": 0.0}
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._seed(_DROPOUT))
+            torch.manual_seed(self._seed(_DROPOUT, self.fabric.global_rank))
             for index, batch in enumerate(batches):
                 batch, loss, stats = self._backward(batch)
                 batches[index] = batch
@@ -279,7 +279,8 @@ class MDPOTrainer:
     def roll_out(self, rows: Sequence[Row], block_lengths: Sequence[int]) -> Rollouts:
         """Return G scored rollouts of each prompt, prompts with one block length in one batch."""
         G = self.config.num_generations
-        seeds = row_seeds(self._seed(_ROLLOUT), len(rows) * G)
+        ids = self._row_ids(len(rows))
+        seeds = row_seeds(self._seed(_ROLLOUT), int(ids.max()) + 1)
         self.module.eval()
         parts = []
         for length in sorted(set(block_lengths)):
@@ -291,7 +292,7 @@ class MDPOTrainer:
                         self.scoring,
                         [rows[i] for i in own],
                         replace(self.config.decoding, block_length=length),
-                        seeds=[seeds[i * G + g] for i in own for g in range(G)],
+                        seeds=[seeds[ids[i * G + g]] for i in own for g in range(G)],
                         copies=G,
                         max_rows=self.config.rollout_rows,
                     )
@@ -302,7 +303,8 @@ class MDPOTrainer:
         if self.config.objective == "mdpo":
             yield from mdpo_micro_batches(rollouts, self.config)
         elif self.config.objective == "diffu_grpo":
-            yield from diffu_grpo_micro_batches(rollouts, self.config, self._seed(_MASKS))
+            ids = self._row_ids(len(rows))
+            yield from diffu_grpo_micro_batches(rollouts, self.config, self._seed(_MASKS), ids)
         else:
             yield self._sft_batch(rows)
 
@@ -314,7 +316,7 @@ class MDPOTrainer:
         tensors = [
             part.repeat_interleave(copies, 0).to(self.fabric.device) for part in (prompt, mask, filled)
         ]
-        return sft_micro_batch(*tensors, spec.mask_id, self._seed(_MASKS), 1.0)
+        return sft_micro_batch(*tensors, spec.mask_id, self._seed(_MASKS), 1.0, self._row_ids(len(rows)))
 
     def evaluate(self, decoding: Any = None) -> Evaluation:
         """Return the greedy accuracy on the evaluation data.
@@ -336,8 +338,14 @@ class MDPOTrainer:
 
     # --- Data ---
 
-    def _seed(self, stream: int) -> int:
-        return mix64(self.config.seed, self.done, stream, self.fabric.global_rank) >> 2
+    def _seed(self, stream: int, rank: int = 0) -> int:
+        return mix64(self.config.seed, self.done, stream, rank) >> 2
+
+    def _row_ids(self, prompts: int) -> torch.Tensor:
+        """Return the places of this process's rollouts among those of the round: draws depend on nothing else."""
+        G = self.config.num_generations
+        first = self.fabric.global_rank + self.fabric.world_size * torch.arange(prompts)
+        return (first[:, None] * G + torch.arange(G)).flatten()
 
     def _prompts_a_round(self) -> int:
         return self.config.prompts_per_update * self.fabric.world_size

@@ -1,0 +1,78 @@
+"""Two processes on a CPU (DDP, gloo) do what one process does with as many prompts a round."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from noiseworks.mdpo import Decoding, MDPOConfig, MDPOTrainer
+
+ROWS = [{"prompt": f"{i}+{j}=", "answer": "ab"} for i in range(4) for j in (3, 12)]
+SETTINGS = {
+    "num_generations": 4,
+    "sample_train_steps": 2,
+    "learning_rate": 1e-2,
+    "micro_batch_prompts": 2,
+    "accelerator": "cpu",
+    "precision": "64-true",  # sums of another order differ by 1e-16, which Adam cannot blow up
+}
+OBJECTIVES = ("mdpo", "diffu_grpo", "sft")
+
+
+def some_zeros(prompts, completions, **columns):
+    return [text.count("0") / 8 for text in completions]
+
+
+def train(model, tokenizer, objective, **changes):
+    """Two rounds; returns their figures and the trained weights."""
+    settings = SETTINGS | {"objective": objective, "prompts_per_update": 4} | changes
+    config = MDPOConfig(Decoding(8, 4, 4, 1.0), **settings)
+    trainer = MDPOTrainer(model, tokenizer, [some_zeros], config, ROWS)
+    figures = [trainer.round() for _ in range(2)]
+    parts = [p.detach().flatten() for p in trainer.policy.trainable().values()]
+    return figures, torch.cat(parts), trainer.fabric.global_rank
+
+
+def main(folder):
+    """Train with two processes; Fabric starts the second one by running this file again."""
+    from noiseworks.kits.masked_lm import load_host
+
+    for objective in OBJECTIVES:
+        model, tokenizer, _ = load_host(folder, dtype=torch.float64)
+        figures, weights, rank = train(
+            model, tokenizer, objective, prompts_per_update=2, devices=2, strategy="ddp"
+        )
+        torch.save({"figures": figures, "weights": weights}, f"{folder}/{objective}-{rank}.pt")
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(make_host, tokenizer, tmp_path):
+    make_host().save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, __file__, str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    for objective in OBJECTIVES:
+        figures, expected, _ = train(make_host().double(), tokenizer, objective)
+        found = [torch.load(tmp_path / f"{objective}-{rank}.pt", weights_only=True) for rank in (0, 1)]
+        assert torch.equal(found[0]["weights"], found[1]["weights"])
+        torch.testing.assert_close(found[0]["weights"], expected, atol=1e-9, rtol=1e-9)
+        start = torch.cat([p.detach().double().flatten() for p in make_host().parameters()])
+        assert (expected - start).abs().max() > 1e-2, "nothing was trained"
+        for update, one in enumerate(figures):
+            for name in ("reward", "loss"):
+                if objective != "sft" or name == "loss":
+                    mean = sum(part["figures"][update][name] for part in found) / 2
+                    assert mean == pytest.approx(one[name], abs=1e-9), (objective, name)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
