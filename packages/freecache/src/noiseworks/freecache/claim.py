@@ -296,7 +296,7 @@ CLAIM = Claim(
     scales={
         "smoke": Scale((1000,), 300, _sizes(4, 2, 2, 2, 64)),
         "quick": Scale((1000,), 120, _sizes(16, 8, 4, 4)),
-        "laptop": Scale((1000, 1001, 1002), 1800, _sizes(64, 16, 24, 8)),
+        "laptop": Scale((1000, 1001, 1002), 1800, _sizes(72, 16, 16, 8)),
         "full": Scale(
             (1000, 1001, 1002),
             36_000,
