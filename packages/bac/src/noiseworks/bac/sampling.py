@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from noiseworks.core.checks import check_number
 from noiseworks.core.errors import UnsupportedHostError
 from noiseworks.kits.policies.protocols import DenoiserHost, Generators
 from noiseworks.kits.policies.replanning import ReplanningPolicy
@@ -67,12 +68,14 @@ class FusedDiffusionPolicy(ReplanningPolicy):
 
     Args:
         host: The trained policy, with a plan attached or not.
-        num_inference_steps: Network calls of a replan; all of the training's by default.
+        num_inference_steps: Steps of the schedule; all of the training's by default.
+        last_steps: Run only so many of them, the last ones, from fresh noise all the same: a naive baseline.
         num_envs: Environments that it acts in.
         n_action_steps: Actions executed of each prediction; the host's own number by default.
         seed: Seed of the noise of environments whose reset names none.
 
     Raises:
+        InputError: When a number is out of range.
         UnsupportedHostError: When the scheduler's variance is not fixed and small.
     """
 
@@ -81,14 +84,18 @@ class FusedDiffusionPolicy(ReplanningPolicy):
         host: DenoiserHost,
         *,
         num_inference_steps: int | None = None,
+        last_steps: int | None = None,
         num_envs: int = 1,
         n_action_steps: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(host, num_envs=num_envs, n_action_steps=n_action_steps, seed=seed)
         sampler = sampling_scheduler(host.scheduler, "ddpm", num_inference_steps)
-        self.timesteps: list[Tensor] = list(sampler.timesteps)
-        self.coefficients = step_coefficients(sampler)
+        steps = len(sampler.timesteps)
+        last = steps if last_steps is None else last_steps
+        check_number("last_steps", last, low=1, high=steps, integer=True)
+        self.timesteps: list[Tensor] = list(sampler.timesteps)[-last:]
+        self.coefficients = step_coefficients(sampler)[-last:]
         config = sampler.config
         self.clip = float(config.clip_sample_range) if config.clip_sample else None
 

@@ -5,7 +5,7 @@ to call, and computes anew once the sum passes a threshold. Its polynomial, whic
 is left out.
 """
 
-import itertools
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -113,7 +113,7 @@ def teacache_threshold(
     check_number("updates", updates, low=2, high=len(calls), integer=True)
     with torch.inference_mode():
         signals = [modulated_input(stack.network, args[1], args[0]) for args, _ in calls]
-    changes = [relative_change(new, old) for old, new in itertools.pairwise(signals)]
+    changes = [relative_change(new, old) for old, new in pairwise(signals)]
     low, high = 0.0, sum(changes) + 1.0
     for _ in range(60):
         middle = (low + high) / 2

@@ -1,0 +1,26 @@
+"""The command line `noiseworks-bac`."""
+
+from noiseworks.core.cli import Command, make_app, run
+
+_HOME = "noiseworks.bac.commands"
+
+app = make_app(
+    "bac",
+    {
+        "profile": Command(
+            f"{_HOME}:profile_policy", "Measure how alike each block's outputs are along the steps."
+        ),
+        "plan": Command(f"{_HOME}:plan", "Decide at which steps each block is computed, and show the table."),
+        "heatmap": Command(f"{_HOME}:heatmap", "Draw a plan or a profile as SVG, PNG or WebP."),
+        "errors": Command(f"{_HOME}:errors", "Compare a plan's block outputs with the full run's."),
+        "rollout": Command(f"{_HOME}:rollout", "Run a policy with a plan on a testbed, with a video."),
+        "bench": Command(
+            f"{_HOME}:bench", "Time full, uniform, unified, block-wise and bubbled plans in one run."
+        ),
+    },
+)
+
+
+def main() -> None:
+    """Run `noiseworks-bac`."""
+    run(app)

@@ -1,0 +1,170 @@
+"""Heat maps of plans and of similarities, as SVG, PNG or WebP."""
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from noiseworks.bac.plan import CachePlan
+from noiseworks.bac.profiling import FeatureProfile
+from noiseworks.bac.scheduling import Metric
+from noiseworks.core.artifacts import atomic_write
+from noiseworks.core.errors import InputError
+from PIL import Image, ImageDraw
+
+SUFFIXES = (".svg", ".png", ".webp")
+_LEFT, _TOP, _GAP = 90, 34, 8
+_DARK, _LIGHT = (31, 93, 170), (235, 240, 247)
+Color = tuple[int, int, int]
+
+
+class _Canvas:
+    """Rectangles and words, drawn either way."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self.size = (width, height)
+        self.boxes: list[tuple[int, int, int, int, Color]] = []
+        self.words: list[tuple[int, int, str]] = []
+
+    def write(self, path: Path) -> None:
+        if path.suffix == ".svg":
+            atomic_write(path, self._svg())
+            return
+        from io import BytesIO
+
+        image = Image.new("RGB", self.size, "white")
+        draw = ImageDraw.Draw(image)
+        for x, y, width, height, color in self.boxes:
+            draw.rectangle([x, y, x + width - 1, y + height - 1], fill=color)
+        for x, y, text in self.words:
+            draw.text((x, y), text, fill=(50, 50, 50))
+        buffer = BytesIO()
+        image.save(buffer, "PNG" if path.suffix == ".png" else "WEBP", **_lossless(path))
+        atomic_write(path, buffer.getvalue())
+
+    def _svg(self) -> str:
+        width, height = self.size
+        lines = [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
+            'font-size="10">',
+            f'<rect width="{width}" height="{height}" fill="white"/>',
+        ]
+        for x, y, w, h, (r, g, b) in self.boxes:
+            lines.append(
+                f'<rect x="{x}" y="{y}" width="{w}" height="{h}" fill="#{r:02x}{g:02x}{b:02x}" '
+                'shape-rendering="crispEdges"/>'
+            )
+        lines += [f'<text x="{x}" y="{y + 9}">{escape(text)}</text>' for x, y, text in self.words]
+        return "\n".join([*lines, "</svg>\n"])
+
+
+def plot_plan(plan: CachePlan, path: str | Path) -> Path:
+    """Draw a plan: rows are blocks, columns steps in call order; dark cells are computed, light ones reused.
+
+    Args:
+        plan: The plan.
+        path: A file that ends with .svg, .png or .webp.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: When the file's name ends otherwise.
+    """
+    path = check_suffix(path)
+    blocks, steps = plan.table.shape
+    cell = max(3, min(12, 900 // steps))
+    canvas = _Canvas(_LEFT + steps * cell + 60, _TOP + blocks * 12 + 20)
+    touched = int(plan.table.any(0).sum())
+    title = f"{plan.method}: {plan.share:.1%} of the blocks are computed, in {touched} of {steps} steps"
+    canvas.words.append((4, 4, title))
+    for row, (name, updates) in enumerate(zip(plan.blocks, plan.updates.tolist(), strict=True)):
+        y = _TOP + row * 12
+        canvas.words.append((4, y, name))
+        canvas.words.append((_LEFT + steps * cell + 6, y, str(updates)))
+        for start, stop, computed in _runs(plan.table[row]):
+            color = _DARK if computed else _LIGHT
+            canvas.boxes.append((_LEFT + start * cell, y, (stop - start) * cell, 11, color))
+    canvas.words.append((_LEFT, _TOP + blocks * 12 + 4, "step 0 (noisiest)"))
+    canvas.words.append((_LEFT + steps * cell - 40, _TOP + blocks * 12 + 4, f"step {steps - 1}"))
+    canvas.write(path)
+    return path
+
+
+def plot_similarity(
+    profile: FeatureProfile,
+    path: str | Path,
+    *,
+    metric: Metric = "cosine",
+    blocks: Sequence[str] | None = None,
+) -> Path:
+    """Draw the matrices of blocks side by side, a row for each layer; dark is alike, light is different.
+
+    Args:
+        profile: The profile.
+        path: A file that ends with .svg, .png or .webp.
+        metric: Of the profile's metrics.
+        blocks: Which blocks; all by default.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: When the file's name ends otherwise or a block or metric was not profiled.
+    """
+    path = check_suffix(path)
+    names = profile.blocks if blocks is None else tuple(blocks)
+    matrices = [profile.matrix(name, metric) for name in names]
+    columns = min(len(names), len(dict.fromkeys(profile.kinds)))
+    rows = -(-len(names) // columns)
+    side = 100 if path.suffix == ".svg" else 150
+    cells = min(profile.num_steps, 50)
+    size = max(1, side // cells)
+    panel = size * cells + _GAP
+    canvas = _Canvas(_GAP + columns * panel, _TOP + rows * (panel + 14))
+    low, high = min(m.min() for m in matrices), max(m.max() for m in matrices)
+    canvas.words.append((4, 4, f"{metric}: {low:.3f} to {high:.3f}; {profile.observations} observations"))
+    picked = np.linspace(0, profile.num_steps - 1, cells).round().astype(int)
+    for index, (name, matrix) in enumerate(zip(names, matrices, strict=True)):
+        x, y = _GAP + index % columns * panel, _TOP + index // columns * (panel + 14)
+        canvas.words.append((x, y - 12, name))
+        share = (matrix[np.ix_(picked, picked)] - low) / max(high - low, 1e-12)
+        if metric != "cosine":
+            share = 1 - share
+        for i, line in enumerate(share):
+            for j, value in enumerate(line):
+                canvas.boxes.append((x + j * size, y + i * size, size, size, _shade(float(value))))
+    canvas.write(path)
+    return path
+
+
+def check_suffix(path: str | Path) -> Path:
+    """Return the path of a picture.
+
+    Raises:
+        InputError: When its name does not end with .svg, .png or .webp.
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"a picture's name must end with {', '.join(SUFFIXES)}, got {path.name!r}")
+    return path
+
+
+def _runs(row: np.ndarray) -> list[tuple[int, int, bool]]:
+    """Return (start, stop, value): computed cells one by one, so that they stay countable, reused ones joined."""
+    found, start = [], 0
+    while start < len(row):
+        stop = start + 1
+        while not row[start] and stop < len(row) and not row[stop]:
+            stop += 1
+        found.append((start, stop, bool(row[start])))
+        start = stop
+    return found
+
+
+def _shade(share: float) -> Color:
+    return tuple(round(255 + share * (end - 255)) for end in _DARK)
+
+
+def _lossless(path: Path) -> dict[str, bool]:
+    return {"lossless": True} if path.suffix == ".webp" else {}

@@ -1,0 +1,62 @@
+"""Episodes on the `tabletop` testbed as an animated picture, side by side."""
+
+from pathlib import Path
+
+import numpy as np
+from noiseworks.core.artifacts import atomic_write
+from noiseworks.core.errors import InputError
+from PIL import Image, ImageDraw
+
+SIZE, _SCALE, _BORDER = 64, 3, 22
+
+
+def write_video(path: Path, states: list[np.ndarray], captions: list[str], solved: list[int | None]) -> None:
+    """Write the states of a batch of environments as an animated WebP.
+
+    Args:
+        path: The file.
+        states: One array [N, 21] a step.
+        captions: One line for each environment.
+        solved: Step at which each environment solved its task, None where it did not.
+    """
+    from io import BytesIO
+
+    frames = [_frame(step, now, captions, solved) for step, now in enumerate(states)]
+    buffer = BytesIO()
+    # The last picture stays for a second.
+    durations = [100] * (len(frames) - 1) + [1000]
+    frames[0].save(
+        buffer, "WEBP", save_all=True, append_images=frames[1:], duration=durations, loop=0, quality=80
+    )
+    atomic_write(path, buffer.getvalue())
+
+
+def check_video(path: str | Path) -> Path:
+    """Return the path of a video.
+
+    Raises:
+        InputError: When its name does not end with .webp.
+    """
+    path = Path(path)
+    if path.suffix != ".webp":
+        raise InputError(f"a video's name must end with .webp, got {path.name!r}")
+    return path
+
+
+def _frame(step: int, states: np.ndarray, captions: list[str], solved: list[int | None]) -> Image.Image:
+    from noiseworks.bench.testbeds.tabletop import render
+
+    side = SIZE * _SCALE
+    pictures = render(states, SIZE)
+    image = Image.new("RGB", (len(pictures) * (side + 4), side + _BORDER), "white")
+    draw = ImageDraw.Draw(image)
+    for column, picture in enumerate(pictures):
+        x = column * (side + 4)
+        image.paste(Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST), (x, _BORDER))
+        done = solved[column] is not None and step >= solved[column]
+        draw.text(
+            (x + 3, 5),
+            captions[column] + (" - solved" if done else ""),
+            fill=(20, 110, 50) if done else "black",
+        )
+    return image
