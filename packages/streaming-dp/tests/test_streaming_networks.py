@@ -92,7 +92,7 @@ def test_hosts_that_cannot_stream_are_refused():
         convert(make(**(UNET | {"start_at_current": False})))
     with pytest.raises(InputError, match="multiple of 4"):
         StreamingUnet1d(2, 6, down_dims=(8, 16, 32))
-    with pytest.raises(InputError, match="more|at least"):
+    with pytest.raises(InputError, match="at least"):
         convert(make(**(UNET | {"num_train_timesteps": 3})), n_action_steps=1)
     made = convert(host)
     with pytest.raises(InputError, match="8 positions"):
