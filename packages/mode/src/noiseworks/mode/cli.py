@@ -8,6 +8,12 @@ app = make_app(
     "mode",
     {
         "train": Command(f"{_HERE}.train_command:train", "Train a policy on demonstrations."),
+        "eval": Command(f"{_HERE}.commands:eval_policy", "Run a policy and count its successes."),
+        "cache": Command(
+            f"{_HERE}.commands:cache", "Cache the experts of every step and check that it is exact."
+        ),
+        "usage": Command(f"{_HERE}.commands:usage", "Show which experts work at which noise level."),
+        "bench": Command(f"{_HERE}.commands:bench", "Time routed and cached experts."),
         "finetune": Command(f"{_HERE}.train_command:finetune", "Go on training a policy on other data."),
     },
 )

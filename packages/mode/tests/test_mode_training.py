@@ -1,0 +1,212 @@
+"""Training: the loss, frozen routers, the rate, optimizers, and a run that survives a kill."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from noiseworks.core.errors import InputError
+from noiseworks.kits.policies import Episodes
+from noiseworks.mode.model import MoDEModel
+from noiseworks.mode.policy import EDMPolicy
+from noiseworks.mode.task_data import load_task_data
+from noiseworks.mode.train_command import Architecture, Optimization, finetune, new_model, train
+from noiseworks.mode.training import MoDEModule, three_stage_rate
+
+TINY = Architecture(width=16, layers=1, heads=2, experts=3, chunk=4)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A folder of demonstrations: walk towards a goal that the text tells."""
+    rng = np.random.default_rng(0)
+    tasks = rng.integers(2, size=24)
+    obs, actions, ends = [], [], []
+    for task in tasks:
+        position = rng.uniform(-1, 1, 2)
+        for _ in range(8):
+            move = np.clip((1.0 if task else -1.0) - position, -0.2, 0.2)
+            obs.append(np.concatenate((position, np.eye(2)[task])))
+            actions.append(move / 0.2)
+            position = position + move
+        ends.append(len(obs))
+    folder = tmp_path / "data"
+    folder.mkdir()
+    Episodes(
+        np.array(obs, np.float32), np.array(actions, np.float32), np.array(ends), tasks.astype(np.int64)
+    ).save(folder / "episodes.npz")
+    np.save(folder / "goals.npy", rng.standard_normal((2, 3, 5)))
+    return folder
+
+
+def options(**changes):
+    settings = {"steps": 6, "batch_size": 16, "checkpoint_every": 2, "device": "cpu", "progress": False}
+    return Optimization(**(settings | changes))
+
+
+def module_of(data, **changes):
+    torch.manual_seed(0)
+    found = load_task_data(str(data))
+    model = new_model(TINY.config(found), found).train()
+    module = MoDEModule(model, total_steps=10, **changes)
+    table = {name: value[:16] for name, value in found.table(4).items()}
+    return module, table
+
+
+def test_the_three_stages_of_the_rate():
+    rates = [three_stage_rate(step, 1000) for step in (0, 10, 20, 99, 550, 1000, 5000)]
+    assert rates == pytest.approx([0.1, 0.55, 1.0, 1.0, 0.5, 1e-6, 1e-6], abs=2e-3)
+    assert rates[5] == pytest.approx(1e-6)
+
+
+def test_the_balancing_loss_is_added_unless_routers_are_frozen(data):
+    module, table = module_of(data, gamma=0.5, z_weight=0.1)
+    module.log = lambda *args: logged.update({args[0]: float(args[1])})
+    logged = {}
+    torch.manual_seed(0)
+    total = float(module.loss(table).detach())
+    assert logged["balance"] == pytest.approx(2.0, abs=0.05)  # k at first, when routers are even
+    assert total == pytest.approx(
+        logged["edm_loss"] + 0.5 * logged["balance"] + 0.1 * np.log(3) ** 2, abs=0.02
+    )
+    module.host.freeze_routers()
+    torch.manual_seed(0)
+    loss = module.loss(table)
+    assert float(loss.detach()) == logged["edm_loss"]
+    loss.backward()
+    router = module.host.denoiser.blocks[0].router
+    assert all(p.grad is None for p in router.parameters())
+    trained = {id(p) for g in module.configure_optimizers()["optimizer"].param_groups for p in g["params"]}
+    assert not trained & {id(p) for p in router.parameters()}
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_an_optimizer_s_state_is_restored_to_the_same_numbers(data, name):
+    torch.manual_seed(0)
+    module, _ = module_of(data, optimizer=name, learning_rate=1e-2)
+    parameters = [p for p in module.host.parameters() if p.requires_grad]
+    made = module.configure_optimizers()
+    optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    assert {id(p) for g in optimizer.param_groups for p in g["params"]} == {id(p) for p in parameters}
+
+    def step(seed):
+        generator = torch.Generator().manual_seed(seed)
+        for p in parameters:
+            p.grad = torch.randn(p.shape, generator=generator)
+        optimizer.step()
+        schedule.step()
+
+    step(0)
+    weights, state = [p.detach().clone() for p in parameters], optimizer.state_dict()
+    state = torch.load(_saved(state), weights_only=True)
+    rates = schedule.state_dict()
+    step(1)
+    after = [p.detach().clone() for p in parameters]
+    with torch.no_grad():
+        for p, old in zip(parameters, weights, strict=True):
+            p.copy_(old)
+    made = module.configure_optimizers()
+    optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    schedule.load_state_dict(rates)
+    optimizer.load_state_dict(state)
+    step(1)
+    assert all(torch.equal(p, q) for p, q in zip(parameters, after, strict=True))
+
+
+def _saved(state):
+    import io
+
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return file
+
+
+_RUN = """
+import os, signal, sys
+from pathlib import Path
+from noiseworks.mode.train_command import Architecture, Optimization, train
+from noiseworks.mode.training import MoDEModule
+whole = MoDEModule.loss
+def loss(self, batch):
+    if self.global_step == 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(self, batch)
+MoDEModule.loss = loss
+train(sys.argv[1], Path(sys.argv[2]),
+    architecture=Architecture(width=16, layers=1, heads=2, experts=3, chunk=4),
+    optimization=Optimization(steps=12, batch_size=16, checkpoint_every=3, device="cpu", progress=False))
+"""
+
+
+def test_a_killed_run_goes_on_to_the_same_numbers(data, tmp_path):
+    arguments = [sys.executable, "-c", _RUN, str(data), str(tmp_path / "killed")]
+    killed = subprocess.run(
+        arguments, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+    checkpoint = torch.load(tmp_path / "killed/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 6
+    assert not (tmp_path / "killed/model").exists()
+    run = options(steps=12, checkpoint_every=3)
+    again = train(str(data), tmp_path / "killed", architecture=TINY, optimization=run, resume=True)
+    whole = train(str(data), tmp_path / "whole", architecture=TINY, optimization=run)
+    one, two = (MoDEModel.from_pretrained(r.model).state_dict() for r in (again, whole))
+    assert all(torch.equal(one[name], two[name]) for name in two)
+
+
+def test_a_run_s_folder_is_not_used_twice_by_accident(data, tmp_path):
+    out = tmp_path / "run"
+    report = train(str(data), out, architecture=TINY, optimization=options())
+    assert report.steps == 6
+    with pytest.raises(InputError, match="go on with --resume"):
+        train(str(data), out, architecture=TINY, optimization=options())
+    with pytest.raises(InputError, match="other settings"):
+        train(str(data), out, architecture=TINY, optimization=options(learning_rate=1.0), resume=True)
+
+
+def test_finetuning_keeps_frozen_routers_and_refuses_data_that_do_not_fit(data, tmp_path):
+    base = train(str(data), tmp_path / "base", architecture=TINY, optimization=options()).model
+    tuned = finetune(
+        str(base), str(data), tmp_path / "tuned", optimization=options(), freeze_routers=True
+    ).model
+    before, after = (MoDEModel.from_pretrained(folder).state_dict() for folder in (base, tuned))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert not any(".router." in name for name in changed)
+    assert any(".experts." in name for name in changed)
+    np.save(data / "goals.npy", np.zeros((2, 3, 7)))
+    with pytest.raises(InputError, match="use data that fit"):
+        finetune(str(base), str(data), tmp_path / "other", optimization=options())
+
+
+@pytest.mark.parametrize("experts", [3, 1])
+def test_training_lowers_the_loss_and_the_policy_follows_its_goal(data, tmp_path, experts):
+    shape = Architecture(width=32, layers=2, heads=2, experts=experts, top_k=min(2, experts), chunk=4)
+    run = options(steps=100, batch_size=64, learning_rate=1e-2, ema_decay=0.9, checkpoint_every=100)
+    model = MoDEModel.from_pretrained(
+        train(str(data), tmp_path / "run", architecture=shape, optimization=run).model
+    )
+    policy = EDMPolicy(model)
+    obs = torch.tensor([[0.0, 0, 1, 0], [0, 0, 0, 1]]).repeat_interleave(32, dim=0)[:, None]
+    actions = policy.predict_chunk({"obs": obs}, torch.Generator().manual_seed(0)).actions
+    left, right = actions[:, 0].unflatten(0, (2, 32)).mean(dim=1)
+    assert bool((right - left > 0.8).all())
+
+
+def test_bad_data_and_settings_are_refused_before_anything_is_written(data, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(InputError, match="no data at"):
+        train(str(tmp_path / "none"), out)
+    with pytest.raises(InputError, match="top_k"):
+        train(str(data), out, architecture=Architecture(top_k=9))
+    with pytest.raises(InputError, match="episodes is for the testbed"):
+        train(str(data), out, episodes=3)
+    assert not out.exists()
+    (data / "goals.npy").unlink()
+    with pytest.raises(InputError, match=r"lacks goals\.npy"):
+        train(str(data), out)
+    with pytest.raises(InputError, match="gamma"):
+        MoDEModule(MoDEModel.__new__(MoDEModel), gamma=-1)
