@@ -9,6 +9,11 @@ from noiseworks.bench.testbeds.tabletop import TabletopBatch, recipes
 from noiseworks.kits.policies import DiffusionPolicy, NativePolicy, episode_list, evaluate
 
 SHIPPED = {name: path for name, path in shipped_models().items() if path.parents[1].name == "tabletop"}
+CONFIGS = {
+    "tabletop-unet": recipes.UNET,
+    "tabletop-unet-scaled": recipes.SCALED_UNET,
+    "tabletop-transformer": recipes.TRANSFORMER,
+}
 SEED = 300  # not the card's, so that the episodes are others
 
 
@@ -16,7 +21,7 @@ SEED = 300  # not the card's, so that the episodes are others
 def test_a_shipped_policy_fits_its_recipe_and_card(name):
     card = next(card for card in list_cards() if card["name"] == name)
     policy = NativePolicy.from_pretrained(f"testbed:{name}")
-    assert policy.config == (recipes.TRANSFORMER if "transformer" in name else recipes.UNET)
+    assert policy.config == CONFIGS[name]
     assert card["size"] == model_size(SHIPPED[name])
 
 

@@ -11,6 +11,12 @@ import torch
 from noiseworks.bench.testbeds.tabletop import TabletopBatch, demonstrations, recipes
 from noiseworks.kits.policies import NativePolicy
 
+CONFIGS = {
+    "tabletop-unet": recipes.UNET,
+    "tabletop-unet-scaled": recipes.SCALED_UNET,
+    "tabletop-transformer": recipes.TRANSFORMER,
+}
+
 
 @pytest.fixture(scope="module")
 def data():
@@ -95,7 +101,7 @@ def test_a_recipe_can_be_sent_to_other_processes(name, data):
     recipe = pickle.loads(pickle.dumps(recipes.RECIPES[name]))
     module = recipe.build(data)
     assert module.learning_rate == recipe.learning_rate
-    assert module.host.config == (recipes.TRANSFORMER if "transformer" in name else recipes.UNET)
+    assert module.host.config == CONFIGS[name]
 
 
 def test_the_scaled_policy_differs_in_the_gripper_alone(data):
