@@ -6,7 +6,15 @@ import pytest
 import torch
 from noiseworks.core.errors import ArtifactError, InputError, UnsupportedHostError
 from noiseworks.kits.policies import LinearNormalizer, NativePolicy, PolicyConfig
-from noiseworks.streaming_dp import StreamingHost, StreamingPolicy, StreamingUnet1d, convert, from_published
+from noiseworks.streaming_dp import (
+    StreamingHost,
+    StreamingPolicy,
+    StreamingUnet1d,
+    convert,
+    from_published,
+    load_difference,
+    save_difference,
+)
 
 SIZES = {"obs_dim": 3, "action_dim": 2, "horizon": 8, "n_action_steps": 2}
 UNET = SIZES | {"down_dims": (8, 16), "kernel_size": 3, "step_embed_dim": 16}
@@ -97,3 +105,23 @@ def test_hosts_that_cannot_stream_are_refused():
     made = convert(host)
     with pytest.raises(InputError, match="8 positions"):
         made.denoise(torch.zeros(1, 8, 2), torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, 6))
+
+
+@pytest.mark.parametrize("options", [UNET, TRANSFORMER], ids=["unet", "transformer"])
+@torch.inference_mode()
+def test_a_difference_of_eight_bits_brings_the_tuned_policy_back(tmp_path, options):
+    host = make(**options)
+    tuned = convert(host, n_action_steps=1)
+    for parameter in tuned.net.parameters():
+        parameter.add_(0.02 * torch.randn(parameter.shape))
+    save_difference(tmp_path / "small", tuned, host, steps=7)
+    back = load_difference(tmp_path / "small", host)
+    assert back.n_action_steps == 1
+    base = convert(host).net.state_dict()
+    for name, tensor in tuned.net.state_dict().items():
+        change = (tensor - base[name]).abs().amax()
+        assert float((back.net.state_dict()[name] - tensor).abs().amax()) <= float(change) / 253 + 1e-7
+    with pytest.raises(InputError, match="no conversion"):
+        save_difference(tmp_path / "other", tuned, make(**(options | {"horizon": 4})))
+    with pytest.raises(ArtifactError, match="another"):
+        load_difference(tmp_path / "small", make(**(options | {"horizon": 4})))

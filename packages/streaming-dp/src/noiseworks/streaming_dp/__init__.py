@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from noiseworks.streaming_dp.buffer import ActionBuffer
+    from noiseworks.streaming_dp.difference import load_difference, save_difference
     from noiseworks.streaming_dp.hosts import StreamingHost, convert
     from noiseworks.streaming_dp.levels import REGIMES, ChunkLevels, training_levels
     from noiseworks.streaming_dp.networks import StreamingTransformer, StreamingUnet1d, from_published
@@ -26,6 +27,8 @@ _HOME = {
     "TrainConfig": "training",
     "convert": "hosts",
     "from_published": "networks",
+    "load_difference": "difference",
+    "save_difference": "difference",
     "train": "training",
     "training_levels": "levels",
 }
@@ -44,6 +47,8 @@ __all__ = [
     "TrainConfig",
     "convert",
     "from_published",
+    "load_difference",
+    "save_difference",
     "train",
     "training_levels",
 ]
