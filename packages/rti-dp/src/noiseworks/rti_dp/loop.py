@@ -81,7 +81,7 @@ class DenoisingLoop:
                 output = self._call(x, indices[j][:rows], cond)
             else:
                 output = films.call(x, j)
-            if row[3]:
+            if row[3] is not None:
                 self.draw_(noise, generator)
             reverse_step_(x, output, x0, noise, table, j)
         return x

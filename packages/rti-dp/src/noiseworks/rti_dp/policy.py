@@ -163,7 +163,7 @@ class RTIPolicy(ReplanningPolicy):
         guess = self.moved_guess(ids)
         if self.forward_noise:
             noise = self.loop.draw_(x, generator).mul_(self.table.sigma[0])
-            guess = noise.add(guess, alpha=self.table.signal[0])
+            guess = noise + self.table.signal[0] * guess
         x.copy_(guess)
 
     def _due(self, ids: list[int]) -> set[int]:

@@ -36,18 +36,19 @@ class StepTable:
     Attributes:
         timesteps: Indices k at which the network is called, decreasing.
         next_timesteps: Level k' that each step leads to; -1 is the clean end.
-        signal: sqrt(abar_k) of each step.
-        sigma: sqrt(1 - abar_k) of each step.
-        coefficients: Of x0, x, the network's output and the noise, four numbers a step.
+        signal: sqrt(abar_k) of each step, tensors [].
+        sigma: sqrt(1 - abar_k) of each step, tensors [].
+        coefficients: Of x0, x, the network's output and the noise of each step, four tensors [] each; None where
+            a part is left out. Numbers would be made into tensors anew at every use.
         prediction_type: What the network predicts: `epsilon`, `sample` or `v_prediction`.
         clip: Bound of the predicted clean actions, or None.
     """
 
     timesteps: tuple[int, ...]
     next_timesteps: tuple[int, ...]
-    signal: tuple[float, ...]
-    sigma: tuple[float, ...]
-    coefficients: tuple[tuple[float, float, float, float], ...]
+    signal: tuple[Tensor, ...]
+    sigma: tuple[Tensor, ...]
+    coefficients: tuple[tuple[Tensor, Tensor, Tensor | None, Tensor | None], ...]
     prediction_type: str
     clip: float | None
 
@@ -143,15 +144,15 @@ def step_table(
     return StepTable(
         found,
         following,
-        tuple(float(table[k] ** 0.5) for k in found),
-        tuple(float((1 - table[k]) ** 0.5) for k in found),
+        tuple(table[k] ** 0.5 for k in found),
+        tuple((1 - table[k]) ** 0.5 for k in found),
         tuple(rows),
         kind,
         float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample", True) else None,
     )
 
 
-def _ddpm_row(abar: Tensor, abar_next: Tensor, variance: str, noisy: bool) -> tuple[float, ...]:
+def _ddpm_row(abar: Tensor, abar_next: Tensor, variance: str, noisy: bool) -> tuple[Tensor | None, ...]:
     # As in diffusers, operation by operation: see `step_table`.
     rest, rest_next = 1 - abar, 1 - abar_next
     alpha = abar / abar_next
@@ -164,10 +165,10 @@ def _ddpm_row(abar: Tensor, abar_next: Tensor, variance: str, noisy: bool) -> tu
         "fixed_small_log": lambda: torch.exp(0.5 * torch.log(small)),
         "fixed_large": lambda: beta**0.5,
     }[variance]()
-    return float(of_x0), float(of_x), 0.0, float(std) if noisy else 0.0
+    return of_x0, of_x, None, std if noisy else None
 
 
-def _ddim_row(abar: Tensor, abar_next: Tensor, kind: str) -> tuple[float, ...]:
+def _ddim_row(abar: Tensor, abar_next: Tensor, kind: str) -> tuple[Tensor | None, ...]:
     signal, sigma = abar**0.5, (1 - abar) ** 0.5
     sigma_next = (1 - abar_next) ** 0.5
     # eps as a combination of x and the output; x0 is clipped, eps is not.
@@ -176,7 +177,7 @@ def _ddim_row(abar: Tensor, abar_next: Tensor, kind: str) -> tuple[float, ...]:
         "sample": lambda: (1 / sigma, -signal / sigma),
         "v_prediction": lambda: (sigma, signal),
     }[kind]()
-    return float(abar_next**0.5), float(sigma_next * eps_of_x), float(sigma_next * eps_of_output), 0.0
+    return abar_next**0.5, sigma_next * eps_of_x, sigma_next * eps_of_output, None
 
 
 def check_scheduler(scheduler: Any) -> None:
@@ -222,8 +223,9 @@ def predict_clean_(x0: Tensor, x: Tensor, output: Tensor, table: StepTable, j: i
     elif table.prediction_type == "sample":
         x0.copy_(output)
     else:
-        torch.mul(x, table.signal[j], out=x0)
-        x0.add_(output, alpha=-table.sigma[j])
+        # signal x - sigma output, without a second scratch.
+        torch.div(x, table.sigma[j], out=x0)
+        x0.mul_(table.signal[j]).sub_(output).mul_(table.sigma[j])
     return x0 if table.clip is None else x0.clamp_(-table.clip, table.clip)
 
 
@@ -243,8 +245,8 @@ def reverse_step_(x: Tensor, output: Tensor, x0: Tensor, noise: Tensor, table: S
         return x.copy_(x0)
     of_x0, of_x, of_output, of_noise = table.coefficients[j]
     x.mul_(of_x).add_(x0.mul_(of_x0))
-    if of_output:
-        x.add_(output, alpha=of_output)
-    if of_noise:
+    if of_output is not None:
+        x.add_(torch.mul(output, of_output, out=x0))
+    if of_noise is not None:
         x.add_(noise.mul_(of_noise))
     return x
