@@ -68,21 +68,21 @@ def test_the_ring_equals_concatenation_bit_for_bit(gaussian, look, sizes):
     assert torch.equal(acted(policy, look, steps)[:, 0], concatenated(gaussian(*sizes), 30, 7))
 
 
-@pytest.mark.parametrize(("solver", "levels"), [("ddpm", 20), ("ddim", 12)])
+@pytest.mark.parametrize(("solver", "levels"), [("ddpm", 12), ("ddim", 8)])
 def test_executed_actions_have_the_moments_of_the_full_sampler(gaussian, look, solver, levels):
     """Every executed position has passed all levels, so the discretisation's bias is the same as well."""
-    rows, host = 20_000, gaussian(horizon=6, n_action_steps=1, steps=20)
+    rows, host = 8_000, gaussian(horizon=4, n_action_steps=1, steps=12)
     host.mean = host.mean.mean(0) + torch.zeros_like(host.mean)  # a position's law must not move with it
     generator = torch.Generator().manual_seed(0)
     policy = StreamingPolicy(host, num_envs=rows, solver=solver, num_levels=levels)
     ids, cond = list(range(rows)), torch.zeros(rows, 6)
-    for _ in range(policy.spec.chunks + 3):
+    for _ in range(policy.spec.chunks + 2):
         x, _ = policy.plan(cond, ids, generator, rows)
         policy.since[:] = 1
     found = x[:, 1]
     # The ordinary sampler on the same levels.
     scheduler = policy.scheduler
-    y = torch.randn((rows, 6, 2), generator=generator)
+    y = torch.randn((rows, 4, 2), generator=generator)
     for k in scheduler.timesteps.tolist():
         options = {"generator": generator} if solver == "ddpm" else {}
         y = scheduler.step(host.denoise(y, torch.full((rows,), k), None), k, y, **options).prev_sample
@@ -181,6 +181,22 @@ def test_the_past_is_noised_to_its_label_unless_told_otherwise(gaussian, look):
         seen[renoise] = inputs[policy.stats.nfes[0]][0, 0], actions[1, 0]
     assert torch.equal(seen[False][0], seen[False][1])
     assert not torch.allclose(seen[True][0], seen[True][1], atol=1e-3)
+
+
+def test_inpainted_entries_are_imposed_before_every_call(gaussian, look):
+    host, calls = gaussian(), []
+
+    def impose(x, cond):
+        x[..., 1] = 0.25
+        calls.append(len(x))
+
+    host.impose = impose
+    seen, original = [], host.denoise
+    host.denoise = lambda x, k, cond: seen.append(x[..., 1].clone()) or original(x, k, cond)
+    policy = StreamingPolicy(host, num_envs=2)
+    acted(policy, look, 3)
+    assert len(calls) == len(seen) == sum(policy.stats.nfes)
+    assert all(bool((entry == 0.25).all()) for entry in seen)
 
 
 def test_a_row_that_is_not_finite_restarts_cold(gaussian, look):

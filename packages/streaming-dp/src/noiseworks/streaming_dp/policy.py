@@ -38,8 +38,11 @@ class Cycle(NamedTuple):
 class StreamingPolicy(ReplanningPolicy):
     """Streaming Diffusion Policy (Høeg et al. 2024) on a host that reads a level for each position.
 
+    A host that conditions by inpainting has a method `impose(x, cond)`, which overwrites known entries of the
+    buffer [B, Tp, Da] in place; it is called before every network call.
+
     Args:
-        host: From `convert`, `StreamingHost` or `train`.
+        host: From `convert`, `StreamingHost` or `train`, or an own one whose `denoise` takes (B, Tp) timesteps.
         buffer_init: Actions at the start of an episode, noised to the buffer's levels: `zero`, `constant`
             (`constant`'s value everywhere) or `denoise` (a full run at equal levels, whose first chunk is
             executed as it is).
@@ -247,7 +250,10 @@ class StreamingPolicy(ReplanningPolicy):
         if not cycle.calls:
             return
         shared = self._calls.begin(cond)
+        impose = getattr(self.host, "impose", None)
         for prepared, table in zip(cycle.calls, cycle.tables, strict=True):
+            if impose is not None:
+                impose(x, cond)
             out = self._calls.call(x, prepared, shared)
             drawn = _draw_(noise, generators) if self.solver == "ddpm" else None
             reverse_step_(x, out, drawn, table, self.scheduler.clip, scratch)
