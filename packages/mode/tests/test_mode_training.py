@@ -12,6 +12,7 @@ from noiseworks.core.errors import InputError
 from noiseworks.kits.policies import Episodes
 from noiseworks.mode.model import MoDEModel
 from noiseworks.mode.policy import EDMPolicy
+from noiseworks.mode.routing import Routing
 from noiseworks.mode.task_data import load_task_data
 from noiseworks.mode.train_command import Architecture, Optimization, finetune, new_model, train
 from noiseworks.mode.training import MoDEModule, three_stage_rate
@@ -81,6 +82,17 @@ def test_the_balancing_loss_is_added_unless_routers_are_frozen(data):
     assert all(p.grad is None for p in router.parameters())
     trained = {id(p) for g in module.configure_optimizers()["optimizer"].param_groups for p in g["params"]}
     assert not trained & {id(p) for p in router.parameters()}
+
+
+def test_an_expert_that_nobody_uses_is_warned_of(data, monkeypatch):
+    module, _ = module_of(data)
+    ids = torch.tensor([[0, 1]]).expand(300, 2)
+    routing = Routing(torch.zeros(1, 3), torch.zeros(1, 3), ids, torch.zeros(300, 2))
+    module.watch([routing])
+    monkeypatch.setattr(MoDEModule, "global_step", 999)
+    with pytest.warns(UserWarning, match=r"expert 2 of layer 0 took 0\.00% of the tokens"):
+        module.watch([routing])
+    assert int(module.used.sum()) == 0
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

@@ -59,15 +59,12 @@ def eval_policy(
     """
     check_choice("env", env, (TABLETOP,))
     check_choice("experts", experts, ("cached", "routed"))
-    chosen = list(range(NUM_TASKS)) if tasks is None else tasks
-    for task in chosen:
-        check_number("task", task, low=0, high=NUM_TASKS - 1, integer=True)
+    chosen = check_tasks(tasks)
     if video is not None:
         check_suffix(video, (".webp",))
         check_writable(video.parent)
     episode_tasks, seeds = episode_list(chosen, episodes, seed)
-    module = tabletop()
-    tables = module.TabletopBatch(min(MAX_ENVS, len(seeds)), disturb=disturb)
+    tables = tabletop().TabletopBatch(min(MAX_ENVS, len(seeds)), disturb=disturb)
     model = load_model(policy)
     runner = EDMPolicy(model, sampler=sampler, num_inference_steps=steps, grid=grid, num_envs=tables.num_envs)
     if experts == "cached" and not model.config.dense:
@@ -79,6 +76,17 @@ def eval_policy(
     if runner.cache is not None:
         found["cache_hit_rate"] = runner.cache.report().hit_rate
     return report.summary() | found
+
+
+def check_tasks(tasks: list[int] | None) -> list[int]:
+    """Return task ids, all by default.
+
+    Raises:
+        InputError: When one is out of range.
+    """
+    for task in tasks or []:
+        check_number("task", task, low=0, high=NUM_TASKS - 1, integer=True)
+    return list(range(NUM_TASKS)) if tasks is None else tasks
 
 
 def _pictures(report: EvaluationReport, every: int) -> list[np.ndarray]:

@@ -53,8 +53,8 @@ class Architecture:
         init: olmoe or torch.
     """
 
-    width: int = 80
-    layers: int = 4
+    width: int = 64
+    layers: int = 3
     heads: int = 4
     experts: int = 4
     top_k: int = 2
@@ -70,7 +70,7 @@ class Architecture:
     expert_dropout: float = 0.0
     goal_dropout: float = 0.1
     goal_dropout_mode: GoalDropout = "element"
-    init: Init = "olmoe"
+    init: Init = "torch"
 
     def config(self, data: TaskData) -> MoDEConfig:
         """Return the denoiser's configuration for some data."""
@@ -108,9 +108,9 @@ class Optimization:
         progress: Whether a progress bar is shown.
     """
 
-    steps: int = 2400
+    steps: int = 800
     batch_size: int = 128
-    learning_rate: float = 2e-3
+    learning_rate: float = 6e-3
     optimizer: OptimizerName = "muon"
     weight_decay: float = 0.05
     gamma: float = 0.01
@@ -118,7 +118,7 @@ class Optimization:
     density: Density = "log-logistic"
     ema_decay: float = 0.999
     seed: int = 0
-    checkpoint_every: int = 200
+    checkpoint_every: int = 100
     device: Literal["auto", "cpu", "cuda"] = "auto"
     devices: int = 1
     strategy: str = "auto"

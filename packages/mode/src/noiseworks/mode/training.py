@@ -1,6 +1,7 @@
 """Training on Lightning: EDM loss, load balancing, EMA, the three-stage rate, and resume to the same numbers."""
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from noiseworks.mode.routing import Routing, load_balance, mean_over_layers, rou
 from torch import Tensor, nn
 
 OptimizerName = Literal["adamw", "muon"]
+WATCHED_STEPS, LEAST_USE = 1000, 0.01
 
 
 def three_stage_rate(
@@ -156,6 +158,9 @@ class MoDEModule(PolicyTrainer):
         self.average = EMA(model, power=2 / 3, maximum=ema_decay)
         self.gamma, self.z_weight, self.density = gamma, z_weight, density
         self.optimizer_name, self.stages = optimizer, stages
+        if not model.config.dense:
+            shape = (model.config.num_layers, model.config.num_routed)
+            self.register_buffer("used", torch.zeros(shape, dtype=torch.int64))
 
     def averaged_host(self) -> MoDEModel:
         """Return the model with the averaged weights; it shares them with this module."""
@@ -177,7 +182,10 @@ class MoDEModule(PolicyTrainer):
         ).to(device=clean.device, dtype=torch.float32)
         edm, routings = self.losses(batch, clean, sigma, noise)
         self.log("edm_loss", edm.detach())
-        if config.dense or self.host.routers_frozen:
+        if config.dense:
+            return edm
+        self.watch(routings)
+        if self.host.routers_frozen:
             return edm
         balance = mean_over_layers([load_balance(r, config.balance) for r in routings])
         self.log("balance", balance.detach())
@@ -185,6 +193,22 @@ class MoDEModule(PolicyTrainer):
         if self.z_weight:
             total = total + self.z_weight * mean_over_layers([router_z_loss(r) for r in routings])
         return total
+
+    @torch.no_grad()
+    def watch(self, routings: list[Routing]) -> None:
+        """Count which experts tokens go to, and warn every 1,000 steps of experts below 1 % of them."""
+        for layer, routing in enumerate(routings):
+            self.used[layer] += torch.bincount(routing.ids.flatten(), minlength=self.used.shape[1])
+        if (self.global_step + 1) % WATCHED_STEPS:
+            return
+        share = self.used / self.used.sum(dim=1, keepdim=True)
+        for layer, expert in (share < LEAST_USE).nonzero().tolist():
+            warnings.warn(
+                f"expert {expert} of layer {layer} took {float(share[layer, expert]):.2%} of the tokens in the last "
+                f"{WATCHED_STEPS} steps: raise gamma, or train fewer experts",
+                stacklevel=2,
+            )
+        self.used.zero_()
 
     def losses(
         self, batch: Mapping[str, Tensor], clean: Tensor, sigma: Tensor, noise: Tensor
