@@ -1,0 +1,163 @@
+"""The command line as a user types it, in process, on a small untrained policy."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from noiseworks.bac.cli import app
+from noiseworks.bac.plan import CachePlan
+from noiseworks.core.cli import run
+from noiseworks.kits.policies.native import NativePolicy, PolicyConfig
+from PIL import Image
+
+K = 10
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("policies")
+    torch.manual_seed(0)
+    config = PolicyConfig(network="transformer", n_layer=2, n_head=2, n_emb=16, num_train_timesteps=K)
+    NativePolicy(config).eval().save_pretrained(folder / "policy")
+    NativePolicy(PolicyConfig(down_dims=(8, 16), num_train_timesteps=K)).save_pretrained(folder / "unet")
+    rng = np.random.default_rng(0)
+    np.savez(folder / "obs.npz", obs=rng.normal(size=(4, 2, 33)).astype(np.float32))
+    return folder
+
+
+def call(capsys, *words):
+    with pytest.raises(SystemExit) as stop:
+        run(app, [str(word) for word in words])
+    return stop.value.code, *capsys.readouterr()
+
+
+@pytest.fixture(scope="module")
+def made(home):
+    """Return the folders of a profile and of a plan."""
+    with pytest.raises(SystemExit):
+        words = ["profile", "--model", home / "policy", "--out", home / "profile", "--observations", "2"]
+        run(app, [str(word) for word in [*words, "--metrics", "cosine,l1"]])
+    with pytest.raises(SystemExit):
+        words = [
+            "plan",
+            "--profile",
+            home / "profile",
+            "--out",
+            home / "plan",
+            "--updates",
+            "3",
+            "--bubble",
+            "1",
+        ]
+        run(app, [str(word) for word in words])
+    return home / "profile", home / "plan"
+
+
+def test_profile_goes_on_where_it_was_stopped(home, tmp_path, capsys):
+    words = ["profile", "--model", home / "policy", "--data", home / "obs.npz", "--json"]
+    status, _, error = call(capsys, *words, "--out", tmp_path / "one", "--observations", "1")
+    assert status == 0, error
+    status, _, error = call(capsys, *words, "--out", tmp_path / "one", "--observations", "3", "--resume")
+    assert status == 0, error
+    status, printed, _ = call(capsys, *words, "--out", tmp_path / "all", "--observations", "3")
+    assert json.loads(printed)["observations"] == 3
+    from noiseworks.bac.profiling import FeatureProfile
+
+    resumed, whole = (FeatureProfile.from_pretrained(tmp_path / name) for name in ("one", "all"))
+    assert resumed.observations == 3
+    assert np.allclose(resumed.matrices["cosine"], whole.matrices["cosine"], atol=1e-6)
+
+
+def test_plan_shows_a_table_and_writes_what_it_shows(made, tmp_path, capsys):
+    profile, plan = made
+    status, printed, error = call(capsys, "plan", "--profile", profile, "--updates", "3")
+    assert status == 0, error
+    assert "layer1.ff" in printed
+    assert "updates" in printed
+    common = ["plan", "--profile", profile, "--json", "--updates", "3", "--out", tmp_path / "plan"]
+    for method, words in {
+        "uniform": [],
+        "unified": [],
+        "block": ["--metric", "l1", "--no-force-last"],
+    }.items():
+        status, printed, error = call(capsys, *common, "--method", method, *words, "--bubble", "0")
+        assert status == 0, error
+        loaded = CachePlan.from_pretrained(tmp_path / "plan")
+        assert json.loads(printed)["method"] == loaded.method == method
+        assert json.loads(printed)["schedules"] == {name: loaded.schedule(name) for name in loaded.blocks}
+    status, printed, _ = call(capsys, *common, "--steps", "5")
+    assert json.loads(printed)["steps"] == 5
+
+
+@pytest.mark.parametrize("suffix", [".svg", ".png", ".webp"])
+def test_heatmaps_are_pictures_of_plans_and_profiles(made, tmp_path, capsys, suffix):
+    for name, source in zip(("profile", "plan"), made, strict=True):
+        out = tmp_path / f"{name}{suffix}"
+        status, _, error = call(capsys, "heatmap", source, "--out", out)
+        assert status == 0, error
+        if suffix == ".svg":
+            assert out.read_text().count("<rect") > 10
+        else:
+            assert Image.open(out).size[0] > 100
+
+
+def test_a_plans_picture_has_a_dark_cell_for_each_update(made, tmp_path, capsys):
+    call(capsys, "heatmap", made[1], "--out", tmp_path / "plan.svg")
+    dark = (tmp_path / "plan.svg").read_text().count("#1f5daa")
+    assert dark == CachePlan.from_pretrained(made[1]).table.sum()
+
+
+def test_errors_rollout_and_bench_run_on_a_plan(home, made, tmp_path, capsys):
+    profile, plan = made
+    model = ["--model", home / "policy", "--device", "cpu", "--json"]
+    status, printed, error = call(capsys, "errors", *model, "--plan", plan, "--observations", "2")
+    assert status == 0, error
+    assert json.loads(printed)["action_error"] > 0
+    video = tmp_path / "episodes.webp"
+    words = ["rollout", *model, "--plan", plan, "--tasks", "10,11", "--video", video]
+    status, printed, error = call(capsys, *words)
+    assert status == 0, error
+    assert json.loads(printed)["episodes"] == 2
+    assert Image.open(video).n_frames > 1
+    words = ["bench", *model, "--profile", profile, "--updates", "3", "--bubble", "1", "--repeats", "1"]
+    status, printed, error = call(capsys, *words, "--observations", "2")
+    assert status == 0, error
+    rows = json.loads(printed)
+    assert rows["full"]["times_faster"] == 1
+    assert rows["lean"]["action_error"] < 1e-6
+    assert rows["bac"]["share"] < 1
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["profile", "--model", "{home}/policy", "--out", "{out}", "--metrics", "dot"], "metrics"),
+        (["profile", "--model", "{home}/unet", "--out", "{out}"], "U-Net"),
+        (["profile", "--model", "{home}/nowhere", "--out", "{out}"], "nowhere"),
+        (["profile", "--model", "{home}/policy", "--out", "{out}", "--data", "missing.npz"], "missing.npz"),
+        (["profile", "--model", "{home}/policy", "--out", "{out}", "--seed", "1000"], "seed"),
+        (["plan", "--profile", "{home}/profile", "--out", "{out}", "--updates", "11"], "updates"),
+        (["plan", "--profile", "{home}/profile", "--out", "{out}", "--bubble", "7"], "bubble"),
+        (["plan", "--profile", "{home}/plan", "--out", "{out}"], "kind"),
+        (["heatmap", "{home}/plan", "--out", "{out}.gif"], "svg"),
+        (["rollout", "--model", "{home}/policy", "--video", "{out}.mp4"], "webp"),
+        (["rollout", "--model", "{home}/policy", "--tasks", "12"], "tasks"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(home, made, tmp_path, capsys, words, named):
+    out = tmp_path / "out"
+    status, _, error = call(capsys, *(word.format(home=home, out=out) for word in words))
+    assert status == 2
+    assert error.count("\n") == 1
+    assert named in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_of_another_policy_is_refused(home, made, tmp_path, capsys):
+    torch.manual_seed(1)
+    config = PolicyConfig(network="transformer", n_layer=2, n_head=2, n_emb=16, num_train_timesteps=K)
+    NativePolicy(config).save_pretrained(tmp_path / "other")
+    status, _, error = call(capsys, "rollout", "--model", tmp_path / "other", "--plan", made[1])
+    assert status == 2
+    assert "weights" in error
