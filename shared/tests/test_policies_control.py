@@ -220,7 +220,9 @@ def test_a_state_goes_on_to_the_same_actions():
         first.act(obs)
     second.load_state_dict(first.state_dict())
     assert torch.equal(second.past([1])["obs"], first.past([1])["obs"])
-    for obs in observations[3:]:  # over the end of the chunk, so that noise is drawn again
+    for policy in (first, second):  # an observation without an action, which a loop with a delay makes
+        policy.remember(observations[3], [0, 1])
+    for obs in observations[4:]:  # over the end of the chunk, so that noise is drawn again
         assert torch.equal(first.act(obs), second.act(obs))
     with pytest.raises(InputError, match="queue"):
         DiffusionPolicy(host).load_state_dict(first.state_dict())

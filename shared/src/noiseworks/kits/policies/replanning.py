@@ -216,6 +216,7 @@ class ReplanningPolicy:
         actions = self.host.normalizer.unnormalize(prediction)[:, self.chunk.executed]
         return Chunk(actions, prediction, nfe, time.perf_counter() - begin)
 
+    @torch.inference_mode()
     def remember(self, obs: Obs, ids: Sequence[int]) -> None:
         """Append observations [B, ...] to the histories; a new episode's first one fills its whole history."""
         steps, index = self.chunk.n_obs_steps, torch.as_tensor(ids)
