@@ -117,10 +117,10 @@ def test_a_difference_of_eight_bits_brings_the_tuned_policy_back(tmp_path, optio
     save_difference(tmp_path / "small", tuned, host, steps=7)
     back = load_difference(tmp_path / "small", host)
     assert back.n_action_steps == 1
-    base = convert(host).net.state_dict()
-    for name, tensor in tuned.net.state_dict().items():
+    base, found = (dict(one.net.named_parameters()) for one in (convert(host), back))
+    for name, tensor in tuned.net.named_parameters():
         change = (tensor - base[name]).abs().amax()
-        assert float((back.net.state_dict()[name] - tensor).abs().amax()) <= float(change) / 253 + 1e-7
+        assert float((found[name] - tensor).abs().amax()) <= float(change) / 253 + 1e-7
     with pytest.raises(InputError, match="no conversion"):
         save_difference(tmp_path / "other", tuned, make(**(options | {"horizon": 4})))
     with pytest.raises(ArtifactError, match="another"):

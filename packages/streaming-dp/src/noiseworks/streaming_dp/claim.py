@@ -36,6 +36,8 @@ SHIPPED = Path(__file__).parent / "shipped"
 # Regimes of the two fine-tunings: the paper's mixture, and the ablation without unequal levels.
 REGIMES = {"sdp": DEFAULT_WEIGHTS, "sdp_constant": (1.0, 0.0, 0.0, 0.0)}
 RECIPE = {"batch_size": 128, "learning_rate": 5e-4, "warmup_steps": 100}
+# Arms of side comparisons, with fewer episodes.
+SIDE = ("cold", "sdp_constant")
 # Success of the ordinary policy below which there is nothing to keep.
 SOLVED = 0.2
 ARMS = (
@@ -94,44 +96,45 @@ def latencies(name: str, steps: int, folder: Path, rounds: int) -> Mapping[str, 
     return taken
 
 
-def run_episodes(
-    arm: str, seed: int, context: Context, episodes: int, *, disturb: bool
-) -> tuple[EvaluationReport, ReplanningPolicy]:
+def run_episodes(arm: str, seed: int, context: Context, episodes: int, *, disturb: bool) -> EvaluationReport:
     """Return an arm's episodes; all arms of a seed start in the same states."""
-    settings = context.settings
+    settings, name = context.settings, context.model or HOST
     tasks, seeds = episode_list(settings["tasks"], episodes, 100 * seed)
     env = TabletopBatch(len(tasks), disturb=disturb)
-    policy = make_policy(
-        arm, context.model or HOST, settings["train_steps"], context.folder.absolute(), env.num_envs
-    )
-    return evaluate(policy, env, tasks, seeds, record=True), policy
+    policy = make_policy(arm, name, settings["train_steps"], context.folder.absolute(), env.num_envs)
+    return evaluate(policy, env, tasks, seeds, record=True)
 
 
 def run_arm(arm: str, seed: int, context: Context) -> Measurement:
-    """Measure one arm on one seed."""
+    """Measure one arm on one seed; arms of the side comparisons act in the first episodes of each task only."""
     settings, name = context.settings, context.model or HOST
     resolve_model(name)
+    steps, folder = settings["train_steps"], context.folder.absolute()
     context.progress(0, 2, f"{arm}: episodes")
-    report, _ = run_episodes(arm, seed, context, settings["episodes"], disturb=False)
-    context.progress(1, 2, f"{arm}: disturbed episodes")
-    disturbed, _ = run_episodes(arm, seed, context, settings["disturbed"], disturb=True)
-    times = latencies(name, settings["train_steps"], context.folder.absolute(), settings["rounds"])[arm]
-    metrics = {
+    report = run_episodes(arm, seed, context, settings["few" if arm in SIDE else "episodes"], disturb=False)
+    times = latencies(name, steps, folder, settings["rounds"])[arm]
+    first = report.seeds < 100 * seed + settings["few"]
+    switches = mode_switches(report.observations[..., :2], report.actions)
+    metrics: dict[str, Any] = {
         "latency": times,
         "latency_p95": float(np.quantile(times, 0.95)),
-        "success": report.success.astype(float).tolist(),
-        "success_disturbed": disturbed.success.astype(float).tolist(),
         "calls": report.nfe_per_replan,
         "calls_per_action": report.nfe_per_action,
-        "mode_switches": mode_switches(report.observations[..., :2], report.actions).astype(float).tolist(),
+        "success_few": report.success[first].astype(float).tolist(),
+        "mode_switches": switches[first].astype(float).tolist(),
     }
+    if arm not in SIDE:
+        context.progress(1, 2, f"{arm}: disturbed episodes")
+        disturbed = run_episodes(arm, seed, context, settings["few"], disturb=True)
+        metrics["success"] = report.success.astype(float).tolist()
+        metrics["success_disturbed"] = disturbed.success.astype(float).tolist()
     tasks = report.by_task()
     series = {"success over tasks": (sorted(tasks), [tasks[task]["success"] for task in sorted(tasks)])}
     images = {}
     if arm == "sdp" and settings["video"]:
-        policy = make_policy(arm, name, settings["train_steps"], context.folder.absolute(), 4)
         video = context.folder / "stream.webp"
-        write_webp(record_stream(policy, settings["tasks"][:4], 100 * seed), video)
+        shown = settings["tasks"][:4]
+        write_webp(record_stream(make_policy(arm, name, steps, folder, len(shown)), shown, 100 * seed), video)
         images["the paths in the buffers, fainter where noisier"] = video
     low, high = report.interval
     note = (
@@ -163,12 +166,12 @@ def ship(run: Path, arm: str, steps: int, target: Path = SHIPPED) -> None:
 
 
 def _sizes(
-    episodes: int, disturbed: int, rounds: int, *, tasks: tuple[int, ...] = TASKS, train_steps: int = 0
+    episodes: int, few: int, rounds: int, *, tasks: tuple[int, ...] = TASKS, train_steps: int = 0
 ) -> dict[str, Any]:
     return {
         "tasks": tasks,
         "episodes": episodes,
-        "disturbed": disturbed,
+        "few": few,
         "rounds": rounds,
         "train_steps": train_steps,
         "video": train_steps == 0 and episodes > 1,
@@ -190,9 +193,15 @@ CLAIM = Claim(
         Target("network calls per replan", "calls", "sdp", "dp", "ratio", 1 / 14, "lower"),
         Target("success", "success", "sdp", "dp", "difference", -0.05, "higher", guard=True),
         Target("success with jumps", "success_disturbed", "sdp", "dp", "difference", 0.0, "higher"),
-        Target("success at equal calls an action", "success", "sdp", "cold", "difference", 0.0, "higher"),
+        Target("success at equal calls an action", "success_few", "sdp", "cold", "difference", 0.0, "higher"),
         Target(
-            "success against constant levels", "success", "sdp", "sdp_constant", "difference", 0.1, "higher"
+            "success against constant levels",
+            "success_few",
+            "sdp",
+            "sdp_constant",
+            "difference",
+            0.1,
+            "higher",
         ),
     ),
     scales={
@@ -209,6 +218,7 @@ CLAIM = Claim(
         "calls": "calls per replan",
         "calls_per_action": "calls per action",
         "success": "success",
+        "success_few": "success, first episodes",
         "success_disturbed": "success, discs jump",
         "mode_switches": "mode switches",
     },

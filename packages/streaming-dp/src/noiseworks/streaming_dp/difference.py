@@ -1,6 +1,5 @@
 """A fine-tuned policy as its difference to the converted host, in one byte a weight: small enough to ship."""
 
-import copy
 from pathlib import Path
 
 import torch
@@ -25,15 +24,16 @@ def save_difference(path: str | Path, tuned: StreamingHost, host: NativePolicy, 
     Raises:
         InputError: When `tuned` is no conversion of `host`.
     """
-    base = convert(host, n_action_steps=tuned.n_action_steps).net.state_dict()
-    state = tuned.net.state_dict()
+    # Buffers, such as a transformer's masks, do not change.
+    base = dict(convert(host, n_action_steps=tuned.n_action_steps).net.named_parameters())
+    state = dict(tuned.net.named_parameters())
     if {name: t.shape for name, t in base.items()} != {name: t.shape for name, t in state.items()}:
         raise InputError(
             "the tuned policy and the host differ in their sizes: it is no conversion of this host"
         )
     tensors: dict[str, Tensor] = {}
     for name, start in base.items():
-        codes, scale = quantize_rows(state[name].float() - start.float())
+        codes, scale = quantize_rows((state[name] - start).detach().float())
         tensors[f"{name}:codes"], tensors[f"{name}:scale"] = codes, scale
     save_artifact(path, KIND, {"n_action_steps": tuned.n_action_steps, **record}, tensors)
 
@@ -50,16 +50,15 @@ def load_difference(path: str | Path, host: NativePolicy) -> StreamingHost:
     """
     record, tensors = load_artifact(path, KIND)
     made = convert(host, n_action_steps=record["n_action_steps"])
-    state = copy.deepcopy(made.net.state_dict())
+    parameters = dict(made.net.named_parameters())
     names = {name.removesuffix(":codes") for name in tensors if name.endswith(":codes")}
-    if names != set(state):
+    if names != set(parameters):
         raise ArtifactError(f"the difference in {path} belongs to a policy of another network than this host")
-    for name, tensor in state.items():
+    for name, tensor in parameters.items():
         change = tensors[f"{name}:codes"].float() * tensors[f"{name}:scale"].float()
         if change.shape != tensor.shape:
             raise ArtifactError(f"the difference in {path} does not fit this host: {name} has another shape")
-        tensor.add_(change)
-    made.net.load_state_dict(state)
+        tensor.data.add_(change.to(tensor))
     return made
 
 
