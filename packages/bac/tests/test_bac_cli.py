@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 from noiseworks.bac.cli import app
-from noiseworks.bac.plan import CachePlan
+from noiseworks.bac.data import load_observations
+from noiseworks.bac.plan import CachePlan, make_plan
+from noiseworks.bac.profiling import FeatureProfile, profile
 from noiseworks.core.cli import run
 from noiseworks.kits.policies.native import NativePolicy, PolicyConfig
 from PIL import Image
@@ -35,22 +37,11 @@ def call(capsys, *words):
 @pytest.fixture(scope="module")
 def made(home):
     """Return the folders of a profile and of a plan."""
-    with pytest.raises(SystemExit):
-        words = ["profile", "--model", home / "policy", "--out", home / "profile", "--observations", "2"]
-        run(app, [str(word) for word in [*words, "--metrics", "cosine,l1"]])
-    with pytest.raises(SystemExit):
-        words = [
-            "plan",
-            "--profile",
-            home / "profile",
-            "--out",
-            home / "plan",
-            "--updates",
-            "3",
-            "--bubble",
-            "1",
-        ]
-        run(app, [str(word) for word in words])
+    policy = NativePolicy.from_pretrained(home / "policy")
+    obs = load_observations(home / "obs.npz", policy, 2, 0)
+    found = profile(policy, obs, metrics=("cosine", "l1"), generator=torch.Generator().manual_seed(0))
+    found.save_pretrained(home / "profile")
+    make_plan(found, updates=3, bubble=1).save_pretrained(home / "plan")
     return home / "profile", home / "plan"
 
 
@@ -62,15 +53,13 @@ def test_profile_goes_on_where_it_was_stopped(home, tmp_path, capsys):
     assert status == 0, error
     status, printed, _ = call(capsys, *words, "--out", tmp_path / "all", "--observations", "3")
     assert json.loads(printed)["observations"] == 3
-    from noiseworks.bac.profiling import FeatureProfile
-
     resumed, whole = (FeatureProfile.from_pretrained(tmp_path / name) for name in ("one", "all"))
     assert resumed.observations == 3
     assert np.allclose(resumed.matrices["cosine"], whole.matrices["cosine"], atol=1e-6)
 
 
 def test_plan_shows_a_table_and_writes_what_it_shows(made, tmp_path, capsys):
-    profile, plan = made
+    profile, _ = made
     status, printed, error = call(capsys, "plan", "--profile", profile, "--updates", "3")
     assert status == 0, error
     assert "layer1.ff" in printed

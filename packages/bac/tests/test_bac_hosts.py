@@ -172,6 +172,15 @@ def test_the_policies_transformer_gives_the_same_with_and_without_its_own_forwar
     torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-5)
 
 
+def test_the_lean_forward_pass_is_the_networks_own_up_to_rounding():
+    policy = native()
+    x, cond = torch.randn(3, 8, 3), torch.randn(3, 2, 5)
+    expected = calls(policy.net, x, cond)
+    with attach(policy, CachePlan.uniform(find_stack(policy).blocks, K, 1), exact=False):
+        found = calls(policy.net, x, cond)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("fused", [True, False])
 def test_computing_every_block_changes_no_bit(fused):
     policy = native()

@@ -27,14 +27,16 @@ class CachedPolicy:
         cache: Stored outputs and the place in the plan.
     """
 
-    def __init__(self, policy: Any, stack: Stack, plan: CachePlan, cache: BlockCache, fused: bool) -> None:
+    def __init__(
+        self, policy: Any, stack: Stack, plan: CachePlan, cache: BlockCache, fused: bool, exact: bool = True
+    ) -> None:
         self.policy, self.plan, self.cache = policy, plan, cache
         self._stack = stack
         self._own: list[tuple[Any, str, Any]] = []
         network = stack.network
         original = network.forward
         if fused and has_decoder_layout(network, stack):
-            forward = make_decoder_forward(network, stack, cache, original)
+            forward = make_decoder_forward(network, stack, cache, original, exact)
         else:
             for index, layer in enumerate(stack.layers):
                 self._override(layer, "forward", _layer_forward(layer, index, stack, cache))
@@ -74,7 +76,7 @@ class CachedPolicy:
 
 
 def attach(
-    policy: Any, plan: CachePlan, *, fused: bool = True, observer: Observer | None = None
+    policy: Any, plan: CachePlan, *, fused: bool = True, exact: bool = True, observer: Observer | None = None
 ) -> CachedPolicy:
     """Let a policy's network reuse block outputs as a plan says.
 
@@ -87,6 +89,8 @@ def attach(
         plan: The plan; made for this network, or for any network with these blocks.
         fused: Whether the diffusion policies' transformer skips what a step does not need (condition, masks);
             other networks only skip blocks.
+        exact: With `fused`, whether steps whose outputs nobody reuses run the network's own forward pass, so
+            that a plan that computes everything changes no bit.
         observer: Called as (step, block, output) for every computed block.
 
     Returns:
@@ -108,7 +112,7 @@ def attach(
         raise InputError(
             f"the plan was made for the weights {plan.fingerprint}, these are {found}; profile this policy"
         )
-    return CachedPolicy(policy, stack, plan, BlockCache(plan, stack, observer), fused)
+    return CachedPolicy(policy, stack, plan, BlockCache(plan, stack, observer), fused, exact)
 
 
 def _counted(network: nn.Module, original: Callable, cache: BlockCache) -> Callable:

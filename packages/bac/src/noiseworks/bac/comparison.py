@@ -49,6 +49,10 @@ class Arms:
         attached: Any = nullcontext()
         if arm in PLANS:
             attached = attach(self.host, self.plans[arm])
+        elif arm == "lean":
+            # Everything is computed, by the same lean code that the plans run on.
+            every = CachePlan.uniform(self.plans["bac"].blocks, self.steps, 1)
+            attached = attach(self.host, every, exact=False)
         elif arm == "teacache":
             attached = attach_teacache(self.host, self.threshold, self.steps)
         with attached:
