@@ -64,14 +64,14 @@ def test_two_processes_train_as_one(make_host, tokenizer, tmp_path):
         figures, expected, _ = train(make_host().double(), tokenizer, objective)
         found = [torch.load(tmp_path / f"{objective}-{rank}.pt", weights_only=True) for rank in (0, 1)]
         assert torch.equal(found[0]["weights"], found[1]["weights"])
-        torch.testing.assert_close(found[0]["weights"], expected, atol=1e-9, rtol=1e-9)
+        torch.testing.assert_close(found[0]["weights"], expected, atol=1e-6, rtol=1e-6)
         start = torch.cat([p.detach().double().flatten() for p in make_host().parameters()])
         assert (expected - start).abs().max() > 1e-2, "nothing was trained"
         for update, one in enumerate(figures):
             for name in ("reward", "loss"):
                 if objective != "sft" or name == "loss":
                     mean = sum(part["figures"][update][name] for part in found) / 2
-                    assert mean == pytest.approx(one[name], abs=1e-9), (objective, name)
+                    assert mean == pytest.approx(one[name], rel=1e-5), (objective, name)
 
 
 if __name__ == "__main__":

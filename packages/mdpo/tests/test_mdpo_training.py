@@ -144,6 +144,19 @@ def test_diffu_grpo_masks_the_completion_and_some_of_the_prompt(make_trainer):
     assert torch.equal(again[0].inputs.ids, batches[0].inputs.ids)
 
 
+def test_masks_of_a_prompt_do_not_depend_on_its_padding(make_trainer):
+    trainer = make_trainer(objective="diffu_grpo", prompt_mask_prob=0.5)
+    short, long = {"prompt": "1+2="}, {"prompt": "123456+7="}
+    alone = trainer.roll_out([short], [8])
+    padded = join_rollouts([alone, trainer.roll_out([long], [8])])
+    found = []
+    for rollouts in (alone, padded):
+        (batch,) = diffu_grpo_micro_batches(rollouts, replace(trainer.config, micro_batch_prompts=2), seed=3)
+        found.append(batch.inputs.ids[:4, -12:])
+    assert torch.equal(*found)
+    assert bool((found[0][:, :4] == 2).any())
+
+
 def test_supervised_rows_mask_the_answer_alone():
     prompt, answer = torch.full((64, 3), 5), torch.full((64, 6), 7)
     batch = sft_micro_batch(prompt, torch.ones_like(prompt), answer, 2, seed=0, share=1.0)

@@ -140,7 +140,9 @@ def diffu_grpo_micro_batches(
         inputs = _behind(rollouts, rows, x, everywhere, targets, config.decoding.temperature)
         real = rollouts.prompt_mask[rows.to(targets.device)].bool()
         keys = noise.SeedSpec(seed).keys(rows if row_ids is None else row_ids[rows]).to(targets.device)
-        drop = noise.bernoulli(keys, config.prompt_mask_prob, real.shape[1:]) & real
+        drawn = noise.bernoulli(keys, config.prompt_mask_prob, real.shape[1:])
+        # Counted from the first token of the prompt, so that padding to other rows changes no mask.
+        drop = drawn.gather(1, (real.long().cumsum(dim=1) - 1).clamp(min=0)) & real
         ids = inputs.ids.clone()
         ids[:, : real.shape[1]].masked_fill_(drop, trace.mask_id)
         yield MicroBatch(
