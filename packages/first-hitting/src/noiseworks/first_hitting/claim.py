@@ -127,8 +127,8 @@ def quality(arm: str, seed: int, samples: int, steps: int) -> tuple[Tensor, Tens
     text = source()
     denoiser = exact_denoiser(text)
     parts = []
-    for first in range(0, samples, 64):
-        canvas = torch.full((min(64, samples - first), SOURCE_LENGTH), text.vocabulary)
+    for first in range(0, samples, 512):
+        canvas = torch.full((min(512, samples - first), SOURCE_LENGTH), text.vocabulary)
         parts.append(draw(arm, denoiser, canvas, text.vocabulary, steps, seed * 100_000 + first).tokens)
     tokens = torch.cat(parts)
     return -text.log_likelihood(tokens) / SOURCE_LENGTH, unigram_entropy(tokens)
