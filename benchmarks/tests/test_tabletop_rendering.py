@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from noiseworks.bench.testbeds.tabletop import TabletopBatch, render
+from noiseworks.bench.testbeds.tabletop import TabletopBatch, film, render
 from noiseworks.bench.testbeds.tabletop import rendering as draw
 from noiseworks.bench.testbeds.tabletop import simulation as sim
 from noiseworks.core.errors import InputError
@@ -110,3 +110,16 @@ def test_pictures_of_fixed_seeds_have_their_stored_hash(size, digest):
 def test_other_sizes_are_refused(shape, size):
     with pytest.raises(InputError):
         render(np.zeros(shape), size)
+
+
+def test_a_film_shows_episodes_side_by_side_and_keeps_their_last_picture():
+    moving = np.stack([states(7), states(7, seed=9)], axis=1).astype(np.float32)
+    moving[3, 1] = np.nan
+    frames = film(moving, scale=1, columns=4)
+    assert [frame.shape for frame in frames] == [(128, 256, 3)] * 2
+    for number in range(7):
+        top, left = number // 4 * 64, number % 4 * 64
+        for step, frame in enumerate(frames):
+            shown = moving[number, 0 if number == 3 else step]
+            np.testing.assert_array_equal(frame[top : top + 64, left : left + 64], render(shown[None])[0])
+    assert (frames[0][64:, 192:] == 255).all()

@@ -23,6 +23,7 @@ from noiseworks.kits.policies import (
     sampling_scheduler,
     wilson_interval,
 )
+from noiseworks.kits.policies.video import check_video, write_video
 
 
 class Host:
@@ -385,3 +386,22 @@ def test_the_loop_refuses_batches_and_bad_numbers():
         control_loop(Labels(Host()), Clocks(1), hold=hold, control_hz=0)
     with pytest.raises(InputError, match="latency_s"):
         control_loop(Labels(Host()), Clocks(1), hold=hold, latency_s=-1)
+
+
+def test_a_video_has_its_frames_and_rests_on_the_last(tmp_path):
+    from PIL import Image
+
+    frames = [np.full((8, 12, 3), shade, np.uint8) for shade in (0, 120, 250)]
+    write_video(frames, tmp_path / "run.webp")
+    with Image.open(tmp_path / "run.webp") as picture:
+        assert (picture.n_frames, picture.size) == (3, (12, 8))
+    with pytest.raises(InputError, match="at least one frame"):
+        write_video([], tmp_path / "none.webp")
+    assert not (tmp_path / "none.webp").exists()
+
+
+@pytest.mark.parametrize(("name", "words"), [("run.gif", "ending in .webp"), ("file/run.webp", "is a file")])
+def test_a_video_that_cannot_be_written_is_refused_first(tmp_path, name, words):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=words):
+        check_video(tmp_path / name)

@@ -6,6 +6,7 @@
 - `chunking`, `normalizer`, `ema`, `schedulers`: time windows, normalisation, averaging, noise schedules.
 - `replanning`: `ReplanningPolicy`, the base of action policies, and `DiffusionPolicy`, the baseline.
 - `evaluation`, `control`: success with intervals and latency; control with an inference delay.
+- `video`: episodes as animated pictures.
 - `training`: the loss, and runs that resume to the same numbers (needs Lightning).
 """
 

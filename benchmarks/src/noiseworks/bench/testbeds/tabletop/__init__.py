@@ -6,7 +6,7 @@
 from noiseworks.bench.testbeds.tabletop.datasets import Videos, demonstrations, load, videos
 from noiseworks.bench.testbeds.tabletop.experts import Expert
 from noiseworks.bench.testbeds.tabletop.metrics import jerk, mode_switches
-from noiseworks.bench.testbeds.tabletop.rendering import render
+from noiseworks.bench.testbeds.tabletop.rendering import film, render
 from noiseworks.bench.testbeds.tabletop.simulation import StepResult, TabletopBatch, hold, policy_observation
 from noiseworks.bench.testbeds.tabletop.tasks import INSTRUCTIONS, instruction, text_embeddings
 
@@ -17,6 +17,7 @@ __all__ = [
     "TabletopBatch",
     "Videos",
     "demonstrations",
+    "film",
     "hold",
     "instruction",
     "jerk",

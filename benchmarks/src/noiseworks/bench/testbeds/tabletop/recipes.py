@@ -103,9 +103,13 @@ def _evaluate(folder: Path, n: int, seed: int, *, solver: str, steps: int, distu
 
 def build(config: PolicyConfig, rate: float, data: dict[str, torch.Tensor]) -> "L.LightningModule":
     """Return the module that trains an untrained policy; the budget sets the rate along the run."""
+    from noiseworks.bench.testbeds.tabletop.training import MuonPolicyTrainer
     from noiseworks.kits.policies.training import PolicyTrainer
 
-    return PolicyTrainer(make_host(config, data), learning_rate=rate, warmup_steps=0)
+    host = make_host(config, data)
+    if config.network == "transformer":
+        return MuonPolicyTrainer(host, learning_rate=rate)
+    return PolicyTrainer(host, learning_rate=rate, warmup_steps=0)
 
 
 def _recipe(
@@ -144,7 +148,7 @@ RECIPES = {
     "tabletop-transformer": _recipe(
         "tabletop-transformer",
         TRANSFORMER,
-        1e-3,
+        2e-3,
         "32-true",
         "A diffusion policy on the 12 tasks of `tabletop`: a causal transformer conditioned on two states and "
         "the task.",

@@ -42,6 +42,27 @@ def render(states: np.ndarray, size: int = 64) -> np.ndarray:
     return out
 
 
+def film(observations: np.ndarray, *, scale: int = 3, columns: int = 6) -> list[np.ndarray]:
+    """Return frames that show episodes side by side; one that is over keeps its last picture.
+
+    Args:
+        observations: What `evaluate(record=True)` kept of episodes, [E, S, 21 or more], NaN after an end.
+        scale: Times that a picture of 64 pixels is enlarged.
+        columns: Episodes in a row.
+
+    Returns:
+        S frames, uint8 [H, W, 3].
+    """
+    states = observations[..., : sim.STATE_DIM]
+    lengths = np.isfinite(states[..., 0]).sum(1)
+    steps = np.minimum(np.arange(lengths.max()), lengths[:, None] - 1)
+    tiles = [render(states[row, steps[row]]) for row in range(len(states))]
+    columns = min(columns, len(tiles))
+    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
+    rows = [np.concatenate(tiles[i : i + columns], axis=2) for i in range(0, len(tiles), columns)]
+    return list(np.concatenate(rows, axis=1).repeat(scale, axis=1).repeat(scale, axis=2))
+
+
 class _Canvas:
     """Float pictures with a margin, so that a shape at the edge needs no clipping."""
 
