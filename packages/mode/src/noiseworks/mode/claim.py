@@ -17,6 +17,7 @@ from noiseworks.kits.policies.evaluation import EvaluationReport, episode_list, 
 from noiseworks.mode.commands import largest_difference
 from noiseworks.mode.flops import denoiser_flops
 from noiseworks.mode.model import MoDEModel
+from noiseworks.mode.network import Condition
 from noiseworks.mode.pictures import draw_usage
 from noiseworks.mode.policy import EDMPolicy
 from noiseworks.mode.routing import usage_information
@@ -76,17 +77,18 @@ def run_arm(arm: str, seed: int, context: Context) -> Measurement:
     }
     if config.dense:
         return Measurement(metrics=metrics)
-    return _sparse(arm, root, context, metrics)
+    return _sparse(arm, seed, root, context, metrics)
 
 
-def _sparse(arm: str, root: Path, context: Context, metrics: dict) -> Measurement:
+def _sparse(arm: str, seed: int, root: Path, context: Context, metrics: dict) -> Measurement:
     """Add how exact and how often hit the cache is, which experts work when, and a picture of it."""
     policy = policy_of(arm, root, context.device)
     difference = misses = calls = 0.0
     if arm == "cached":
         for batch in BATCHES:
-            difference = max(difference, largest_difference(policy, batch))
-            policy.plan(*_start(policy, batch))
+            cond = start_conditions(policy.model, batch, seed)
+            difference = max(difference, largest_difference(policy, batch, seed, cond))
+            policy.plan(cond, None, torch.Generator().manual_seed(batch), batch)
         found = policy.cache.report()
         misses, calls = found.misses, found.hits + found.misses
     usage = policy.expert_usage()
@@ -104,11 +106,14 @@ def _sparse(arm: str, root: Path, context: Context, metrics: dict) -> Measuremen
     return Measurement(metrics=metrics, images={"experts by noise level": picture}, notes=notes)
 
 
-def _start(policy: EDMPolicy, batch: int) -> tuple:
-    from noiseworks.mode.timing import random_condition
-
-    generator = torch.Generator().manual_seed(batch)
-    return random_condition(policy.model, batch, generator), None, generator, batch
+@torch.inference_mode()
+def start_conditions(model: MoDEModel, batch: int, seed: int) -> Condition:
+    """Return the conditions of start states of all tasks in turn."""
+    tables = TabletopBatch(batch)
+    rows = np.arange(batch)
+    tables.reset(rows, rows % len(TASKS), 1000 * seed + rows)
+    obs = torch.from_numpy(tables.observe()["obs"])[:, None]
+    return model.encode({"obs": obs.to(model.denoiser.pos_emb.device)})
 
 
 def precondition(measurements: Mapping[str, Sequence[Measurement]]) -> str | None:

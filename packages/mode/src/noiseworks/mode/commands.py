@@ -13,6 +13,7 @@ from noiseworks.kits.policies.evaluation import EvaluationReport, episode_list, 
 from noiseworks.mode.caching import Form
 from noiseworks.mode.edm import Grid
 from noiseworks.mode.flops import denoiser_flops
+from noiseworks.mode.network import Condition
 from noiseworks.mode.pictures import check_suffix, draw_usage, tile, write_video
 from noiseworks.mode.policy import EDMPolicy
 from noiseworks.mode.routing import usage_information
@@ -118,13 +119,14 @@ def cache(policy: str, *, steps: int = 10, form: Form = "merged") -> dict[str, A
 
 
 @torch.no_grad()
-def largest_difference(policy: EDMPolicy, batch: int, seed: int = 0) -> float:
+def largest_difference(policy: EDMPolicy, batch: int, seed: int = 0, cond: Condition | None = None) -> float:
     """Return the greatest |cached - routed| of a denoiser call, over all levels of a sampler.
 
     Args:
         policy: A policy with a cache.
         batch: Rows.
-        seed: Of conditions and actions, which are drawn from normals.
+        seed: Of the noisy actions, normals of the level's scale.
+        cond: Conditions of the rows; by default normal draws, which are wilder than what a policy meets.
 
     Raises:
         InputError: When the policy has no cache.
@@ -133,7 +135,7 @@ def largest_difference(policy: EDMPolicy, batch: int, seed: int = 0) -> float:
         raise InputError("the policy has no cache: call cache_experts first")
     config, generator = policy.model.config, torch.Generator().manual_seed(seed)
 
-    cond = random_condition(policy.model, batch, generator)
+    cond = random_condition(policy.model, batch, generator) if cond is None else cond
     found = 0.0
     for sigma in policy.evaluations:
         scale = (sigma**2 + config.sigma_data**2) ** 0.5

@@ -10,7 +10,7 @@ from noiseworks.core.errors import InputError
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-_CELL, _LEFT, _TOP, _GAP = 26, 70, 40, 20
+_CELL, _LEFT, _TOP, _GAP = 34, 70, 40, 16
 _FULL = (31, 93, 170)
 FRAME_MS, LAST_MS = 100, 1000
 
@@ -40,7 +40,7 @@ def draw_usage(usage: Tensor, sigmas: Sequence[float], path: Path) -> Path:
     draw = ImageDraw.Draw(image)
     draw.text((_LEFT, 4), "weight of each expert by noise level (sigma)", fill="black")
     for j, sigma in enumerate(sigmas):
-        draw.text((_LEFT + j * _CELL, 22), f"{sigma:.2g}", fill=(90, 90, 90))
+        draw.text((_LEFT + j * _CELL, 22), f"{sigma:.1g}", fill=(90, 90, 90))
     for i, layer in enumerate(usage.tolist()):
         top = _TOP + i * panel
         draw.text((4, top), f"layer {i}", fill="black")
@@ -50,7 +50,7 @@ def draw_usage(usage: Tensor, sigmas: Sequence[float], path: Path) -> Path:
                 color = tuple(round(255 + weight * (end - 255)) for end in _FULL)
                 draw.rectangle([x, y, x + _CELL - 2, y + _CELL - 2], fill=color, outline=(225, 225, 225))
         for e in range(experts):
-            draw.text((10, top + 20 + e * _CELL), f"expert {e}", fill=(90, 90, 90))
+            draw.text((10, top + 24 + e * _CELL), f"expert {e}", fill=(90, 90, 90))
     buffer = BytesIO()
     image.save(
         buffer,
