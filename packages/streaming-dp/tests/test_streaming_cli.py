@@ -119,7 +119,8 @@ def test_the_claims_arms_measure_the_same_episodes(ordinary, folder, tmp_path, m
     assert set(claim.CLAIM.columns) == {name for one in found.values() for name in one.metrics}
     assert found["dp"].metrics["calls"] == 20
     assert found["sdp"].metrics["calls"] == pytest.approx(20 / 15, abs=0.05)
-    assert len({len(one.metrics["success"]) for one in found.values()}) == 1
+    assert len({len(one.metrics["success_few"]) for one in found.values()}) == 1
+    assert {arm for arm, one in found.items() if "success" in one.metrics} == {"dp", "ddim", "sdp"}
     untrained = {"dp": [found["dp"]]}
     assert "solves only" in claim.precondition(untrained)
     assert claim.precondition({"dp": [Measurement({"success": [1.0, 0.0]})]}) is None

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,38 +84,60 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(tmp_path, monkeypatch):
     assert torch.equal(stored.net.final_conv[1].weight, whole.net.final_conv[1].weight)
 
 
-def command(folder, data, steps):
-    words = ["train", "--out", folder, "--data", data, "--horizon", "8", "--max-steps", str(steps)]
+@pytest.mark.filterwarnings("ignore")
+def test_training_on_equal_levels_alone_never_tells_positions_apart(tmp_path):
+    """Equal inputs give equal gradients: the repeated layer stays repeated, so it is ordinary training."""
+    config = TrainConfig(max_steps=4, weights=(1, 0, 0, 0), learning_rate=1e-2, **QUIET)
+    start = policy().net.diffusion_step_encoder[1].weight
+    for weights, same in ((config.weights, True), ((0, 0, 0, 1.0), False)):
+        made = train(
+            policy(), table(), tmp_path / str(same), replace(config, weights=weights), progress=False
+        )
+        layer = made.net.diffusion_step_encoder[1].weight.unflatten(1, (4, -1))
+        assert not torch.allclose(layer.flatten(1), start, atol=1e-4)
+        assert torch.allclose(layer, layer[:, :1].expand_as(layer), atol=1e-6) == same
+
+
+def store_data(path):
+    rng = np.random.default_rng(0)
+    parts = rng.normal(size=(200, 3)), rng.normal(size=(200, 2)), np.arange(20, 201, 20), np.zeros(10)
+    types = np.float32, np.float32, np.int64, np.int64
+    Episodes(*(part.astype(kind) for part, kind in zip(parts, types, strict=True))).save(path)
+
+
+def command(folder, data, steps, *more):
+    words = ["train", "--out", folder, "--data", data, "--horizon", "8", "--max-steps", steps, *more]
     words += ["--checkpoint-every", "5", "--batch-size", "16", "--device", "cpu"]
-    code = "from noiseworks.streaming_dp.cli import main; main()"
-    return [sys.executable, "-c", code, *map(str, words)]
+    return [str(Path(sys.executable).parent / "noiseworks-streaming-dp"), *map(str, words)]
 
 
 @pytest.mark.slow
 def test_a_killed_process_goes_on_to_the_same_numbers(tmp_path):
-    rng = np.random.default_rng(0)
-    parts = rng.normal(size=(200, 3)), rng.normal(size=(200, 2)), np.arange(20, 201, 20), np.zeros(10)
-    types = np.float32, np.float32, np.int64, np.int64
-    Episodes(*(part.astype(kind) for part, kind in zip(parts, types, strict=True))).save(
-        tmp_path / "data.npz"
-    )
+    data = tmp_path / "data.npz"
+    store_data(data)
     running = subprocess.Popen(
-        command(tmp_path / "killed", tmp_path / "data.npz", 40),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        command(tmp_path / "killed", data, 40), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
     while not last.exists() and running.poll() is None:
         time.sleep(0.05)
     os.kill(running.pid, signal.SIGKILL)
-    running.communicate()
+    running.wait()
     for name in ("killed", "whole"):
-        subprocess.run(
-            command(tmp_path / name, tmp_path / "data.npz", 40), check=True, capture_output=True, timeout=300
-        )
+        subprocess.run(command(tmp_path / name, data, 40), check=True, capture_output=True, timeout=500)
     one, two = (StreamingHost.from_pretrained(tmp_path / name / "model") for name in ("killed", "whole"))
     for name, tensor in one.net.state_dict().items():
         assert torch.equal(tensor, two.net.state_dict()[name]), name
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_policy(tmp_path):
+    store_data(tmp_path / "data.npz")
+    words = command(tmp_path / "run", tmp_path / "data.npz", 4, "--devices", 2, "--strategy", "ddp")
+    done = subprocess.run(words, check=False, capture_output=True, timeout=500, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    made = StreamingHost.from_pretrained(tmp_path / "run" / "model")
+    assert all(bool(tensor.isfinite().all()) for tensor in made.net.state_dict().values())
 
 
 def test_bad_settings_are_refused(tmp_path):

@@ -1,5 +1,7 @@
 """What `noiseworks-streaming-dp` runs: each verb is one of these functions."""
 
+import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,9 +154,8 @@ def train_policy(
         host = _new_host(sizes, table, seed)
     else:
         table = load_windows(data, host.chunk)
-    made = train(host, table, out, config, resume=resume)
-    if half:
-        made.save_pretrained(out / "model", dtype=torch.float16)
+    with redirect_stdout(sys.stderr):  # Lightning's bar and messages; stdout is for the result
+        train(host, table, out, config, resume=resume, dtype=torch.float16 if half else torch.float32)
     return {"model": str(out / "model"), "steps": max_steps, "windows": len(table["action"])}
 
 

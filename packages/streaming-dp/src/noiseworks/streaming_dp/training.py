@@ -153,6 +153,7 @@ def train(
     *,
     resume: bool = True,
     progress: bool = True,
+    dtype: torch.dtype = torch.float32,
 ) -> StreamingHost:
     """Train or fine-tune a streaming host; a run that was stopped goes on to the same numbers.
 
@@ -163,6 +164,7 @@ def train(
         config: Settings.
         resume: Whether to go on from the folder's checkpoint, or to refuse a used folder.
         progress: Whether to show a progress bar.
+        dtype: Type of the stored weights.
 
     Returns:
         The policy with averaged weights, which is also in `folder/model`.
@@ -203,5 +205,6 @@ def train(
         progress=progress,
     )
     made = module.averaged_host()
-    made.save_pretrained(Path(folder) / "model")
+    if module.global_rank == 0:
+        made.save_pretrained(Path(folder) / "model", dtype=dtype)
     return made
