@@ -3,7 +3,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from noiseworks.bac.attach import attach
+from noiseworks.bac.attaching import attach
 from noiseworks.bac.hosts import find_stack
 from noiseworks.bac.plan import CachePlan
 from noiseworks.core.errors import InputError, UnsupportedHostError

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from noiseworks.bac.attach import attach
+from noiseworks.bac.attaching import attach
 from noiseworks.bac.hosts import find_stack
 from noiseworks.bac.plan import CachePlan, describe, make_plan
 from noiseworks.bac.profiling import FeatureProfile, compare, mean_change, profile

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from noiseworks.bac.attach import CachedPolicy, attach
+    from noiseworks.bac.attaching import CachedPolicy, attach
     from noiseworks.bac.bubbling import bubble_union, most_volatile
     from noiseworks.bac.hosts import find_stack
     from noiseworks.bac.plan import CachePlan, make_plan
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 _HOME = {
     "CachePlan": "plan",
-    "CachedPolicy": "attach",
+    "CachedPolicy": "attaching",
     "ErrorReport": "report",
     "FeatureProfile": "profiling",
     "FusedDiffusionPolicy": "sampling",
     "adjacent_schedule": "scheduling",
-    "attach": "attach",
+    "attach": "attaching",
     "attach_teacache": "teacache",
     "bubble_union": "bubbling",
     "error_report": "report",

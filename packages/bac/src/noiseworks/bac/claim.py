@@ -7,6 +7,7 @@ states and noise seeds.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -50,87 +51,104 @@ ARMS = (
 WITHOUT_EPISODES = ("lean", "adjacent")
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """What all arms of a run share.
+
+    Attributes:
+        name: The policy's name.
+        device: Where it runs.
+        profiled: Observations of the profile.
+        steps: K, or None for all steps of the training.
+        updates: M.
+    """
+
+    name: str
+    device: str
+    profiled: int
+    steps: int | None
+    updates: int
+
+
 @cache
 def model(name: str, device: str) -> NativePolicy:
     """Return the policy, loaded once a process."""
     return load_host(name, device=device)
 
 
-@cache
-def observed(name: str, device: str, count: int, seed: int) -> Tensor:
-    """Return observations of demonstrations [count, To, Do]."""
-    return load_observations(TABLETOP, model(name, device), count, seed)["obs"]
+def observed(sizes: Sizes, count: int, seed: int) -> dict[str, Tensor]:
+    """Return observations of demonstrations, [count, To, Do]."""
+    return load_observations(TABLETOP, model(sizes.name, sizes.device), count, seed)
 
 
 @cache
-def profiled(name: str, device: str, count: int) -> FeatureProfile:
-    """Return the policy's profile over `count` observations."""
-    obs = {"obs": observed(name, device, count, PROFILE_SEED)}
-    generators = [torch.Generator().manual_seed(PROFILE_SEED + row) for row in range(count)]
-    return profile(model(name, device), obs, generator=generators)
+def profiled(sizes: Sizes) -> FeatureProfile:
+    """Return the policy's profile."""
+    obs = observed(sizes, sizes.profiled, PROFILE_SEED)
+    generators = [torch.Generator().manual_seed(PROFILE_SEED + row) for row in range(sizes.profiled)]
+    return profile(model(sizes.name, sizes.device), obs, num_steps=sizes.steps, generator=generators)
 
 
 @cache
-def arms_of(name: str, device: str, count: int) -> Arms:
+def arms_of(sizes: Sizes) -> Arms:
     """Return everything that the arms need, made on tuning seeds."""
-    host, found = model(name, device), profiled(name, device, count)
-    obs = {"obs": observed(name, device, count, PROFILE_SEED)}
-    generator = torch.Generator().manual_seed(PROFILE_SEED)
-    threshold = teacache_threshold(host, obs, UPDATES, generator=generator)
-    return Arms(host, make_plans(found, UPDATES, BUBBLE), UPDATES, found.num_steps, threshold)
+    host, found = model(sizes.name, sizes.device), profiled(sizes)
+    obs, generator = (
+        observed(sizes, sizes.profiled, PROFILE_SEED),
+        torch.Generator().manual_seed(PROFILE_SEED),
+    )
+    threshold = teacache_threshold(host, obs, sizes.updates, num_steps=sizes.steps, generator=generator)
+    plans = make_plans(found, sizes.updates, BUBBLE)
+    return Arms(host, plans, sizes.updates, found.num_steps, threshold)
 
 
 @cache
-def timed(name: str, device: str, count: int, repeats: int, seed: int) -> dict[str, list[float]]:
+def timed(sizes: Sizes, repeats: int, seed: int) -> dict[str, list[float]]:
     """Return seconds of replans for one environment, all arms in turn."""
-    obs = {"obs": observed(name, device, count, ERROR_SEED)[seed % count][None]}
-    return time_replans(arms_of(name, device, count), NAMES, obs, repeats)
+    obs = observed(sizes, sizes.profiled, ERROR_SEED)["obs"][seed % sizes.profiled]
+    return time_replans(arms_of(sizes), NAMES, {"obs": obs[None]}, repeats)
 
 
 @cache
-def wrong(name: str, device: str, count: int, seed: int) -> dict[str, np.ndarray]:
+def wrong(sizes: Sizes, seed: int) -> dict[str, np.ndarray]:
     """Return the error of the actions against the full run, by arm and observation."""
-    obs = {"obs": observed(name, device, 2 * count, ERROR_SEED)}
-    return action_errors(arms_of(name, device, count), NAMES, obs, seed)
+    return action_errors(arms_of(sizes), NAMES, observed(sizes, 2 * sizes.profiled, ERROR_SEED), seed)
 
 
-@cache
-def surge(name: str, device: str, count: int, arm: str) -> ErrorReport:
+def surge(sizes: Sizes, arm: str) -> ErrorReport:
     """Return the errors of a plan's block outputs."""
-    obs = {"obs": observed(name, device, count, ERROR_SEED)}
-    return error_report(model(name, device), arms_of(name, device, count).plans[arm], obs, seed=ERROR_SEED)
+    arms, obs = arms_of(sizes), observed(sizes, 2, ERROR_SEED)
+    return error_report(arms.host, arms.plans[arm], obs, seed=ERROR_SEED, num_steps=sizes.steps)
 
 
-@cache
-def episodes(
-    name: str, device: str, count: int, tasks: int, per_task: int, arm: str, seed: int
-) -> EvaluationReport:
+def episodes(sizes: Sizes, arm: str, tasks: int, per_task: int, seed: int) -> EvaluationReport:
     """Run an arm's episodes of the last `tasks` tasks, all of them at once."""
-    tasks, seeds = episode_list(TASKS[-tasks:], per_task, FIRST_EPISODE + SPREAD * (seed - 1000))
-    env = TabletopBatch(len(tasks))
-    with arms_of(name, device, count).policy(arm, env.num_envs) as policy:
-        return evaluate(policy, env, tasks, seeds)
+    listed, seeds = episode_list(TASKS[-tasks:], per_task, FIRST_EPISODE + SPREAD * (seed - 1000))
+    env = TabletopBatch(len(listed))
+    with arms_of(sizes).policy(arm, env.num_envs) as policy:
+        return evaluate(policy, env, listed, seeds)
 
 
 def run_arm(arm: str, seed: int, context: Context) -> Measurement:
     """Measure one arm on one seed: time of a replan, error of the actions, success of the episodes."""
-    name, settings = context.model or HOST, context.settings
-    count = settings["profiled"]
-    arms = arms_of(name, context.device, count)
+    settings = context.settings
+    shared = (settings["profiled"], settings["steps"], settings["updates"])
+    sizes = Sizes(context.model or HOST, context.device, *shared)
+    arms = arms_of(sizes)
     context.progress(0, 3, f"{arm}: replans")
     metrics: dict[str, Any] = {
-        "seconds": timed(name, context.device, count, settings["repeats"], seed)[arm],
-        "action_error": wrong(name, context.device, count, seed)[arm].tolist(),
+        "seconds": timed(sizes, settings["repeats"], seed)[arm],
+        "action_error": wrong(sizes, seed)[arm].tolist(),
     }
     context.progress(1, 3, f"{arm}: block outputs")
     found = arms.plans.get(arm)
     if found is not None:
-        metrics |= plan_figures(found, surge(name, context.device, count, arm))
+        metrics |= plan_figures(found, surge(sizes, arm))
     context.progress(2, 3, f"{arm}: episodes")
     if arm not in WITHOUT_EPISODES:
-        report = episodes(name, context.device, count, settings["tasks"], settings["episodes"], arm, seed)
+        report = episodes(sizes, arm, settings["tasks"], settings["episodes"], seed)
         metrics["success"] = report.success.astype(float).tolist()
-    drawn = pictures(arm, found, context.folder, profiled(name, context.device, count))
+    drawn = pictures(arm, found, context.folder, profiled(sizes))
     return Measurement(metrics, images=drawn, notes=notes(arm, arms))
 
 
@@ -175,8 +193,9 @@ def precondition(measurements: Mapping[str, Sequence[Measurement]]) -> str | Non
     return None if success >= SOLVED else f"the full policy solves only {success:.0%} of the episodes"
 
 
-def _sizes(episodes: int, repeats: int, profiled: int = PROFILED, tasks: int = 12) -> dict[str, int]:
-    return {"episodes": episodes, "repeats": repeats, "profiled": profiled, "tasks": tasks}
+def _settings(episodes: int, repeats: int, profiled: int = PROFILED, **changes: int) -> dict[str, Any]:
+    every = {"tasks": len(TASKS), "steps": None, "updates": UPDATES}
+    return {"episodes": episodes, "repeats": repeats, "profiled": profiled, **every, **changes}
 
 
 CLAIM = Claim(
@@ -196,10 +215,10 @@ CLAIM = Claim(
         ),
     ),
     scales={
-        "smoke": Scale((1000,), 300, _sizes(1, 1, 2, 2)),
-        "quick": Scale((1000,), 240, _sizes(1, 3, 4)),
-        "laptop": Scale((1000, 1001, 1002), 1800, _sizes(17, 7)),
-        "full": Scale((1000, 1001, 1002), 7200, _sizes(50, 15, 16)),
+        "smoke": Scale((1000,), 300, _settings(1, 1, 2, tasks=2, steps=12, updates=3)),
+        "quick": Scale((1000,), 240, _settings(1, 3, 4)),
+        "laptop": Scale((1000, 1001, 1002), 1800, _settings(17, 7)),
+        "full": Scale((1000, 1001, 1002), 7200, _settings(50, 15, 16)),
     },
     run=run_arm,
     units="episode",

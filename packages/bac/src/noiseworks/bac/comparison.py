@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from noiseworks.bac.attach import attach
+from noiseworks.bac.attaching import attach
 from noiseworks.bac.plan import CachePlan, make_plan
 from noiseworks.bac.profiling import FeatureProfile
 from noiseworks.bac.sampling import FusedDiffusionPolicy

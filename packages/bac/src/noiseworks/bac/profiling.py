@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from noiseworks.bac.attach import attach
+from noiseworks.bac.attaching import attach
 from noiseworks.bac.hosts import Stack, find_stack
 from noiseworks.bac.plan import CachePlan, layer_of
 from noiseworks.bac.scheduling import METRICS, Metric

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from noiseworks.bac.attach import attach
+from noiseworks.bac.attaching import attach
 from noiseworks.bac.hosts import find_stack
 from noiseworks.bac.plan import CachePlan
 from noiseworks.core.errors import InputError

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from noiseworks.bac.attach import attach
+from noiseworks.bac.attaching import attach
 from noiseworks.bac.plan import CachePlan
 from noiseworks.bac.sampling import FusedDiffusionPolicy
 from noiseworks.bench.testbeds.tabletop import TabletopBatch, instruction

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from noiseworks.bac.attach import CachedPolicy
+from noiseworks.bac.attaching import CachedPolicy
 from noiseworks.bac.cache import BlockCache, Step
 from noiseworks.bac.decoder import has_decoder_layout
 from noiseworks.bac.hosts import Stack, find_stack
