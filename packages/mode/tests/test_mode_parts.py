@@ -4,6 +4,7 @@ import pytest
 import torch
 from noiseworks.core.errors import InputError
 from noiseworks.kits.policies import LinearNormalizer
+from noiseworks.mode.clip import clip_text_encoder
 from noiseworks.mode.config import MoDEConfig
 from noiseworks.mode.encoders import StateEncoder, TextGoalEncoder, table_of
 from noiseworks.mode.model import MoDEModel
@@ -199,3 +200,34 @@ def test_checkpoints_of_another_layout_are_refused(tmp_path):
     (tmp_path / "broken.safetensors").write_bytes(b"no tensors")
     with pytest.raises(InputError, match="is corrupt"):
         load_released(tmp_path / "broken.safetensors", LinearNormalizer.identity(3))
+
+
+def test_clip_goals_are_frozen_embeddings_of_the_text(tmp_path):
+    from noiseworks.kits.diffusers_hosts.tokenizers import tiny_clip_tokenizer
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    tokenizer = tiny_clip_tokenizer(["open", "close", "the", "drawer"], 8)
+    torch.manual_seed(0)
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=8,
+        projection_dim=12,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    CLIPTextModelWithProjection(config).save_pretrained(tmp_path / "clip")
+    tokenizer.save_pretrained(tmp_path / "clip")
+    encoder = TextGoalEncoder(clip_text_encoder(str(tmp_path / "clip")))
+    goals = encoder(["open the drawer", "close the drawer"])
+    assert goals.shape == (2, 12)
+    assert not goals.requires_grad
+    alone = encoder.embed(["open the drawer"])
+    torch.testing.assert_close(goals[:1], alone, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(goals[0], goals[1], atol=1e-3)
+    with pytest.raises(InputError, match="no model at"):
+        clip_text_encoder("nowhere/at/all")
