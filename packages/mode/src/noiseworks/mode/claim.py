@@ -106,7 +106,7 @@ def _sparse(arm: str, seed: int, root: Path, context: Context, metrics: dict) ->
     return Measurement(metrics=metrics, images={"experts by noise level": picture}, notes=notes)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def start_conditions(model: MoDEModel, batch: int, seed: int) -> Condition:
     """Return the conditions of start states of all tasks in turn."""
     tables = TabletopBatch(batch)

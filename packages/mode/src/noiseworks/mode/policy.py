@@ -137,6 +137,7 @@ class EDMPolicy(ReplanningPolicy):
         out = denoiser(c_in * x, n, context, merged=None if step is None else step.merged)
         return c_skip * x + c_out * out.float()
 
+    @torch.no_grad()
     def plan(
         self, cond: Condition, ids: Sequence[int] | None, generator: Generators, rows: int
     ) -> tuple[Tensor, int]:
