@@ -13,19 +13,19 @@ from typing import Any
 import numpy as np
 import torch
 from noiseworks.bench.claims import Arm, Claim, Context, Measurement, Scale, Target
-from noiseworks.bench.testbeds.tabletop import TabletopBatch, jerk, mode_switches
+from noiseworks.bench.testbeds.tabletop import TabletopBatch, film, jerk, mode_switches
 from noiseworks.kits.policies.evaluation import EvaluationReport, episode_list, evaluate
 from noiseworks.kits.policies.hosts import load_host
 from noiseworks.kits.policies.protocols import DenoiserHost
 from noiseworks.kits.policies.replanning import DiffusionPolicy, ReplanningPolicy
+from noiseworks.kits.policies.video import write_video
 from noiseworks.rti_dp.baselines import TruncatedPolicy
 from noiseworks.rti_dp.discrete import DiscreteSpec
 from noiseworks.rti_dp.policy import RTIPolicy
-from noiseworks.rti_dp.tabletop_data import film, write_webp
 
 HOST = "testbed:tabletop-unet"
 TASKS = (0, 1, 2, 3, 4, 5, 11)  # those with a gripper
-STEPS = (25, 8, 0)  # chosen on seeds below 1000
+STEPS = (75, 30, 0)  # chosen on seeds below 1000
 LONG = (22, 20, 18, 16, 14, 12, 10, 8, 5, 3, 2, 1, 0)
 GRIPPER = DiscreteSpec((2,), "clip", 10.0)
 SOLVED = 0.3  # success of the host below which there is nothing to keep
@@ -124,7 +124,7 @@ def run_arm(arm: str, seed: int, context: Context) -> Measurement:
     images = {}
     if settings["film"] and arm in JUDGED:
         path = context.folder / f"{arm}.webp"
-        write_webp(film(report.observations[: len(TASKS)]), path)
+        write_video(film(report.observations[: len(TASKS)]), path)
         images[f"{arm}: one episode of each task"] = path
     return Measurement(metrics, images=images, notes=notes)
 
@@ -159,7 +159,7 @@ CLAIM = Claim(
     scales={
         "smoke": Scale((1000,), 300, _sizes(1, 1, 2, max_steps=6, film=False)),
         "quick": Scale((1000,), 300, _sizes(2, 1, 3, max_steps=60)),
-        "laptop": Scale((1000, 1001, 1002), 1500, _sizes(29, 8, 10)),
+        "laptop": Scale((1000, 1001, 1002), 1500, _sizes(29, 4, 10)),
         "full": Scale((1000, 1001, 1002, 1003, 1004), 36000, _sizes(50, 50, 50)),
     },
     run=run_arm,

@@ -12,13 +12,14 @@ from noiseworks.kits.policies.evaluation import EvaluationReport, episode_list, 
 from noiseworks.kits.policies.hosts import load_host
 from noiseworks.kits.policies.protocols import DenoiserHost
 from noiseworks.kits.policies.replanning import DiffusionPolicy, ReplanningPolicy
+from noiseworks.kits.policies.video import check_video, write_video
 from noiseworks.rti_dp.baselines import TruncatedPolicy
 from noiseworks.rti_dp.discrete import DiscreteSpec
 from noiseworks.rti_dp.policy import RTIPolicy
 from noiseworks.rti_dp.scaling import parse_dims
 from noiseworks.rti_dp.stepping import Solver, StepNoise, Stepping
 from noiseworks.rti_dp.suggestion import suggest_steps
-from noiseworks.rti_dp.tabletop_data import film, load_episodes, make_env, write_webp
+from noiseworks.rti_dp.testbed_data import TABLETOP, film, load_episodes, make_env
 
 TASKS = "0,1,2,3,4,5,11"
 DDIM_STEPS = 10
@@ -63,7 +64,7 @@ def rollout(
     execute: int = 1,
     initial_steps: int | None = None,
     refresh_every: int | None = None,
-    tasks: str = TASKS,
+    tasks: str | None = None,
     episodes: int = 5,
     seed: int = 0,
     disturb: bool = False,
@@ -75,7 +76,7 @@ def rollout(
 
     Args:
         policy: A policy directory or testbed:<name>.
-        env: The environment: tabletop.
+        env: The environment: tabletop, or metaworld:TASK such as metaworld:reach-v3 (extra [metaworld]).
         steps: Denoising indices of a warm replan, decreasing to 0.
         discrete: Discrete dimensions: none, or DIMS:MODE:FACTOR with mode clip or scale, such as 2:clip:10.
         stepping: consistent, or reference (each step leads to k - 1).
@@ -84,23 +85,23 @@ def rollout(
         execute: Actions executed of each prediction.
         initial_steps: Network calls of an episode's first replan; all of the training's by default.
         refresh_every: Warm replans after which an environment starts cold again.
-        tasks: Task ids.
+        tasks: Task ids; on the table by default those with a gripper, 0,1,2,3,4,5,11.
         episodes: Episodes of each task.
         seed: First seed of the episodes.
         disturb: Whether free discs jump now and then.
         latency: Steps, 0 to 4, by which an action acts late.
-        video: Animated WebP file of the first episode of each task.
+        video: Animated WebP file of the first episode of each task, on the table.
         record: npz file of the episodes, for `suggest`.
 
     Returns:
         Success with its interval, network calls, seconds, restarts and the figures of each task.
     """
-    check_choice("env", env, ("tabletop",))
-    if video is not None and video.suffix != ".webp":
-        raise InputError(f"the video is an animated WebP: name a file ending in .webp, got {video}")
-    chosen = episode_list(parse_tasks(tasks), episodes, seed)
+    if video is not None:
+        check_video(video)
+        check_choice("env of a video", env, (TABLETOP,))
+    chosen = episode_list(parse_tasks(tasks or (TASKS if env == TABLETOP else "0")), episodes, seed)
     spec, host = DiscreteSpec.parse(discrete), load_host(policy)
-    tables = make_env(min(200, len(chosen[0])), disturb=disturb, latency=latency)
+    tables = make_env(env, min(200, len(chosen[0])), disturb=disturb, latency=latency)
     rti = RTIPolicy(
         host,
         parse_steps(steps),
@@ -115,7 +116,7 @@ def rollout(
     )
     report = evaluate(rti, tables, *chosen, record=video is not None or record is not None)
     if video is not None:
-        write_webp(film(report.observations[::episodes]), video)
+        write_video(film(report.observations[::episodes]), video)
     if record is not None:
         save_episodes(report, record)
     tasks_table = {str(task): row["success"] for task, row in report.by_task().items()}
@@ -154,7 +155,7 @@ def bench(
     chosen = episode_list(parse_tasks(tasks), episodes, seed)
     spec, host, words = DiscreteSpec.parse(discrete), load_host(policy), parse_steps(steps)
     check_number("replans", replans, low=1, integer=True)
-    tables, one = make_env(min(200, len(chosen[0])), disturb=disturb), make_env(1, disturb=disturb)
+    tables, one = (make_env(TABLETOP, n, disturb=disturb) for n in (min(200, len(chosen[0])), 1))
     found: dict[str, dict[str, float]] = {}
     for name in ("full", "ddim", "truncated", "rti"):
         many, single = (policies(host, words, stepping, spec, n)[name] for n in (tables.num_envs, 1))
