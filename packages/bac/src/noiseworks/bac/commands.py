@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from noiseworks.bac import data as observations_of
 from noiseworks.bac.bubbling import Scope
-from noiseworks.bac.comparison import ARMS, Arms, action_errors, make_plans, time_replans
+from noiseworks.bac.comparison import Arms, compare, make_plans
 from noiseworks.bac.plan import CachePlan, make_plan
 from noiseworks.bac.plots import check_suffix, plot_plan, plot_similarity
 from noiseworks.bac.profiling import PROFILE_KIND, FeatureProfile, profile
@@ -357,20 +357,14 @@ def bench(
     generator = torch.Generator().manual_seed(seed)
     threshold = teacache_threshold(host, obs, updates, num_steps=measured.num_steps, generator=generator)
     arms = Arms(host, plans, updates, measured.num_steps, threshold)
-    part = {name: value[:batch_size] for name, value in obs.items()}
     with Progress(transient=True) as bars:
         task = bars.add_task("timing", total=repeats + 1)
-        seconds = time_replans(arms, ARMS, part, repeats, lambda turn: bars.update(task, completed=turn + 1))
-    wrong = action_errors(arms, ARMS, obs, seed)
-    full = float(np.median(seconds["full"]))
-    return Comparison(
-        {
-            name: {
-                "milliseconds": 1e3 * float(np.median(seconds[name])),
-                "times_faster": full / float(np.median(seconds[name])),
-                "share": plans[name].share if name in plans else None,
-                "action_error": float(wrong[name].mean()),
-            }
-            for name in ARMS
-        }
-    )
+        found = compare(
+            arms,
+            obs,
+            batch_size=batch_size,
+            repeats=repeats,
+            seed=seed,
+            progress=lambda turn: bars.update(task, completed=turn + 1),
+        )
+    return Comparison(found)

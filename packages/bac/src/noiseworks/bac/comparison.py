@@ -137,3 +137,37 @@ def action_errors(arms: Arms, names: Sequence[str], observations: Obs, seed: int
 
     full = predicted("full")
     return {name: (predicted(name) - full).square().mean((1, 2)).double().numpy() for name in names}
+
+
+def compare(
+    arms: Arms,
+    observations: Obs,
+    *,
+    batch_size: int,
+    repeats: int,
+    seed: int,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, dict[str, float | None]]:
+    """Return each arm's milliseconds, speed-up over the full policy, share of computed blocks and action error.
+
+    Args:
+        arms: The arms.
+        observations: Tensors [n, To, ...], all of them for the actions' error.
+        batch_size: How many of them a timed replan has.
+        repeats: Timed replans of each arm.
+        seed: Of the noise.
+        progress: Called with the number of finished rounds.
+    """
+    part = {name: value[:batch_size] for name, value in observations.items()}
+    seconds = time_replans(arms, ARMS, part, repeats, progress)
+    wrong = action_errors(arms, ARMS, observations, seed)
+    medians = {name: float(np.median(values)) for name, values in seconds.items()}
+    return {
+        name: {
+            "milliseconds": 1e3 * medians[name],
+            "times_faster": medians["full"] / medians[name],
+            "share": arms.plans[name].share if name in arms.plans else None,
+            "action_error": float(wrong[name].mean()),
+        }
+        for name in ARMS
+    }

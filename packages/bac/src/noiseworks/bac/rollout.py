@@ -9,7 +9,6 @@ import torch
 from noiseworks.bac.attaching import attach
 from noiseworks.bac.plan import CachePlan
 from noiseworks.bac.sampling import FusedDiffusionPolicy
-from noiseworks.bench.testbeds.tabletop import TabletopBatch, instruction
 from noiseworks.kits.policies.evaluation import EvaluationReport, episode_list, evaluate
 from noiseworks.kits.policies.protocols import DenoiserHost
 
@@ -35,6 +34,8 @@ class Rollout:
 
     def film(self, rows: np.ndarray) -> tuple[list[np.ndarray], list[str], list[int | None]]:
         """Return states a step, captions and the step of success of some episodes, for `write_video`."""
+        from noiseworks.bench.testbeds.tabletop import instruction
+
         states = self.report.observations[rows, :, :STATE]
         lengths = np.isfinite(states[:, :, 0]).sum(1)
         steps = [states[np.arange(len(rows)), np.minimum(k, lengths - 1)] for k in range(int(lengths.max()))]
@@ -58,6 +59,8 @@ def roll_out(
         episodes: Episodes of each task.
         seed: Of the first episode.
     """
+    from noiseworks.bench.testbeds.tabletop import TabletopBatch
+
     listed, seeds = episode_list(tasks, episodes, seed)
     env = TabletopBatch(len(listed))
     steps = None if plan is None else plan.num_steps
