@@ -1,6 +1,7 @@
 """Observations to profile on: from a file of the user's, or from demonstrations of the testbed."""
 
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -38,10 +39,21 @@ def load_observations(data: str | Path, policy: NativePolicy, count: int, seed: 
     return {"obs": torch.from_numpy(found[rows])}
 
 
-def _demonstrated(policy: NativePolicy, count: int) -> np.ndarray:
-    from noiseworks.bench.testbeds.tabletop import demonstrations
+def testbed() -> ModuleType:
+    """Return the testbed `tabletop`.
 
-    return windows(demonstrations(max(1, -(-count // 12))), policy.chunk)["obs"].numpy()
+    Raises:
+        InputError: When it is not installed.
+    """
+    try:
+        from noiseworks.bench.testbeds import tabletop
+    except ModuleNotFoundError as error:
+        raise InputError(f"the testbed needs the extra noiseworks-bac[bench] ({error})") from error
+    return tabletop
+
+
+def _demonstrated(policy: NativePolicy, count: int) -> np.ndarray:
+    return windows(testbed().demonstrations(max(1, -(-count // 12))), policy.chunk)["obs"].numpy()
 
 
 def _read(path: Path) -> np.ndarray:

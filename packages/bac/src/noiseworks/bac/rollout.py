@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from noiseworks.bac.attaching import attach
+from noiseworks.bac.data import testbed
 from noiseworks.bac.plan import CachePlan
 from noiseworks.bac.sampling import FusedDiffusionPolicy
 from noiseworks.kits.policies.evaluation import EvaluationReport, episode_list, evaluate
@@ -34,12 +35,10 @@ class Rollout:
 
     def film(self, rows: np.ndarray) -> tuple[list[np.ndarray], list[str], list[int | None]]:
         """Return states a step, captions and the step of success of some episodes, for `write_video`."""
-        from noiseworks.bench.testbeds.tabletop import instruction
-
         states = self.report.observations[rows, :, :STATE]
         lengths = np.isfinite(states[:, :, 0]).sum(1)
         steps = [states[np.arange(len(rows)), np.minimum(k, lengths - 1)] for k in range(int(lengths.max()))]
-        captions = [instruction(int(task)) for task in self.report.tasks[rows]]
+        captions = [testbed().instruction(int(task)) for task in self.report.tasks[rows]]
         solved = [
             int(length) - 1 if won else None
             for length, won in zip(lengths, self.report.success[rows], strict=True)
@@ -59,10 +58,8 @@ def roll_out(
         episodes: Episodes of each task.
         seed: Of the first episode.
     """
-    from noiseworks.bench.testbeds.tabletop import TabletopBatch
-
     listed, seeds = episode_list(tasks, episodes, seed)
-    env = TabletopBatch(len(listed))
+    env = testbed().TabletopBatch(len(listed))
     steps = None if plan is None else plan.num_steps
     policy = FusedDiffusionPolicy(host, num_inference_steps=steps, num_envs=env.num_envs)
     begin = time.perf_counter()

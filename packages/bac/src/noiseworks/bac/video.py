@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from noiseworks.bac.data import testbed
 from noiseworks.core.artifacts import atomic_write
 from noiseworks.core.errors import InputError
 from PIL import Image, ImageDraw
@@ -44,10 +45,8 @@ def check_video(path: str | Path) -> Path:
 
 
 def _frame(step: int, states: np.ndarray, captions: list[str], solved: list[int | None]) -> Image.Image:
-    from noiseworks.bench.testbeds.tabletop import render
-
     side = SIZE * _SCALE
-    pictures = render(states, SIZE)
+    pictures = testbed().render(states, SIZE)
     image = Image.new("RGB", (len(pictures) * (side + 4), side + _BORDER), "white")
     draw = ImageDraw.Draw(image)
     for column, picture in enumerate(pictures):
