@@ -1,0 +1,75 @@
+"""Real-time iteration and block-wise caching on one transformer policy: does the product of the gains come out?
+
+    python packages/rti-dp/benchmarks/with_bac.py --model testbed:tabletop-transformer
+
+Needs noiseworks-bac. One environment, one thread, arms take turns; seconds are medians of processor time. The change
+is that of the prediction by caching, as a share of the prediction's root mean square, from the same noise.
+"""
+
+import argparse
+import time
+
+import numpy as np
+import torch
+from noiseworks.bac import attach, make_plan, profile
+from noiseworks.bench.testbeds.tabletop import demonstrations
+from noiseworks.kits.policies import DiffusionPolicy, ReplanningPolicy, load_host
+from noiseworks.rti_dp import RTIPolicy
+
+
+def replan(policy: ReplanningPolicy, seed: int) -> tuple[torch.Tensor, float]:
+    """Return a prediction from a seed's noise, and the processor time it took; a guess is left as it was."""
+    state = policy.state_dict()
+    policy.generators[0].manual_seed(seed)
+    begin = time.process_time()
+    prediction = policy.replan([0]).prediction
+    seconds = time.process_time() - begin
+    policy.load_state_dict(state)
+    return prediction, seconds
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default="testbed:tabletop-transformer")
+    parser.add_argument("--steps", default="75,60,45,30,15,0")
+    parser.add_argument("--updates", type=int, nargs=2, default=(10, 3), help="of 100 steps, and of the list")
+    parser.add_argument("--repeats", type=int, default=5)
+    words = parser.parse_args()
+    torch.set_num_threads(1)
+    steps, host = tuple(int(k) for k in words.steps.split(",")), load_host(words.model)
+    seen = {"obs": torch.from_numpy(demonstrations(1).obs[10:12])[None]}
+    policies = {"100 steps": DiffusionPolicy(host), "RTI": RTIPolicy(host, steps)}
+    for policy in policies.values():
+        for step in range(2):
+            policy.remember({"obs": seen["obs"][:, step]}, [0])
+    policies["RTI"].replan([0])
+    plans = {
+        "100 steps": make_plan(profile(host, seen, num_steps=100), updates=words.updates[0]),
+        "RTI": make_plan(profile(host, seen, num_steps=len(steps)), updates=words.updates[1]),
+    }
+    found: dict[str, list[float]] = {}
+    changes: dict[str, list[float]] = {name: [] for name in policies}
+    for seed in range(words.repeats):
+        for name, policy in policies.items():
+            plain, seconds = replan(policy, seed)
+            with attach(host, plans[name]):
+                cached, faster = replan(policy, seed)
+            found.setdefault(name, []).append(seconds)
+            found.setdefault(f"{name}, cached", []).append(faster)
+            changes[name].append(
+                float((cached - plain).square().mean().sqrt() / plain.square().mean().sqrt())
+            )
+    median = {name: float(np.median(values)) for name, values in found.items()}
+    gain = {name: median["100 steps"] / value for name, value in median.items()}
+    for name, value in median.items():
+        print(f"{name}: {1e3 * value:.1f} ms, {gain[name]:.1f} times faster than 100 steps")
+    for name, values in changes.items():
+        print(f"{name}: {plans[name].share:.0%} of the blocks computed, change {np.median(values):.1%}")
+    print(
+        f"product of the gains: {gain['RTI'] * gain['100 steps, cached']:.1f}, measured: {gain['RTI, cached']:.1f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
