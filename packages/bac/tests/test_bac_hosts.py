@@ -256,6 +256,28 @@ def test_a_policy_with_its_own_flow_loop_is_cached_in_ascending_time():
     assert len(seen) == 2 * 4 * len(plan.blocks)
 
 
+def test_a_policy_of_the_original_library_is_cached_through_its_own_loop():
+    own = native()
+    policy = types.SimpleNamespace(
+        model=own.net,
+        noise_scheduler=own.scheduler,
+        normalizer={"action": own.normalizer, "obs": own.obs_normalizer},
+        obs_as_cond=True,
+        horizon=8,
+        n_obs_steps=2,
+        n_action_steps=4,
+        action_dim=3,
+    )
+    x, cond = torch.randn(2, 8, 3), torch.randn(2, 2, 5)
+    plan = random_plan(find_stack(policy).blocks, 5)
+    with attach(own, plan):
+        expected = calls(own.net, x, cond)
+    with attach(policy, plan):
+        first = calls(policy.model, x, cond)
+        assert torch.equal(calls(policy.model, x, cond), first)
+    assert torch.equal(first, expected)
+
+
 def test_a_raising_call_clears_the_cache():
     policy = native()
     plan = CachePlan.uniform(find_stack(policy).blocks, K, 4)

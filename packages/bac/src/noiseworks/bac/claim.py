@@ -216,7 +216,7 @@ CLAIM = Claim(
     ),
     scales={
         "smoke": Scale((1000,), 300, _settings(1, 1, 2, tasks=2, steps=12, updates=3)),
-        "quick": Scale((1000,), 240, _settings(1, 3, 4)),
+        "quick": Scale((1000,), 240, _settings(1, 2, 3, tasks=6)),
         "laptop": Scale((1000, 1001, 1002), 1800, _settings(17, 7)),
         "full": Scale((1000, 1001, 1002), 7200, _settings(50, 15, 16)),
     },

@@ -136,7 +136,8 @@ def action_errors(arms: Arms, names: Sequence[str], observations: Obs, seed: int
             return policy.predict_chunk(observations, generators).prediction
 
     full = predicted("full")
-    return {name: (predicted(name) - full).square().mean((1, 2)).double().numpy() for name in names}
+    found = {name: full if name == "full" else predicted(name) for name in names}
+    return {name: (value - full).square().mean((1, 2)).double().numpy() for name, value in found.items()}
 
 
 def compare(
