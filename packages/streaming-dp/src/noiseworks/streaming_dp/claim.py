@@ -23,12 +23,13 @@ from noiseworks.kits.policies import (
     evaluate,
     load_host,
 )
+from noiseworks.kits.policies.video import write_video
 from noiseworks.streaming_dp.commands import TASKS, record_stream
 from noiseworks.streaming_dp.difference import load_difference, save_difference
 from noiseworks.streaming_dp.hosts import StreamingHost, convert
 from noiseworks.streaming_dp.levels import DEFAULT_WEIGHTS
 from noiseworks.streaming_dp.policy import StreamingPolicy
-from noiseworks.streaming_dp.tabletop_data import load_windows, write_webp
+from noiseworks.streaming_dp.tabletop_data import load_windows
 from noiseworks.streaming_dp.training import TrainConfig, train
 
 HOST = "testbed:tabletop-unet"
@@ -134,7 +135,9 @@ def run_arm(arm: str, seed: int, context: Context) -> Measurement:
     if arm == "sdp" and settings["video"]:
         video = context.folder / "stream.webp"
         shown = settings["tasks"][:4]
-        write_webp(record_stream(make_policy(arm, name, steps, folder, len(shown)), shown, 100 * seed), video)
+        write_video(
+            record_stream(make_policy(arm, name, steps, folder, len(shown)), shown, 100 * seed), video
+        )
         images["the paths in the buffers, fainter where noisier"] = video
     low, high = report.interval
     note = (

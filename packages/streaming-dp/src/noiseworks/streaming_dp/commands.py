@@ -25,10 +25,11 @@ from noiseworks.kits.policies import (
     measure_latency,
 )
 from noiseworks.kits.policies.schedulers import Solver
+from noiseworks.kits.policies.video import check_video, write_video
 from noiseworks.streaming_dp.hosts import StreamingHost, convert
 from noiseworks.streaming_dp.levels import DEFAULT_WEIGHTS, ChunkLevels
 from noiseworks.streaming_dp.policy import BufferInit, StreamingPolicy
-from noiseworks.streaming_dp.tabletop_data import RECORDED, film, load_windows, make_env, write_webp
+from noiseworks.streaming_dp.tabletop_data import RECORDED, film, load_windows, make_env
 from noiseworks.streaming_dp.training import TrainConfig, train
 
 TASKS = (0, 1, 2, 3, 4, 5, 8, 10, 11)
@@ -225,9 +226,7 @@ def rollout(
         Success with its interval, network calls, seconds and the figures of each task.
     """
     if video is not None:
-        if video.suffix != ".webp":
-            raise InputError(f"the video is an animated WebP: name a file ending in .webp, got {video}")
-        check_writable(video.parent)
+        check_video(video)
     chosen = episode_list(check_tasks(tasks), episodes, seed)
     host = StreamingHost.from_pretrained(policy)
     options = {"num_levels": num_levels, "solver": solver, "buffer_init": buffer_init, "constant": constant}
@@ -236,7 +235,7 @@ def rollout(
     report = evaluate(stream, make_env(stream.num_envs, disturb=disturb), *chosen)
     if video is not None:
         shown = StreamingPolicy(host, num_envs=min(6, len(tasks)), **options)
-        write_webp(record_stream(shown, tasks[:6], seed, disturb=disturb), video)
+        write_video(record_stream(shown, tasks[:6], seed, disturb=disturb), video)
     return report.summary() | {"tasks": report.by_task()}
 
 

@@ -1,7 +1,6 @@
 """The testbed `tabletop` for the commands: tables, training windows and pictures; needs the extra [bench]."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from noiseworks.core.errors import InputError
@@ -12,7 +11,7 @@ from torch import Tensor
 RECORDED = "testbed:tabletop"
 EPISODES_PER_TASK = 200
 STATE_DIM, SPEED = 21, 0.06
-SIZE, SCALE, FRAME_MS = 64, 3, 100
+SIZE, SCALE = 64, 3
 
 
 def make_env(num_envs: int, *, disturb: bool = False) -> BatchEnv:
@@ -82,19 +81,3 @@ def film(
                 draw.ellipse(box, fill=(200, 30, 120, int(230 * (1 - level)) + 25))
         frames.append(np.asarray(image))
     return frames
-
-
-def write_webp(frames: Sequence[np.ndarray], path: Path) -> None:
-    """Write frames uint8 [H, W, 3] as an animated WebP file that stays on its last frame for a second."""
-    import io
-
-    from noiseworks.core.artifacts import atomic_write
-    from PIL import Image
-
-    images = [Image.fromarray(frame) for frame in frames]
-    buffer = io.BytesIO()
-    duration = [FRAME_MS] * (len(images) - 1) + [1000]
-    images[0].save(
-        buffer, "WEBP", save_all=True, append_images=images[1:], duration=duration, loop=0, quality=80
-    )
-    atomic_write(path, buffer.getvalue())
