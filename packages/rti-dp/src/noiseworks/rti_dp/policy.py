@@ -43,7 +43,7 @@ class RTIPolicy(ReplanningPolicy):
         forward_noise: Whether the guess is brought to the noise level of `steps[0]`; True is an ablation.
         schedule: See `choose_schedule`.
         cache: Whether a U-Net of the kit gets its step modulations from a table, which gives the same up to
-            rounding. The table is made now: make a new policy when weights have changed.
+            rounding. The table is made now: make a new policy when weights have changed or a hook was added.
         num_envs: Environments that it acts in.
         seed: Seed of the noise of environments whose reset names none.
 
