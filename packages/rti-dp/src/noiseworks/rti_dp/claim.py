@@ -159,7 +159,7 @@ CLAIM = Claim(
     scales={
         "smoke": Scale((1000,), 300, _sizes(1, 1, 2, max_steps=6, film=False)),
         "quick": Scale((1000,), 300, _sizes(2, 1, 3, max_steps=60)),
-        "laptop": Scale((1000, 1001, 1002), 1500, _sizes(29, 4, 10)),
+        "laptop": Scale((1000, 1001, 1002), 1500, _sizes(29, 3, 8)),
         "full": Scale((1000, 1001, 1002, 1003, 1004), 36000, _sizes(50, 50, 50)),
     },
     run=run_arm,
