@@ -87,7 +87,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Optimization:
-    """How a run trains; the defaults are those of the shipped models.
+    """How a run trains; the defaults are those of the shipped models, whose precision was bf16-mixed.
 
     Attributes:
         steps: Optimizer steps.
