@@ -98,7 +98,7 @@ def test_shipped_files_stay_small(root):
         ["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True
     ).stdout
     sizes = {
-        name: (root / name).stat().st_size for name in tracked.split("\0") if name and (root / name).exists()
+        name: (root / name).lstat().st_size for name in tracked.split("\0") if name and (root / name).exists()
     }
     weights = {name: size for name, size in sizes.items() if name.endswith(".safetensors")}
     assert all(size <= 8e6 for size in weights.values()), weights
