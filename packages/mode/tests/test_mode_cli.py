@@ -102,7 +102,7 @@ def test_finetune_keeps_routers(trained, tmp_path, capsys):
         (["eval", "nowhere"], "no model at 'nowhere'"),
         (["eval", "shipped:none"], "unknown shipped model"),
         (["eval", "shipped:mode", "--tasks", "12"], "task must be"),
-        (["eval", "shipped:mode", "--video", "out.gif"], "must end in .webp"),
+        (["eval", "shipped:mode", "--video", "out.gif"], "ending in .webp"),
         (["cache", "shipped:dense-large"], "dense model has no experts"),
         (["usage", "shipped:mode", "--out", "map.txt"], "must end in .png or .webp"),
         (["train", "nowhere", "out"], "no data at nowhere"),

@@ -16,13 +16,14 @@ from noiseworks.bac.profiling import PROFILE_KIND, FeatureProfile, profile
 from noiseworks.bac.report import error_report
 from noiseworks.bac.scheduling import METRICS, Metric, Objective
 from noiseworks.bac.teacache import teacache_threshold
-from noiseworks.bac.video import check_video, write_video
+from noiseworks.bac.video import write_episodes
 from noiseworks.core.artifacts import CONFIG_NAME, check_writable
 from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.devices import resolve_device
 from noiseworks.core.errors import InputError
 from noiseworks.kits.policies.hosts import load_host
 from noiseworks.kits.policies.schedulers import Solver
+from noiseworks.kits.policies.video import check_video
 from rich.progress import Progress
 
 if TYPE_CHECKING:
@@ -268,7 +269,7 @@ def rollout(
     from noiseworks.bac.rollout import roll_out
 
     if video is not None:
-        check_writable(check_video(video).parent)
+        check_video(video)
     numbers = _tasks(tasks)
     check_number("episodes", episodes, low=1, integer=True)
     check_number("seed", seed, low=0, integer=True)
@@ -277,7 +278,7 @@ def rollout(
     report = roll_out(host, loaded, numbers, episodes, seed)
     if video is not None:
         first = np.arange(len(numbers)) * episodes
-        write_video(video, *report.film(first))
+        write_episodes(video, *report.film(first))
     return report.summary() | {"plan": None if loaded is None else loaded.method}
 
 

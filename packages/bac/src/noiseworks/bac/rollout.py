@@ -34,7 +34,7 @@ class Rollout:
         return self.report.summary() | {"seconds": self.seconds, "by_task": by_task}
 
     def film(self, rows: np.ndarray) -> tuple[list[np.ndarray], list[str], list[int | None]]:
-        """Return states a step, captions and the step of success of some episodes, for `write_video`."""
+        """Return states a step, captions and the step of success of some episodes, for `write_episodes`."""
         states = self.report.observations[rows, :, :STATE]
         lengths = np.isfinite(states[:, :, 0]).sum(1)
         steps = [states[np.arange(len(rows)), np.minimum(k, lengths - 1)] for k in range(int(lengths.max()))]

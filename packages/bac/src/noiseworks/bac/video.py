@@ -4,14 +4,15 @@ from pathlib import Path
 
 import numpy as np
 from noiseworks.bac.data import testbed
-from noiseworks.core.artifacts import atomic_write
-from noiseworks.core.errors import InputError
+from noiseworks.kits.policies.video import write_video
 from PIL import Image, ImageDraw
 
 SIZE, _SCALE, _BORDER = 64, 3, 22
 
 
-def write_video(path: Path, states: list[np.ndarray], captions: list[str], solved: list[int | None]) -> None:
+def write_episodes(
+    path: Path, states: list[np.ndarray], captions: list[str], solved: list[int | None]
+) -> None:
     """Write the states of a batch of environments as an animated WebP.
 
     Args:
@@ -20,28 +21,8 @@ def write_video(path: Path, states: list[np.ndarray], captions: list[str], solve
         captions: One line for each environment.
         solved: Step at which each environment solved its task, None where it did not.
     """
-    from io import BytesIO
-
     frames = [_frame(step, now, captions, solved) for step, now in enumerate(states)]
-    buffer = BytesIO()
-    # The last picture stays for a second.
-    durations = [100] * (len(frames) - 1) + [1000]
-    frames[0].save(
-        buffer, "WEBP", save_all=True, append_images=frames[1:], duration=durations, loop=0, quality=80
-    )
-    atomic_write(path, buffer.getvalue())
-
-
-def check_video(path: str | Path) -> Path:
-    """Return the path of a video.
-
-    Raises:
-        InputError: When its name does not end with .webp.
-    """
-    path = Path(path)
-    if path.suffix != ".webp":
-        raise InputError(f"a video's name must end with .webp, got {path.name!r}")
-    return path
+    write_video([np.asarray(frame) for frame in frames], path)
 
 
 def _frame(step: int, states: np.ndarray, captions: list[str], solved: list[int | None]) -> Image.Image:

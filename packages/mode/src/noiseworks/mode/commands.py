@@ -10,11 +10,12 @@ from noiseworks.core.artifacts import check_writable
 from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.errors import InputError
 from noiseworks.kits.policies.evaluation import EvaluationReport, episode_list, evaluate
+from noiseworks.kits.policies.video import check_video, write_video
 from noiseworks.mode.caching import Form
 from noiseworks.mode.edm import Grid
 from noiseworks.mode.flops import denoiser_flops
 from noiseworks.mode.network import Condition
-from noiseworks.mode.pictures import check_suffix, draw_usage, tile, write_video
+from noiseworks.mode.pictures import check_suffix, draw_usage, tile
 from noiseworks.mode.policy import EDMPolicy
 from noiseworks.mode.routing import usage_information
 from noiseworks.mode.samplers import Sampler
@@ -62,8 +63,7 @@ def eval_policy(
     check_choice("experts", experts, ("cached", "routed"))
     chosen = check_tasks(tasks)
     if video is not None:
-        check_suffix(video, (".webp",))
-        check_writable(video.parent)
+        check_video(video)
     episode_tasks, seeds = episode_list(chosen, episodes, seed)
     tables = tabletop().TabletopBatch(min(MAX_ENVS, len(seeds)), disturb=disturb)
     model = load_model(policy)

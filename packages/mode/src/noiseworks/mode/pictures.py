@@ -12,7 +12,6 @@ from torch import Tensor
 
 _CELL, _LEFT, _TOP, _GAP = 34, 70, 40, 16
 _FULL = (31, 93, 170)
-FRAME_MS, LAST_MS = 100, 1000
 
 
 def check_suffix(path: Path, suffixes: Sequence[str]) -> None:
@@ -56,19 +55,6 @@ def draw_usage(usage: Tensor, sigmas: Sequence[float], path: Path) -> Path:
         buffer,
         "PNG" if path.suffix == ".png" else "WEBP",
         **({"lossless": True} if path.suffix == ".webp" else {}),
-    )
-    atomic_write(path, buffer.getvalue())
-    return path
-
-
-def write_video(frames: Sequence[np.ndarray], path: Path) -> Path:
-    """Write frames uint8 [H, W, 3] as an animated WebP file that rests a second on its last frame."""
-    check_suffix(path, (".webp",))
-    images = [Image.fromarray(frame) for frame in frames]
-    buffer = BytesIO()
-    durations = [FRAME_MS] * (len(images) - 1) + [LAST_MS]
-    images[0].save(
-        buffer, "WEBP", save_all=True, append_images=images[1:], duration=durations, loop=0, quality=80
     )
     atomic_write(path, buffer.getvalue())
     return path

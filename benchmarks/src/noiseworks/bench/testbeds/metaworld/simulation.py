@@ -102,9 +102,3 @@ class MetaWorldBatch:
         over = self.running & ~solved & (self.steps >= self.max_steps)
         self.running &= ~(solved | over)
         return StepResult(solved.astype(np.float64), solved, over)
-
-    def render(self, row: int = 0) -> np.ndarray:
-        """Return a picture of one environment, uint8 [480, 480, 3]; needs a display or MUJOCO_GL=egl."""
-        env = self.envs[row]
-        env.render_mode = "rgb_array"
-        return np.asarray(env.render())
