@@ -4,15 +4,14 @@ import numpy as np
 import pytest
 import torch
 from noiseworks.core.errors import ArtifactError, InputError, NonFiniteError
+from noiseworks.kits.images import peak_signal_to_noise, structural_similarity
 from noiseworks.ldm.autoencoding import AutoencoderOptions, make_autoencoder
 from noiseworks.ldm.data import holdout, load_images, to_tensor, to_uint8
 from noiseworks.ldm.evaluation import (
     evaluate_autoencoder,
     frechet_distance,
     reconstruct,
-    structural_similarity,
 )
-from noiseworks.ldm.losses import peak_signal_to_noise
 from noiseworks.ldm.scaling import LatentCache, cache_latents, estimate_scale, fingerprint
 from PIL import Image
 

@@ -7,6 +7,7 @@ targets with estimate, interval and verdict, `summary` (arm -> metric -> mean an
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -169,10 +170,17 @@ def results_document(
 
 def write_results(document: Mapping[str, Any], out: Path) -> None:
     """Write `results.json` and one `results/<method>.json` a claim, each whole or not at all."""
-    atomic_write(out / "results.json", json.dumps(document, indent=1) + "\n")
+    atomic_write(out / "results.json", _text(document))
     for claim in document["claims"]:
         one = {**document, "claims": [claim]}
-        atomic_write(out / "results" / f"{claim['method']}.json", json.dumps(one, indent=1) + "\n")
+        atomic_write(out / "results" / f"{claim['method']}.json", _text(one))
+
+
+def _text(document: Mapping[str, Any]) -> str:
+    """Return indented JSON with every list of numbers on one line: thousands of measured values are short."""
+    numbers = r"\[\n\s*([-+.\d][-+.\deE,\s]*)\]"
+    text = json.dumps(document, indent=1)
+    return re.sub(numbers, lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
 
 
 def read_results(path: str | Path) -> dict[str, Any]:

@@ -80,9 +80,9 @@ def attach(
 ) -> CachedPolicy:
     """Let a policy's network reuse block outputs as a plan says.
 
-    Steps are network calls, counted from the last observation that the host encoded; a time argument that does
-    not go on in the plan's direction starts a new replan as well. So the attached policy serves every sampler
-    that calls the network once a step, with at most the plan's number of steps.
+    Steps are counted from the last observation that the host encoded; a time argument that does not go on in the
+    plan's direction starts a new replan as well. So the attached policy serves every sampler that calls the
+    network `plan.calls_per_step` times a step, with at most the plan's number of steps.
 
     Args:
         policy: A `DenoiserHost`, a policy of a known library, or a network; see `find_stack`.
@@ -121,9 +121,10 @@ def _counted(network: nn.Module, original: Callable, cache: BlockCache) -> Calla
     if name is None:
         raise UnsupportedHostError(f"{type(network).__name__}.forward takes no time argument")
 
-    def forward(sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-        cache.begin(args[0] if args else kwargs[name], sample)
-        return original(sample, *args, **kwargs)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        sample = args[0] if args else kwargs[names[0]]
+        cache.begin(args[1] if len(args) > 1 else kwargs[name], sample)
+        return original(*args, **kwargs)
 
     return forward
 

@@ -92,8 +92,15 @@ def compile_plan(plan: CachePlan, branches: int) -> tuple[Step, ...]:
 class BlockCache:
     """Stored outputs of one replan, and where in the plan it is.
 
-    Steps count network calls. A new replan starts after `restart()`, and by itself when the network's time
-    argument does not go on in the plan's direction.
+    A step is as many network calls as the plan says (one, or two with guidance in two calls or a Heun solver);
+    each of them has stored outputs of its own. A new replan starts after `restart()`, and by itself when the
+    network's time argument does not go on in the plan's direction.
+
+    Attributes:
+        position: Step, -1 before the first.
+        call: Which of a step's network calls.
+        time: The network's time argument.
+        kept: What a forward pass keeps for one replan, by call; forgotten with it.
 
     Args:
         plan: The plan.
@@ -111,12 +118,14 @@ class BlockCache:
 
     def restart(self) -> None:
         """Forget the stored outputs: the next call is step 0."""
-        self.position = -1
+        calls = self.plan.calls_per_step
+        self.position = self.call = -1
         self.step = self.program[0]
-        self.time = 0.0
+        self.time = self._first = 0.0
+        self.kept: list[Any] = [None] * calls
         self._shape: torch.Size | None = None
-        self._store: Tensor | None = None
-        self._sums: list[Tensor | None] = [None] * self._slots
+        self._stores: list[Tensor | None] = [None] * calls
+        self._sums: list[list[Tensor | None]] = [[None] * self._slots for _ in range(calls)]
 
     def begin(self, timestep: Tensor | float, sample: Tensor) -> Step:
         """Count a network call and return what it does.
@@ -126,21 +135,34 @@ class BlockCache:
             sample: Noisy actions [B, T, Da].
 
         Raises:
-            InputError: When a replan has more calls than the plan, or its batch changes.
+            InputError: When a replan has more calls than the plan, comes to one time twice, or its batch changes.
         """
         time = float(timestep.reshape(-1)[0]) if isinstance(timestep, Tensor) else float(timestep)
-        onward = time > self.time if self.plan.ascending else time < self.time
-        if self.position >= 0 and not onward:
+        if self.position >= 0 and self._starts_anew(time):
             self.restart()
         if self._shape is not None and sample.shape != self._shape:
             raise InputError(
                 f"the batch changed from {tuple(self._shape)} to {tuple(sample.shape)} within a replan; call "
                 "restart() first"
             )
-        self.position += 1
+        self.call = (self.call + 1) % self.plan.calls_per_step
         self.time, self._shape = time, sample.shape
-        self.step = self.choose(timestep, sample)
+        if self.call == 0:
+            self.position, self._first = self.position + 1, time
+            self.step = self.choose(timestep, sample)
         return self.step
+
+    def _starts_anew(self, time: float) -> bool:
+        """Return whether a call belongs to the next replan: noise or time has gone back."""
+        ahead = time - self._first if self.plan.ascending else self._first - time
+        if self.call + 1 < self.plan.calls_per_step:
+            return ahead < 0
+        if ahead == 0 and self.position > 0:
+            raise InputError(
+                f"the network was called twice at the time {time:g} of a replan: a sampler with several calls a step "
+                "(guidance in two calls, Heun) needs a plan with calls_per_step, and a new replan a restart()"
+            )
+        return ahead <= 0
 
     def choose(self, timestep: Tensor | float, sample: Tensor) -> Step:
         """Return what happens at the current position.
@@ -175,13 +197,13 @@ class BlockCache:
 
     def sum_of(self, run: Add) -> Tensor:
         """Return the summed stored outputs of a run of reused blocks."""
-        if not run.build:
-            return self._sums[run.slot]
-        total = self._store[run.start : run.stop].sum(0)
-        self._sums[run.slot] = total
-        return total
+        sums = self._sums[self.call]
+        if run.build:
+            sums[run.slot] = self._stores[self.call][run.start : run.stop].sum(0)
+        return sums[run.slot]
 
     def _keep(self, block: int, output: Tensor) -> None:
-        if self._store is None:
-            self._store = output.new_empty((len(self.plan.blocks), *output.shape))
-        self._store[block] = output
+        store = self._stores[self.call]
+        if store is None:
+            store = self._stores[self.call] = output.new_empty((len(self.plan.blocks), *output.shape))
+        store[block] = output

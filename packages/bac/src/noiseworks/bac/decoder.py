@@ -141,12 +141,10 @@ def make_decoder_forward(
     cache.branches = lean_branches(stack.layers)
     embedding, norm, head = network.input_emb, network.ln_f, network.head
     times: dict[float, Tensor] = {}
-    condition: Condition | None = None
 
     def forward(
         sample: Tensor, timestep: Tensor | float, cond: Tensor | None = None, **kwargs: Any
     ) -> Tensor:
-        nonlocal condition
         step = cache.begin(timestep, sample)
         if exact and step.untouched:
             return original(sample, timestep, cond, **kwargs)
@@ -154,8 +152,9 @@ def make_decoder_forward(
         if step.reused is not None:
             x = x + cache.sum_of(step.reused)
         else:
-            if cache.position == 0 or condition is None:
-                condition = Condition(network, sample.shape[1], times)
+            condition = cache.kept[cache.call]
+            if condition is None:
+                condition = cache.kept[cache.call] = Condition(network, sample.shape[1], times)
             condition.at(cache.time, timestep, cond)
             for index, layer in enumerate(stack.layers):
                 x = cache.run_layer(layer, index, x, condition)

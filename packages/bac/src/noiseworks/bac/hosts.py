@@ -1,8 +1,8 @@
 """Which networks can be cached: stacks of residual layers, and the branches of each layer.
 
-A branch is what a layer adds to the residual stream. Two kinds of layer are known: `nn.TransformerDecoderLayer`
-with pre-norm (the diffusion policies' transformer in all its libraries) and the adaptive-norm DiT layer of
-LeRobot's multi-task policy, recognised by its parts.
+A branch is what a layer adds to the residual stream. Three kinds of layer are known: `nn.TransformerDecoderLayer`
+with pre-norm (the diffusion policies' transformer in all its libraries) and two adaptive-norm DiT layers, whose
+branches include their gates: that of LeRobot's multi-task policy and that of diffusers' `DiTTransformer2DModel`.
 """
 
 import hashlib
@@ -83,6 +83,45 @@ def dit_feed_forward(layer: nn.Module, x: Tensor, call: DiTCall) -> Tensor:
     return gate * layer.mlp(layer.norm2(x) * (1 + scale) + shift)
 
 
+class AdaZeroCall:
+    """Arguments of diffusers' adaptive-norm layer; shifts, scales and gates, [B, 1, D] each, when first needed."""
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        timestep: Tensor | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        class_labels: Tensor | None = None,
+        added_cond_kwargs: dict[str, Tensor] | None = None,
+    ) -> None:
+        self.norm, self.timestep, self.class_labels = layer.norm1, timestep, class_labels
+        self.attention = {"attention_mask": attention_mask, **(cross_attention_kwargs or {})}
+        self.parts: tuple[Tensor, ...] | None = None
+
+    def modulation(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return shift, scale and gate of the attention, then of the feed-forward block."""
+        if self.parts is None:
+            embedded = self.norm.emb(self.timestep, self.class_labels, hidden_dtype=x.dtype)
+            parts = self.norm.linear(self.norm.silu(embedded)).chunk(6, dim=1)
+            self.parts = tuple(part.unsqueeze(1) for part in parts)
+        return self.parts
+
+
+def ada_zero_self_attention(layer: nn.Module, x: Tensor, call: AdaZeroCall) -> Tensor:
+    """Return gate * attention(modulated LN1 x)."""
+    shift, scale, gate = call.modulation(x)[:3]
+    return gate * layer.attn1(layer.norm1.norm(x) * (1 + scale) + shift, **call.attention)
+
+
+def ada_zero_feed_forward(layer: nn.Module, x: Tensor, call: AdaZeroCall) -> Tensor:
+    """Return gate * FF(modulated LN3 x)."""
+    shift, scale, gate = call.modulation(x)[3:]
+    return gate * layer.ff(layer.norm3(x) * (1 + scale) + shift)
+
+
 @dataclass(frozen=True)
 class Family:
     """A kind of layer.
@@ -101,6 +140,7 @@ DECODER = Family(
     lambda layer, *args, **kwargs: DecoderCall(*args, **kwargs),
 )
 DIT = Family({"sa": dit_self_attention, "ff": dit_feed_forward}, DiTCall)
+ADA_ZERO = Family({"sa": ada_zero_self_attention, "ff": ada_zero_feed_forward}, AdaZeroCall)
 
 
 @dataclass(frozen=True)
@@ -137,19 +177,19 @@ def find_stack(policy: Any) -> Stack:
     """Return the cacheable part of a policy, a host or a network.
 
     Args:
-        policy: A `DenoiserHost`, a policy of the original library or of LeRobot's multi-task DiT type, or a
-            network.
+        policy: A `DenoiserHost`, a policy of the original library or of LeRobot's multi-task DiT type, a diffusers
+            pipeline with a DiT as its `transformer`, or a network.
 
     Raises:
         UnsupportedHostError: When it has no stack of known layers, or one with post-norm.
         InputError: When it is in training mode.
     """
     network, host = _network(policy)
-    layers = [m for m in network.modules() if isinstance(m, nn.TransformerDecoderLayer)]
-    family = DECODER
-    if not layers:
-        layers, family = [m for m in network.modules() if _is_dit(m)], DIT
-    if not layers:
+    for known, family in ((_is_decoder, DECODER), (_is_dit, DIT), (_is_ada_zero, ADA_ZERO)):
+        layers = [module for module in network.modules() if known(module)]
+        if layers:
+            break
+    else:
         raise UnsupportedHostError(
             f"{type(network).__name__} has no transformer layers to cache: expected nn.TransformerDecoderLayer "
             "or DiT layers; U-Net policies are not supported"
@@ -169,6 +209,8 @@ def find_stack(policy: Any) -> Stack:
 def _network(policy: Any) -> tuple[nn.Module, "DenoiserHost | None"]:
     if isinstance(getattr(policy, "noise_predictor", None), nn.Module):
         return policy.noise_predictor, None
+    if not isinstance(policy, nn.Module) and isinstance(getattr(policy, "transformer", None), nn.Module):
+        return policy.transformer, None
     whole = hasattr(policy, "denoise") or hasattr(policy, "noise_scheduler")
     if (
         isinstance(policy, nn.Module)
@@ -185,7 +227,18 @@ def _network(policy: Any) -> tuple[nn.Module, "DenoiserHost | None"]:
     return network, host
 
 
+def _is_decoder(module: nn.Module) -> bool:
+    return isinstance(module, nn.TransformerDecoderLayer)
+
+
 def _is_dit(module: nn.Module) -> bool:
     parts = ("norm1", "norm2", "mlp", "adaLN_modulation")
     attention = hasattr(module, "attn") or hasattr(module, "multihead_attn")
     return attention and all(hasattr(module, name) for name in parts)
+
+
+def _is_ada_zero(module: nn.Module) -> bool:
+    if getattr(module, "norm_type", None) != "ada_norm_zero":
+        return False
+    parts = all(hasattr(module, name) for name in ("norm1", "attn1", "norm3", "ff"))
+    return parts and getattr(module, "attn2", None) is None

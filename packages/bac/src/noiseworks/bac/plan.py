@@ -1,7 +1,7 @@
 """The cache plan: which block is computed at which denoising step, with its makers and its file format."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,8 @@ class CachePlan:
         method: How it was made: `block`, `block+bubble`, `unified`, `uniform` or `full`.
         fingerprint: Of the network that it was made for; None when it suits every network with those blocks.
         ascending: Whether the network's time argument grows along the steps (flow matching).
+        calls_per_step: Network calls of a step, each of which follows the plan with stored outputs of its own: 2 with
+            guidance in two calls or a Heun solver, 4 with Runge-Kutta's classic method.
         settings: What it was made with, for the record.
 
     Raises:
@@ -41,6 +43,7 @@ class CachePlan:
     method: str
     fingerprint: str | None = None
     ascending: bool = False
+    calls_per_step: int = 1
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -51,12 +54,13 @@ class CachePlan:
             )
         if not table[:, 0].all():
             raise InputError("every block must be computed at step 0: nothing is stored before it")
+        check_number("calls_per_step", self.calls_per_step, low=1, integer=True)
         object.__setattr__(self, "table", table)
         object.__setattr__(self, "blocks", tuple(self.blocks))
 
     @property
     def num_steps(self) -> int:
-        """K, network calls of a replan."""
+        """K, steps of a replan."""
         return self.table.shape[1]
 
     @property
@@ -95,7 +99,7 @@ class CachePlan:
         rows, steps = np.nonzero(self.table)
         table[rows, np.rint(steps * scale).astype(int)] = True
         settings = {**self.settings, "moved_from_steps": self.num_steps}
-        return CachePlan(table, self.blocks, self.method, self.fingerprint, self.ascending, settings)
+        return replace(self, table=table, settings=settings)
 
     def flops(self, width: int, tokens: int, memory_tokens: int) -> float:
         """Return the multiply-adds times two of a sample's decoder blocks over a whole replan.
@@ -119,6 +123,7 @@ class CachePlan:
             "method": self.method,
             "fingerprint": self.fingerprint,
             "ascending": self.ascending,
+            "calls_per_step": self.calls_per_step,
             "settings": self.settings,
         }
         save_artifact(path, PLAN_KIND, config, {"table": torch.from_numpy(self.table)})
@@ -137,8 +142,23 @@ class CachePlan:
             raise ArtifactError(f"{path} holds no cache plan ({error}); make it again") from error
 
     @classmethod
-    def uniform(cls, blocks: Sequence[str], num_steps: int, every: int) -> "CachePlan":
+    def uniform(
+        cls,
+        blocks: Sequence[str],
+        num_steps: int,
+        every: int,
+        *,
+        ascending: bool = False,
+        calls_per_step: int = 1,
+    ) -> "CachePlan":
         """Return the plan that computes all blocks at every `every`-th step.
+
+        Args:
+            blocks: Names of the blocks.
+            num_steps: K.
+            every: Steps from one update to the next.
+            ascending: Whether the network's time argument grows along the steps.
+            calls_per_step: Network calls of a step.
 
         Raises:
             InputError: When a number is out of range.
@@ -146,8 +166,14 @@ class CachePlan:
         check_number("num_steps", num_steps, low=1, integer=True)
         check_number("every", every, low=1, integer=True)
         row = np.arange(num_steps) % every == 0
-        method = "uniform" if every > 1 else "full"
-        return cls(np.tile(row, (len(blocks), 1)), tuple(blocks), method, settings={"every": every})
+        return cls(
+            np.tile(row, (len(blocks), 1)),
+            tuple(blocks),
+            "uniform" if every > 1 else "full",
+            ascending=ascending,
+            calls_per_step=calls_per_step,
+            settings={"every": every},
+        )
 
     @classmethod
     def unified(
@@ -221,7 +247,15 @@ def _from_schedules(
         table[row, list(schedule)] = True
     if force_last:
         table[:, -1] = True
-    return CachePlan(table, profile.blocks, method, profile.fingerprint, profile.ascending, settings)
+    return CachePlan(
+        table,
+        profile.blocks,
+        method,
+        profile.fingerprint,
+        profile.ascending,
+        profile.calls_per_step,
+        settings,
+    )
 
 
 def layer_of(block: str) -> int:

@@ -39,6 +39,7 @@ class FeatureProfile:
         times: The network's time argument at each step, float64 [K].
         observations: How many observations were averaged.
         fingerprint: Of the network.
+        calls_per_step: Network calls of a step, averaged like observations.
         settings: What it was measured with, for the record.
     """
 
@@ -48,6 +49,7 @@ class FeatureProfile:
     times: np.ndarray
     observations: int
     fingerprint: str
+    calls_per_step: int = 1
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -89,7 +91,8 @@ class FeatureProfile:
         Raises:
             InputError: When policy, steps or metrics differ.
         """
-        same = self.fingerprint == other.fingerprint and np.array_equal(self.times, other.times)
+        same = (self.fingerprint, self.calls_per_step) == (other.fingerprint, other.calls_per_step)
+        same = same and np.array_equal(self.times, other.times)
         if not same or set(self.matrices) != set(other.matrices):
             raise InputError("profiles of another policy, other steps or other metrics cannot be merged")
         total = self.observations + other.observations
@@ -107,6 +110,7 @@ class FeatureProfile:
             "blocks": list(self.blocks),
             "observations": self.observations,
             "fingerprint": self.fingerprint,
+            "calls_per_step": self.calls_per_step,
             "settings": self.settings,
         }
         tensors = {f"matrix.{name}": torch.from_numpy(value) for name, value in self.matrices.items()}
@@ -139,6 +143,7 @@ def profile(
     metrics: Sequence[Metric] = ("cosine",),
     generator: Generators = None,
     run: Callable[[], object] | None = None,
+    calls_per_step: int = 1,
 ) -> FeatureProfile:
     """Measure how alike the outputs of each block are along ordinary denoising runs.
 
@@ -151,6 +156,8 @@ def profile(
         generator: Noise of the runs.
         run: Performs the runs in place of the host's sampler: one batched replan of a policy with a sampler of
             its own.
+        calls_per_step: How often `run` calls the network in each step. Calls that are left out of the last step,
+            as with Heun's solver, leave out their place in all steps.
 
     Raises:
         InputError: When a metric is unknown, or there is neither a host with observations nor `run`.
@@ -160,8 +167,11 @@ def profile(
         check_choice("metrics", name, METRICS)
     stack = find_stack(policy)
     calls = record_calls(stack, run or _host_run(stack, observations, num_steps, solver, generator))
-    rows = len(calls[0][0][0])
-    blocks, steps = stack.blocks, len(calls)
+    check_number("calls_per_step", calls_per_step, low=1, high=len(calls), integer=True)
+    rows, steps = len(calls[0][0][0]), -(-len(calls) // calls_per_step)
+    series = [calls[first::calls_per_step] for first in range(calls_per_step)]
+    series = [one for one in series if len(one) == steps]
+    blocks = stack.blocks
     matrices = {name: np.zeros((len(blocks), steps, steps)) for name in metrics}
     volatility = np.zeros(len(blocks))
 
@@ -175,13 +185,17 @@ def profile(
     once = CachePlan.uniform(blocks, 1, 1)
     with torch.inference_mode(), attach(policy, once, fused=False, observer=observe) as handle:
         for row in range(rows):
-            handle.restart()
-            args, kwargs = _batched(calls, row, rows)
-            stack.network(*args, **kwargs)
-    times = np.array([_time(call) for call in calls], np.float64)
-    mean = {name: value / rows for name, value in matrices.items()}
+            for one in series:
+                handle.restart()
+                args, kwargs = _batched(one, row, rows)
+                stack.network(*args, **kwargs)
+    times = np.array([_time(call) for call in series[0]], np.float64)
+    count = rows * len(series)
+    mean = {name: value / count for name, value in matrices.items()}
     settings = {"num_steps": steps, "solver": solver if run is None else "own"}
-    return FeatureProfile(blocks, mean, volatility / rows, times, rows, stack.fingerprint(), settings)
+    return FeatureProfile(
+        blocks, mean, volatility / count, times, rows, stack.fingerprint(), calls_per_step, settings
+    )
 
 
 def record_calls(stack: Stack, run: Callable[[], object]) -> list[Call]:

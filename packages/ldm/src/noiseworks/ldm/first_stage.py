@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from noiseworks.core.checks import check_finite, check_number
 from noiseworks.core.errors import InputError, UnsupportedHostError
+from noiseworks.kits.images import peak_signal_to_noise
 from noiseworks.ldm import codebook as vq
 from noiseworks.ldm.loader import loader_position, restore_loader
 from noiseworks.ldm.losses import (
     PerceptualAdversarialLoss,
     kl_to_standard_normal,
-    peak_signal_to_noise,
     recorded_input,
 )
 from noiseworks.ldm.objective import ema_decay

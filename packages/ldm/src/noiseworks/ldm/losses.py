@@ -1,6 +1,5 @@
 """The first-stage loss of section 3.1: reconstruction, perceptual distance, regulariser, patch adversary."""
 
-import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -318,12 +317,6 @@ def average_norms(*gradients: Tensor) -> list[Tensor]:
         torch.distributed.all_reduce(stacked)
         gradients = tuple(stacked / torch.distributed.get_world_size())
     return [gradient.norm() for gradient in gradients]
-
-
-def peak_signal_to_noise(images: Tensor, reconstructions: Tensor) -> Tensor:
-    """Return the PSNR [B] in dB of images [B, C, H, W] in [-1, 1] (peak-to-peak 2)."""
-    error = (images - reconstructions.clamp(-1, 1)).double().square().flatten(1).mean(dim=1)
-    return 10 * torch.log10(4.0 / error.clamp(min=1e-12)) if len(error) else error * math.nan
 
 
 def _autocast_on(tensor: Tensor) -> bool:

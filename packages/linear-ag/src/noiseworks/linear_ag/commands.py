@@ -1,67 +1,38 @@
 """What `noiseworks-linear-ag` runs: each verb is one of these functions."""
 
-import csv
-import io
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from noiseworks.core.artifacts import atomic_directory, check_writable
 from noiseworks.core.checks import check_number
-from noiseworks.core.cli import SPREAD
-from noiseworks.core.devices import resolve_device, resolve_dtype
 from noiseworks.core.errors import InputError
-from noiseworks.kits.diffusers_hosts.loading import load_pipeline
 from noiseworks.linear_ag import calibration, policy_search
-from noiseworks.linear_ag.artifacts import load_policy, save_policy
+from noiseworks.linear_ag.artifacts import save_policy
+from noiseworks.linear_ag.comparison import PolicyScore, compare_policies, image_grid
 from noiseworks.linear_ag.diffusers import attach
-from noiseworks.linear_ag.linear import LinearCoefficients, LinearGuidance
+from noiseworks.linear_ag.drawing import (
+    Options,
+    load_drawing,
+    progress_bar,
+    prompts_for,
+    read_prompts,
+    write_config,
+    write_rows,
+)
+from noiseworks.linear_ag.linear import LinearCoefficients
+from noiseworks.linear_ag.naming import Ingredients, named_policy, needs_coefficients
 from noiseworks.linear_ag.plots import plot_trace
-from noiseworks.linear_ag.policies import AdaptiveGuidance, FixedPolicy, GuidancePolicy
-from noiseworks.linear_ag.sampling import Progress, Sampling, record_similarity, sample
+from noiseworks.linear_ag.policies import AdaptiveGuidance, GuidancePolicy
+from noiseworks.linear_ag.sampling import Prompts, Sampling, record_similarity, sample
 from noiseworks.linear_ag.search import SearchSettings
-from rich.progress import Progress as Bars
+from PIL import Image
 
-FAMILIES = ("sd", "sdxl", "sd3", "flux", "pixart", "dit")
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """What the commands share: the model, the prompts and how to draw.
-
-    Attributes:
-        pipeline: A directory, a hub id or testbed:<name>.
-        prompts: A text file with one prompt a line, or one prompt (class labels for DiT).
-        steps: Number of denoising steps.
-        scale: Guidance scale, above 1.
-        negative: Negative prompt.
-        seed: Sample i is drawn with seed + i.
-        batch_size: Samples a run.
-        device: auto, cpu, cuda or cuda:<n>.
-        dtype: float32, bfloat16 or float16.
-    """
-
-    pipeline: str
-    prompts: str
-    steps: int = 20
-    scale: float = 7.5
-    negative: str | None = None
-    seed: int = 0
-    batch_size: int = 8
-    device: str = "auto"
-    dtype: str = "float32"
-
-    @property
-    def sampling(self) -> Sampling:
-        """The same as the library's functions take it."""
-        return Sampling(self.steps, self.scale, self.negative, self.batch_size, self.seed)
-
-
-Options = Annotated[Drawing, SPREAD]
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from rich.table import Table
 
 
 def generate(
@@ -82,8 +53,8 @@ def generate(
         out: Folder for the images, `report.json`, `metrics.csv`, `config.yaml` and `trace.png`.
         threshold: Adaptive Guidance's similarity; above 1 means full guidance throughout.
         space: auto, x_minus_eps, x0 or eps.
-        policy: "ag", "cfg", "linear" (with --coefs), one digit a step, or a folder that
-            calibrate or search wrote.
+        policy: ag, cfg, cond, alternating, linear or linear-all (with --coefs), first:0.5 (StepAG), last:0.5,
+            interval:0.2-0.8, reuse:2, one digit a step, or a folder that calibrate or search wrote.
         coefs: Folder of LinearAG coefficients.
         perp_neg: With policy ag: weight of --negative as a perpendicular negative prompt, 0 for a plain one.
         uncond_zero: With policy ag: scale of uncond-zero once guidance has ended, 0 for off.
@@ -93,11 +64,15 @@ def generate(
     """
     check_writable(out)
     sampling = drawing.sampling
-    chosen = choose_policy(policy, drawing.steps, threshold, space, coefs, perp_neg, uncond_zero)
-    pipe, texts = _load(drawing)
+    if policy != "ag" and (perp_neg or uncond_zero):
+        raise InputError(f"--perp-neg and --uncond-zero go with --policy ag, got --policy {policy}")
+    adaptive = AdaptiveGuidance(threshold=threshold, space=space, perp_neg=perp_neg, uncond_zero=uncond_zero)
+    coefficients = None if coefs is None else LinearCoefficients.from_pretrained(coefs)
+    chosen = named_policy(policy, Ingredients(drawing.steps, adaptive, coefficients))
+    pipe, texts = load_drawing(drawing)
     with atomic_directory(out) as folder, attach(pipe, chosen) as handle:
         images: list = []
-        with _bar("drawing") as progress:
+        with progress_bar("drawing") as progress:
             for batch in sample(pipe, texts, sampling, "pil", progress):
                 images += batch
         for index, image in enumerate(images):
@@ -105,7 +80,7 @@ def generate(
         nfe = [n for report in handle.reports for n in report.nfe]
         actions = [row for report in handle.reports for row in report.actions]
         plot_trace(handle.states[0], folder / "trace.png", threshold if policy == "ag" else None)
-        _write_rows(
+        write_rows(
             folder / "metrics.csv",
             ("image", "prompt", "nfe", "actions"),
             zip(range(len(nfe)), texts, nfe, actions, strict=True),
@@ -117,7 +92,7 @@ def generate(
             "perp_neg": perp_neg,
             "uncond_zero": uncond_zero,
         }
-        _write_config(folder, pipeline=drawing.pipeline, sampling=vars(sampling), **chosen_by)
+        write_config(folder, pipeline=drawing.pipeline, sampling=vars(sampling), **chosen_by)
     mean = sum(nfe) / len(nfe)
     return {
         "out": str(out),
@@ -143,19 +118,19 @@ def profile(
     """
     check_writable(out)
     sampling = drawing.sampling
-    pipe, texts = _load(drawing)
+    pipe, texts = load_drawing(drawing)
     from noiseworks.kits.diffusers_hosts.levels import prediction_type_of
 
     flow = prediction_type_of(pipe.scheduler) == "flow_prediction"
     curves = {}
     for space in ("x0", "eps") if flow else ("x_minus_eps", "x0", "eps"):
-        with _bar(f"similarity in {space}") as progress:
+        with progress_bar(f"similarity in {space}") as progress:
             gamma = record_similarity(pipe, texts, sampling, space, progress)
         curves[space] = gamma[..., 0].mean(dim=1).tolist()
     with atomic_directory(out) as folder:
         rows = ([k, *(curve[k] for curve in curves.values())] for k in range(drawing.steps))
-        _write_rows(folder / "gamma.csv", ("step", *curves), rows)
-        _write_config(folder, pipeline=drawing.pipeline, sampling=vars(sampling))
+        write_rows(folder / "gamma.csv", ("step", *curves), rows)
+        write_config(folder, pipeline=drawing.pipeline, sampling=vars(sampling))
     return {"out": str(out), **curves}
 
 
@@ -183,8 +158,8 @@ def calibrate(
     sampling, policy = drawing.sampling, AdaptiveGuidance(space=space)
     if target_nfe is not None:
         check_number("target_nfe", target_nfe, low=drawing.steps + 1, high=2 * drawing.steps)
-    pipe, texts = _load(drawing)
-    with _bar("calibrating") as progress:
+    pipe, texts = load_drawing(drawing)
+    with progress_bar("calibrating") as progress:
         found = calibration.calibrate(
             pipe,
             texts,
@@ -221,9 +196,9 @@ def fit(
     check_writable(out)
     check_number("ridge", ridge, low=0.0)
     sampling = drawing.sampling
-    pipe, texts = _load(drawing)
+    pipe, texts = load_drawing(drawing)
     partial = out.with_name(f"{out.name}.partial")
-    with _bar("fitting") as progress:
+    with progress_bar("fitting") as progress:
         found = calibration.fit_linear(
             pipe, texts, sampling, ridge=ridge, intercept=intercept, partial=partial, progress=progress
         )
@@ -243,6 +218,13 @@ def search(
     method: policy_search.Method = "relaxed",
     budget: float = 30.0,
     updates: int = 100,
+    scales: tuple[float, ...] = (),
+    learning_rate: float = 0.05,
+    temperature: float = 1.0,
+    gumbel: bool = False,
+    cost_weight: float = 0.1,
+    entropy_weight: float = 0.0,
+    compare: Literal["latent", "image"] = "latent",
     max_evaluations: int = 100,
 ) -> dict[str, Any]:
     """Search for a fixed guidance policy within a budget of network evaluations.
@@ -253,103 +235,145 @@ def search(
         method: relaxed (gradient search), truncation or local.
         budget: Network evaluations a sample.
         updates: Gradient steps of the relaxed search.
+        scales: Guidance scales that the relaxed search chooses among; by default --scale alone.
+        learning_rate: Of the relaxed search.
+        temperature: Of its softmax.
+        gumbel: Whether Gumbel noise is added to its scores.
+        cost_weight: Weight of evaluations above the budget.
+        entropy_weight: Weight of the mixture's entropy.
+        compare: What the relaxed search compares with full guidance: final latents or decoded images.
         max_evaluations: Policies that the local search may try.
 
     Returns:
-        The policy as digits, its evaluations, and the folder.
+        The policy as digits, its factors on s - 1 where it has any, its evaluations, and the folder.
     """
     check_writable(out)
     check_number("max_evaluations", max_evaluations, low=1, integer=True)
     sampling = drawing.sampling
-    settings = replace(SearchSettings(budget=budget, updates=updates), scales=(drawing.scale,))
-    pipe, texts = _load(drawing)
-    with _bar("searching") as progress:
+    settings = SearchSettings(
+        scales=scales or (drawing.scale,),
+        budget=budget,
+        updates=updates,
+        learning_rate=learning_rate,
+        temperature=temperature,
+        gumbel=gumbel,
+        cost_weight=cost_weight,
+        entropy_weight=entropy_weight,
+        compare=compare,
+    )
+    pipe, texts = load_drawing(drawing)
+    with progress_bar("searching") as progress:
         found = policy_search.search_policy(
             pipe, texts, sampling, settings, method, max_evaluations, progress
         )
     save_policy(out, found)
-    return {"out": str(out), "actions": found.actions, "nfe": found.nfe}
+    return {"out": str(out), "actions": found.actions, "strengths": found.strengths, "nfe": found.nfe}
 
 
-def choose_policy(
-    policy: str,
-    steps: int,
+@dataclass(frozen=True)
+class Comparison:
+    """What `bench` returns.
+
+    Attributes:
+        out: The folder.
+        policies: One row a policy, full guidance first.
+        threshold: Adaptive Guidance's threshold, where it took part.
+    """
+
+    out: str
+    policies: tuple[PolicyScore, ...]
+    threshold: float | None
+
+    def __rich__(self) -> "Table":
+        from rich.table import Table
+
+        table = Table(title="against full guidance from the same noise")
+        for name in ("policy", "steps", "calls", "PSNR (dB)", "SSIM", "s / image", "time ratio"):
+            table.add_column(name)
+        for row in self.policies:
+            numbers = (f"{row.calls:.1f}", f"{row.psnr:.2f}", f"{row.ssim:.4f}", f"{row.seconds:.3f}")
+            table.add_row(row.policy, str(row.steps), *numbers, f"{row.time_ratio:.3f}")
+        return table
+
+
+def bench(
+    *,
+    drawing: Options,
+    out: Path,
+    policies: str = "ag,cfg:15,first:0.5,cond",
+    target_nfe: float | None = None,
     threshold: float = 0.99,
     space: str = "auto",
     coefs: Path | None = None,
-    perp_neg: float = 0.0,
-    uncond_zero: float = 0.0,
-) -> GuidancePolicy:
-    """Return the policy that a command line names.
+    calibration_prompts: str | None = None,
+) -> Comparison:
+    """Compare guidance policies with full guidance on a model: calls, PSNR and SSIM of the images, seconds.
+
+    What has to be calibrated or fitted is calibrated or fitted first, under other seeds than those compared.
 
     Args:
-        policy: "ag", "cfg", "linear", digits, or a folder that `save_policy` wrote.
-        steps: T.
-        threshold: For "ag".
-        space: For "ag".
-        coefs: Folder of coefficients, for "linear".
-        perp_neg: For "ag".
-        uncond_zero: For "ag".
+        drawing: The model, the prompts and how to draw.
+        out: Folder for `comparison.csv`, `images.png` (a row a policy) and `config.yaml`.
+        policies: Names as in `generate --policy`, commas between; and cfg:N, full guidance in N steps.
+        target_nfe: Calibrate Adaptive Guidance to so many evaluations; otherwise --threshold counts.
+        threshold: Adaptive Guidance's similarity.
+        space: auto, x_minus_eps, x0 or eps.
+        coefs: Folder of LinearAG coefficients; otherwise they are fitted when a policy needs them.
+        calibration_prompts: Text file for calibrating and fitting, by default the same prompts.
 
-    Raises:
-        InputError: When the name is none of these, or does not fit the number of steps.
+    Returns:
+        A row a policy.
     """
-    if policy == "ag":
-        return AdaptiveGuidance(threshold=threshold, space=space, perp_neg=perp_neg, uncond_zero=uncond_zero)
-    if perp_neg or uncond_zero:
-        raise InputError(f"--perp-neg and --uncond-zero go with --policy ag, got --policy {policy}")
-    if policy == "cfg":
-        return FixedPolicy(actions="2" * steps)
-    if policy == "linear":
-        if coefs is None:
-            raise InputError("policy linear needs --coefs, a folder that `fit` wrote")
-        coefficients = LinearCoefficients.from_pretrained(coefs)
-        if coefficients.num_steps != steps:
-            raise InputError(f"coefficients are for {coefficients.num_steps} steps, got --steps {steps}")
-        return LinearGuidance(coefficients=coefficients)
-    if policy.isdigit():
-        if len(policy) != steps:
-            raise InputError(f"the policy has {len(policy)} digits, got --steps {steps}")
-        return FixedPolicy(actions=policy)
-    if Path(policy).is_dir():
-        return load_policy(policy)
-    raise InputError(f"policy must be ag, cfg, linear, one digit a step or a folder, got {policy!r}")
+    check_writable(out)
+    names = [name.strip() for name in policies.split(",") if name.strip()]
+    sampling, steps = drawing.sampling, drawing.steps
+    adaptive = AdaptiveGuidance(threshold=threshold, space=space)
+    if target_nfe is not None:
+        check_number("target_nfe", target_nfe, low=steps + 1, high=2 * steps)
+    coefficients = None if coefs is None else LinearCoefficients.from_pretrained(coefs)
+    for name in names:  # refuse bad names before any work
+        if coefficients is not None or not needs_coefficients(name):
+            _numbered(name, Ingredients(steps, adaptive, coefficients))
+    others = None if calibration_prompts is None else read_prompts(calibration_prompts)
+    pipe, texts = load_drawing(drawing)
+    others = texts if others is None else prompts_for(pipe, others)
+    apart = replace(sampling, seed=sampling.seed + len(texts))
+    if target_nfe is not None and "ag" in names:
+        with progress_bar("calibrating") as progress:
+            adaptive = calibration.calibrate(
+                pipe, others, apart, target_nfe=target_nfe, policy=adaptive, progress=progress
+            )
+    if coefficients is None and any(needs_coefficients(name) for name in names):
+        with progress_bar("fitting") as progress:
+            coefficients = calibration.fit_linear(pipe, others, apart, progress=progress)
+    given = Ingredients(steps, adaptive, coefficients)
+    chosen = {name: _numbered(name, given) for name in names if name != "cfg"}
+    settings = {"pipeline": drawing.pipeline, "sampling": vars(sampling), "threshold": adaptive.threshold}
+    scores = _compare(pipe, texts, sampling, chosen, out, settings)
+    return Comparison(str(out), tuple(scores), adaptive.threshold if "ag" in names else None)
 
 
-def _load(drawing: Drawing) -> tuple[Any, list]:
-    target, precision = resolve_device(drawing.device), resolve_dtype(drawing.dtype)
-    prompts = drawing.prompts
-    path = Path(prompts)
-    if path.suffix == ".txt" and not path.is_file():
-        raise InputError(
-            f"no prompts file at {prompts}: name a text file with one prompt a line, or one prompt"
-        )
-    lines = path.read_text().splitlines() if path.suffix == ".txt" else [prompts]
-    texts = [line.strip() for line in lines if line.strip()]
-    if not texts:
-        raise InputError(f"no prompts in {prompts}: put one a line")
-    pipe = load_pipeline(drawing.pipeline, target, precision, FAMILIES)
-    if type(pipe).__name__ != "DiTPipeline":
-        return pipe, texts
-    if not all(text.isdigit() for text in texts):
-        raise InputError("a DiT pipeline takes class labels: give whole numbers as prompts")
-    return pipe, [int(text) for text in texts]
+def _numbered(name: str, given: Ingredients) -> tuple[int, GuidancePolicy]:
+    """Return the number of steps and the policy of a name; `cfg:15` is full guidance in 15 steps."""
+    kind, _, steps = name.partition(":")
+    if kind == "cfg" and steps.isdigit() and int(steps) > 0:
+        return int(steps), named_policy("cfg", replace(given, steps=int(steps)))
+    return given.steps, named_policy(name, given)
 
 
-@contextmanager
-def _bar(title: str) -> Iterator[Progress]:
-    with Bars(transient=True) as bars:
-        task = bars.add_task(title, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
-
-
-def _write_rows(path: Path, header: tuple[str, ...], rows: Any) -> None:
-    text = io.StringIO()
-    csv.writer(text).writerows([header, *rows])
-    path.write_text(text.getvalue())
-
-
-def _write_config(folder: Path, **values: Any) -> None:
-    # JSON is YAML, and needs no further library.
-    record = {**values, "torch": torch.__version__}
-    (folder / "config.yaml").write_text(json.dumps(record, indent=2, default=str) + "\n")
+def _compare(
+    pipe: "DiffusionPipeline",
+    texts: Prompts,
+    sampling: Sampling,
+    chosen: Mapping[str, tuple[int, GuidancePolicy]],
+    out: Path,
+    settings: Mapping[str, Any],
+) -> list[PolicyScore]:
+    with atomic_directory(out) as folder, progress_bar("comparing") as progress:
+        scores, images = compare_policies(pipe, texts, sampling, chosen, progress)
+        header = tuple(field.name for field in fields(PolicyScore))
+        write_rows(folder / "comparison.csv", header, map(astuple, scores))
+        (folder / "report.json").write_text(json.dumps([asdict(score) for score in scores], indent=2) + "\n")
+        Image.fromarray(image_grid(images).numpy()).save(folder / "images.png")
+        write_config(folder, **settings, policies=list(chosen))
+    return scores

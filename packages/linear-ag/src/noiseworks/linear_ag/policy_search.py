@@ -134,8 +134,9 @@ def _relaxed(
             f"with three predictions other scales cannot be carried out: scales must be "
             f"({sampling.guidance_scale:g},), the sampling's, got {settings.scales}"
         )
-    target = sample_latents(pipe, prompts, sampling, AdaptiveGuidance(threshold=2.0))
-    with unrolled(pipe, prompts, sampling, settings.scales) as draw:
+    kind = "pt" if settings.compare == "image" else "latent"
+    target = sample_latents(pipe, prompts, sampling, AdaptiveGuidance(threshold=2.0), output_type=kind)
+    with unrolled(pipe, prompts, sampling, settings.scales, kind) as draw:
 
         def sampler(weights: Tensor, update: int) -> tuple[Tensor, Tensor]:
             first = update * sampling.batch_size % len(prompts)
@@ -155,7 +156,11 @@ def _relaxed(
 
 @contextmanager
 def unrolled(
-    pipe: "DiffusionPipeline", prompts: Prompts, sampling: Sampling, scales: tuple[float, ...]
+    pipe: "DiffusionPipeline",
+    prompts: Prompts,
+    sampling: Sampling,
+    scales: tuple[float, ...],
+    output_type: str = "latent",
 ) -> Iterator[Callable[[Tensor, slice], Tensor]]:
     """Attach the relaxation and yield `draw(weights, rows)`: final latents with a graph to the weights.
 
@@ -166,6 +171,7 @@ def unrolled(
         prompts: All prompts.
         sampling: How to draw.
         scales: s_1..s_n.
+        output_type: "latent", or "pt" for decoded images.
     """
     layout = layout_of(pipe)
     hook = _MixtureHook(pipe, scales, sampling.guidance_scale)
@@ -179,7 +185,7 @@ def unrolled(
             **call_arguments(layout.family, prompts, sampling, rows),
             num_inference_steps=sampling.num_inference_steps,
             generator=sample_generators(seeds),
-            output_type="pt" if layout.family == "dit" else "latent",
+            output_type="pt" if layout.family == "dit" else output_type,
         ).images
 
     attach_hook(pipe, hook, HOOK_NAME)

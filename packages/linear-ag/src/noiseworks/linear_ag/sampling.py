@@ -116,12 +116,12 @@ def sample_latents(
     sampling: Sampling,
     policy: GuidancePolicy,
     progress: Progress | None = None,
+    output_type: str = "latent",
 ) -> Tensor:
-    """Return the final latents of all prompts under a policy, `[n, ...]`, on the CPU in float32."""
+    """Return the final latents (or images, "pt") of all prompts under a policy, `[n, ...]`, float32 on the CPU."""
     with attach(pipe, policy):
-        return torch.cat(
-            [batch.float().cpu() for batch in sample(pipe, prompts, sampling, progress=progress)]
-        )
+        batches = sample(pipe, prompts, sampling, output_type, progress)
+        return torch.cat([batch.float().cpu() for batch in batches])
 
 
 def record_similarity(

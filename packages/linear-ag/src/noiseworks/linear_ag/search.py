@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from noiseworks.core.checks import check_finite, check_number
+from noiseworks.core.checks import check_choice, check_finite, check_number
 from noiseworks.core.errors import InputError
 from noiseworks.linear_ag.policies import FixedPolicy
 from torch import Tensor
@@ -28,6 +28,8 @@ class SearchSettings:
         gumbel: Whether to add Gumbel noise to the scores (Gumbel-softmax).
         cost_weight: lambda_c, on evaluations above the budget.
         entropy_weight: lambda_e, on the entropy of the mixture.
+        compare: What is compared with full guidance: "latent" (final latents) or "image" (decoded images, so
+            that latent directions that show nowhere do not count; it costs the decoder's memory).
         seed: Of the scores' start and the Gumbel noise.
     """
 
@@ -39,6 +41,7 @@ class SearchSettings:
     gumbel: bool = False
     cost_weight: float = 0.1
     entropy_weight: float = 0.0
+    compare: str = "latent"
     seed: int = 0
 
     def __post_init__(self):
@@ -52,6 +55,7 @@ class SearchSettings:
         check_number("temperature", self.temperature, low=0.0, low_open=True)
         check_number("cost_weight", self.cost_weight, low=0.0)
         check_number("entropy_weight", self.entropy_weight)
+        check_choice("compare", self.compare, ("latent", "image"))
         check_number("seed", self.seed, low=0, integer=True)
 
 
@@ -133,8 +137,8 @@ def search_loss(
     """Return MSE + lambda_c ReLU(E[NFE] - budget) + lambda_e entropy(w), a scalar.
 
     Args:
-        latents: Final latents of the relaxed policy, `[B, ...]`.
-        target: Final latents of full guidance from the same noise.
+        latents: Final latents (or images) of the relaxed policy, `[B, ...]`.
+        target: Those of full guidance from the same noise.
         weights: `[T, F]`.
         settings: Knobs.
         costs: Evaluations of each option.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from noiseworks.streaming_dp.buffer import ActionBuffer
     from noiseworks.streaming_dp.difference import load_difference, save_difference
-    from noiseworks.streaming_dp.hosts import StreamingHost, convert
+    from noiseworks.streaming_dp.hosts import StreamingHost, convert, load_converted, save_converted
     from noiseworks.streaming_dp.levels import REGIMES, ChunkLevels, training_levels
     from noiseworks.streaming_dp.networks import StreamingTransformer, StreamingUnet1d, from_published
     from noiseworks.streaming_dp.policy import StreamingPolicy
@@ -27,7 +27,9 @@ _HOME = {
     "TrainConfig": "training",
     "convert": "hosts",
     "from_published": "networks",
+    "load_converted": "hosts",
     "load_difference": "difference",
+    "save_converted": "hosts",
     "save_difference": "difference",
     "train": "training",
     "training_levels": "levels",
@@ -47,7 +49,9 @@ __all__ = [
     "TrainConfig",
     "convert",
     "from_published",
+    "load_converted",
     "load_difference",
+    "save_converted",
     "save_difference",
     "train",
     "training_levels",

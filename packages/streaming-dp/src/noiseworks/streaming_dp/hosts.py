@@ -9,6 +9,7 @@ import torch
 from noiseworks.core.artifacts import load_artifact, save_artifact
 from noiseworks.core.errors import ArtifactError, InputError, UnsupportedHostError
 from noiseworks.kits.policies import DenoiserHost, LinearNormalizer, NativePolicy, PolicyConfig, as_host
+from noiseworks.kits.policies.hosts import trained_network
 from noiseworks.streaming_dp.levels import ChunkLevels
 from noiseworks.streaming_dp.networks import (
     ConcatenatedLevels,
@@ -18,7 +19,7 @@ from noiseworks.streaming_dp.networks import (
 )
 from torch import nn
 
-KIND = "streaming-dp/policy"
+KIND, NETWORK_KIND = "streaming-dp/policy", "streaming-dp/network"
 
 
 def build_network(config: PolicyConfig) -> nn.Module:
@@ -114,7 +115,7 @@ def convert(host: Any, *, n_action_steps: int | None = None) -> DenoiserHost:
 
     Args:
         host: A native policy, or LeRobot's or the original library's with a U-Net, or such a policy as a host.
-        n_action_steps: Actions of a chunk, for native policies; the host's own number by default.
+        n_action_steps: Actions of a chunk; the host's own number by default.
 
     Returns:
         A `StreamingHost` for native policies; else the same kind of host on a copy of the policy object.
@@ -130,17 +131,14 @@ def convert(host: Any, *, n_action_steps: int | None = None) -> DenoiserHost:
         raise InputError("the policy reads a level for each position already; there is nothing to convert")
     if isinstance(host, NativePolicy):
         return _convert_native(host, steps)
-    if n_action_steps not in (None, host.n_action_steps):
-        raise InputError(
-            f"n_action_steps can be changed for native policies only, this one has {host.n_action_steps}; "
-            "give it to StreamingPolicy"
-        )
     made = copy.deepcopy(host)
     network = getattr(made.model, "unet", made.model)
     encoder = getattr(network, "diffusion_step_encoder", None)
     if not isinstance(encoder, nn.Sequential):
         raise UnsupportedHostError(f"{type(network).__name__} has no diffusion_step_encoder to convert")
     network.diffusion_step_encoder = concatenated_encoder(encoder, host.horizon)
+    if steps != host.n_action_steps:
+        made.n_action_steps = steps
     return made
 
 
@@ -176,23 +174,74 @@ def check_streams(host: DenoiserHost, n_action_steps: int, num_levels: int) -> C
     return ChunkLevels(num_levels, host.horizon, host.n_obs_steps, n_action_steps)
 
 
+def reads_levels(host: DenoiserHost) -> bool:
+    """Return whether a host's network reads a level for each position, as far as its class tells."""
+    network = getattr(host, "net", None) or getattr(host, "model", None)
+    parts = network.modules() if isinstance(network, nn.Module) else ()
+    return any(isinstance(part, ConcatenatedLevels | StreamingTransformer) for part in parts)
+
+
 def check_levels_host(host: Any) -> DenoiserHost:
-    """Return a host whose network reads a level for each position.
+    """Return a host whose network reads a level for each position; one without a known network is believed.
 
     Raises:
         UnsupportedHostError: When its network takes one diffusion step for all positions.
     """
     host = as_host(host)
     network = getattr(host, "net", None) or getattr(host, "model", None)
-    if network is None:
-        return host
-    parts = network.modules() if isinstance(network, nn.Module) else ()
-    if not any(isinstance(part, ConcatenatedLevels | StreamingTransformer) for part in parts):
+    if network is not None and not reads_levels(host):
         raise UnsupportedHostError(
             f"{type(network).__name__} takes one diffusion step for all positions; convert(host) gives it one "
             "for each, and needs fine-tuning"
         )
     return host
+
+
+def save_converted(host: DenoiserHost, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
+    """Write a converted policy's weights; a `StreamingHost` becomes a whole policy directory.
+
+    Another library's policy object is not stored, only its weights: `load_converted` needs the ordinary policy.
+
+    Args:
+        host: From `convert` or `train`.
+        path: The directory to make or replace.
+        dtype: Type of the stored weights.
+
+    Raises:
+        InputError: When the network is no converted one.
+    """
+    if isinstance(host, StreamingHost):
+        return host.save_pretrained(path, dtype=dtype)
+    if not reads_levels(host):
+        raise InputError(
+            f"{type(host).__name__} is not converted: convert it first, or save it with its library"
+        )
+    state = trained_network(host).state_dict()
+    stored = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
+    save_artifact(
+        path, NETWORK_KIND, {"n_action_steps": host.n_action_steps, "horizon": host.horizon}, stored
+    )
+
+
+def load_converted(path: str | Path, original: Any) -> DenoiserHost:
+    """Return the conversion of another library's policy with the weights of `save_converted`.
+
+    Args:
+        path: The directory.
+        original: The ordinary policy that was converted, or one of the same sizes; left as it is.
+
+    Raises:
+        ArtifactError: When the directory is corrupt or of a policy with other sizes.
+    """
+    record, tensors = load_artifact(path, NETWORK_KIND)
+    made = convert(original, n_action_steps=record["n_action_steps"])
+    network = trained_network(made)
+    own = network.state_dict()
+    if {name: t.shape for name, t in own.items()} != {name: t.shape for name, t in tensors.items()}:
+        raise ArtifactError(f"the weights in {path} are of a policy of other sizes than the one given")
+    network.load_state_dict({name: t.to(own[name].dtype) for name, t in tensors.items()})
+    network.eval()
+    return made
 
 
 def device_of(host: DenoiserHost) -> torch.device:

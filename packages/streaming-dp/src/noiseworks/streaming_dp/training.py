@@ -9,8 +9,10 @@ import torch
 from noiseworks.core.checks import check_number
 from noiseworks.core.errors import InputError
 from noiseworks.core.noise import mix64
-from noiseworks.kits.policies.training import PolicyTrainer, fit
-from noiseworks.streaming_dp.hosts import StreamingHost, check_streams
+from noiseworks.kits.policies import DenoiserHost
+from noiseworks.kits.policies.hosts import trained_network
+from noiseworks.kits.policies.training import PolicyTrainer, fit, observations
+from noiseworks.streaming_dp.hosts import StreamingHost, check_streams, reads_levels, save_converted
 from noiseworks.streaming_dp.levels import DEFAULT_WEIGHTS, check_weights, draw_regime, training_levels
 from noiseworks.streaming_dp.schedulers import per_step_scheduler
 from torch import Tensor
@@ -58,7 +60,7 @@ class TrainConfig:
 
 
 def streaming_loss(
-    host: StreamingHost, scheduler: Any, batch: Mapping[str, Tensor], levels: Tensor, noise: Tensor
+    host: DenoiserHost, scheduler: Any, batch: Mapping[str, Tensor], levels: Tensor, noise: Tensor
 ) -> Tensor:
     """Return the mean squared error of the prediction when every position has its own level.
 
@@ -67,13 +69,13 @@ def streaming_loss(
     Args:
         host: The policy.
         scheduler: `PerStepDDPM` on the host's schedule.
-        batch: `obs` [B, To, Do] and `action` [B, Tp, Da] in environment units.
+        batch: Observations [B, To, ...] under the host's names and `action` [B, Tp, Da] in environment units.
         levels: Training timesteps, int64 [B, Tp].
         noise: Standard normals [B, Tp, Da].
     """
     clean = host.normalizer.normalize(batch["action"])
     noisy = scheduler.add_noise(clean, noise, levels)
-    predicted = host.denoise(noisy, levels, host.encode(batch)).float()
+    predicted = host.denoise(noisy, levels, host.encode(observations(batch))).float()
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
         target = noise
@@ -89,7 +91,7 @@ class StreamingModule(PolicyTrainer):
     """Trains a streaming host: a regime is drawn for each batch, then the levels of its positions.
 
     Args:
-        host: The policy that trains.
+        host: The policy that trains: a `StreamingHost`, or `convert`'s of another library.
         weights: Of the regimes constant, increasing, random and chunk-wise.
         learning_rate: Peak rate of AdamW.
         weight_decay: Of matrices.
@@ -103,7 +105,7 @@ class StreamingModule(PolicyTrainer):
 
     def __init__(
         self,
-        host: StreamingHost,
+        host: DenoiserHost,
         *,
         weights: tuple[float, ...] = DEFAULT_WEIGHTS,
         learning_rate: float = 1e-4,
@@ -126,9 +128,11 @@ class StreamingModule(PolicyTrainer):
         self.spec = check_streams(host, host.n_action_steps, steps)
         self.scheduler = per_step_scheduler(host.scheduler, "ddpm", steps)
 
-    def averaged_host(self) -> StreamingHost:
-        """Return the policy with the averaged weights; it shares them with this module."""
+    def averaged_host(self) -> DenoiserHost:
+        """Return the policy with the averaged weights, as `PolicyTrainer.averaged_host` does."""
         host = self.host
+        if not isinstance(host, StreamingHost):
+            return super().averaged_host()
         made = StreamingHost(host.config, self.average.model, host.normalizer, host.obs_normalizer)
         made.scheduler = host.scheduler
         return made.eval()
@@ -146,7 +150,7 @@ class StreamingModule(PolicyTrainer):
 
 
 def train(
-    host: StreamingHost,
+    host: DenoiserHost,
     table: Mapping[str, Tensor],
     folder: str | Path,
     config: TrainConfig | None = None,
@@ -154,12 +158,13 @@ def train(
     resume: bool = True,
     progress: bool = True,
     dtype: torch.dtype = torch.float32,
-) -> StreamingHost:
+) -> DenoiserHost:
     """Train or fine-tune a streaming host; a run that was stopped goes on to the same numbers.
 
     Args:
-        host: From `convert` or new; trained in place.
-        table: Windows from `noiseworks.kits.policies.windows` of the host's time window.
+        host: From `convert` or new; trained in place. Of another library's policy the encoders train as well.
+        table: Windows from `noiseworks.kits.policies.windows` of the host's time window: `action`, and the
+            observations under the names that the host reads.
         folder: The run's folder: checkpoints, logs and, at the end, `model`.
         config: Settings.
         resume: Whether to go on from the folder's checkpoint, or to refuse a used folder.
@@ -167,22 +172,26 @@ def train(
         dtype: Type of the stored weights.
 
     Returns:
-        The policy with averaged weights, which is also in `folder/model`.
+        The policy with averaged weights, which is also in `folder/model`: read it with
+        `StreamingHost.from_pretrained`, another library's with `load_converted`.
 
     Raises:
         InputError: When an argument does not fit.
         NonFiniteError: When the loss is NaN or infinite; the last checkpoint stays.
     """
     config = TrainConfig() if config is None else config
-    if not isinstance(host, StreamingHost):
-        raise InputError(f"train takes a StreamingHost, got {type(host).__name__}; convert it first")
+    if not reads_levels(host):
+        raise InputError(
+            f"train takes a policy that reads a level for each position, got {type(host).__name__}; convert it first"
+        )
     window = (host.horizon, host.action_dim)
     if table["action"].shape[1:] != window:
         raise InputError(
             f"the windows hold actions {tuple(table['action'].shape[1:])}, the policy needs {window}"
         )
+    trained_network(host).train()
     module = StreamingModule(
-        host.train(),
+        host,
         weights=config.weights,
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
@@ -206,5 +215,5 @@ def train(
     )
     made = module.averaged_host()
     if module.global_rank == 0:
-        made.save_pretrained(Path(folder) / "model", dtype=dtype)
+        save_converted(made, Path(folder) / "model", dtype=dtype)
     return made

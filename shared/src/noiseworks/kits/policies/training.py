@@ -15,31 +15,38 @@ from noiseworks.core.devices import resolve_device
 from noiseworks.core.errors import InputError
 from noiseworks.core.noise import mix64
 from noiseworks.kits.policies.ema import EMA
+from noiseworks.kits.policies.hosts import trained_network
 from noiseworks.kits.policies.transformer import optimizer_groups
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 if TYPE_CHECKING:
     from noiseworks.kits.policies.native import NativePolicy
+    from noiseworks.kits.policies.protocols import DenoiserHost
 
 CHECKPOINT = "checkpoints/last.ckpt"
 
 
+def observations(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the entries of a batch of windows that are observations."""
+    return {name: value for name, value in batch.items() if name not in ("action", "action_is_pad")}
+
+
 def diffusion_loss(
-    host: "NativePolicy", batch: Mapping[str, Tensor], timesteps: Tensor, noise: Tensor
+    host: "DenoiserHost", batch: Mapping[str, Tensor], timesteps: Tensor, noise: Tensor
 ) -> Tensor:
     """Return the mean squared error of the prediction (Chi et al. 2023, eq. 5).
 
     Args:
         host: The policy.
-        batch: `obs` [B, To, Do] and `action` [B, Tp, Da] in environment units; `action_is_pad` bool [B, Tp],
-            where given, leaves entries out.
+        batch: Observations [B, To, ...] under the host's names (a native policy's is `obs`) and `action`
+            [B, Tp, Da] in environment units; `action_is_pad` bool [B, Tp], where given, leaves entries out.
         timesteps: Diffusion steps, int64 [B].
         noise: Standard normals [B, Tp, Da].
     """
     clean = host.normalizer.normalize(batch["action"])
     noisy = host.scheduler.add_noise(clean, noise, timesteps)
-    predicted = host.denoise(noisy, timesteps, host.encode(batch))
+    predicted = host.denoise(noisy, timesteps, host.encode(observations(batch)))
     kind = host.scheduler.config.prediction_type
     if kind == "epsilon":
         target = noise
@@ -58,7 +65,7 @@ class PolicyTrainer(L.LightningModule):
     """The diffusion loss, AdamW and the moving average, whose weights are the ones to evaluate.
 
     Args:
-        host: The policy that trains.
+        host: The policy that trains: a native one or another library's, whose encoders train as well.
         learning_rate: Peak rate.
         weight_decay: Of matrices.
         betas: Of AdamW.
@@ -69,7 +76,7 @@ class PolicyTrainer(L.LightningModule):
 
     def __init__(
         self,
-        host: "NativePolicy",
+        host: "NativePolicy | DenoiserHost",
         *,
         learning_rate: float = 1e-4,
         weight_decay: float = 1e-3,
@@ -79,15 +86,25 @@ class PolicyTrainer(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.host, self.average = host, EMA(host.net)
+        network = trained_network(host)
+        self.host, self.average = host, EMA(network)
+        if not isinstance(host, nn.Module):  # an adapter, whose policy Lightning would not see
+            self.policy = network
         self.learning_rate, self.weight_decay, self.betas = learning_rate, weight_decay, betas
         self.warmup_steps, self.total_steps, self.seed = warmup_steps, total_steps, seed
 
-    def averaged_host(self) -> "NativePolicy":
-        """Return the policy with the averaged weights; it shares them with this trainer."""
+    def averaged_host(self) -> "NativePolicy | DenoiserHost":
+        """Return the policy with the averaged weights.
+
+        A native policy shares them with this trainer; into another library's they are written.
+        """
         from noiseworks.kits.policies.native import NativePolicy
 
         host = self.host
+        if not isinstance(host, NativePolicy):
+            trained_network(host).load_state_dict(self.average.model.state_dict())
+            trained_network(host).eval()
+            return host
         return NativePolicy(host.config, self.average.model, host.normalizer, host.obs_normalizer).eval()
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -113,11 +130,11 @@ class PolicyTrainer(L.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then move the average."""
         super().optimizer_step(*args, **kwargs)
-        self.average.update(self.host.net)
+        self.average.update(trained_network(self.host))
 
     def configure_optimizers(self) -> Any:
         """Return AdamW with linear warm-up and, when `total_steps` is given, a cosine to 0."""
-        groups = optimizer_groups(self.host.net, self.weight_decay)
+        groups = optimizer_groups(trained_network(self.host), self.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas)
         if self.warmup_steps == 0 and self.total_steps is None:
             return optimizer

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noiseworks.core.artifacts import CONFIG_NAME
-from noiseworks.core.errors import UnsupportedHostError
+from noiseworks.core.errors import InputError, UnsupportedHostError
 from noiseworks.core.models import resolve_model
 
 if TYPE_CHECKING:
-    from noiseworks.kits.policies.protocols import DenoiserHost
+    from noiseworks.kits.policies.protocols import ActionNormalizer, DenoiserHost
+    from torch import nn
 
 _PARTS = (
     "denoise",
@@ -23,18 +24,27 @@ _PARTS = (
 )
 
 
-def as_host(policy: Any) -> "DenoiserHost":
+def as_host(policy: Any, normalizer: "ActionNormalizer | None" = None) -> "DenoiserHost":
     """Return a policy as a host: one that is a host already, LeRobot's, or the original library's.
 
+    Args:
+        policy: The policy object.
+        normalizer: Of the actions, for LeRobot's policies, which leave normalisation to their processors.
+
     Raises:
+        InputError: When a normaliser is given for a policy that has its own.
         UnsupportedHostError: When it has none of the known layouts.
     """
-    if all(hasattr(policy, name) for name in _PARTS):
-        return policy
     if hasattr(getattr(policy, "diffusion", None), "unet"):
         from noiseworks.kits.policies.hosts.lerobot import LeRobotHost
 
-        return LeRobotHost(policy)
+        return LeRobotHost(policy, normalizer)
+    if normalizer is not None:
+        raise InputError(
+            f"{type(policy).__name__} has its own normaliser; only LeRobot's policies take another"
+        )
+    if all(hasattr(policy, name) for name in _PARTS):
+        return policy
     if hasattr(policy, "model") and hasattr(policy, "noise_scheduler"):
         from noiseworks.kits.policies.hosts.diffusion_policy import OriginalHost
 
@@ -67,3 +77,18 @@ def load_host(name: str | Path, *, device: str = "cpu") -> "DenoiserHost":
             "policy itself"
         )
     return NativePolicy.from_pretrained(found, device=device)
+
+
+def trained_network(host: "DenoiserHost") -> "nn.Module":
+    """Return what trains of a host: a native policy's network; another library's whole policy, encoders as well.
+
+    Raises:
+        UnsupportedHostError: When the host holds no torch module.
+    """
+    from torch import nn
+
+    for name in ("net", "policy", "model"):
+        found = getattr(host, name, None)
+        if isinstance(found, nn.Module):
+            return found
+    raise UnsupportedHostError(f"{type(host).__name__} holds no torch module that could be trained")
