@@ -185,11 +185,10 @@ def find_stack(policy: Any) -> Stack:
         InputError: When it is in training mode.
     """
     network, host = _network(policy)
-    for known, family in ((_is_decoder, DECODER), (_is_dit, DIT), (_is_ada_zero, ADA_ZERO)):
-        layers = [module for module in network.modules() if known(module)]
-        if layers:
-            break
-    else:
+    kinds = ((_is_decoder, DECODER), (_is_dit, DIT), (_is_ada_zero, ADA_ZERO))
+    found = [(family, [m for m in network.modules() if known(m)]) for known, family in kinds]
+    family, layers = next((pair for pair in found if pair[1]), (DECODER, []))
+    if not layers:
         raise UnsupportedHostError(
             f"{type(network).__name__} has no transformer layers to cache: expected nn.TransformerDecoderLayer "
             "or DiT layers; U-Net policies are not supported"
