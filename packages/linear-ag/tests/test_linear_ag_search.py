@@ -116,6 +116,7 @@ def test_truncations_cover_every_length():
         {"updates": 0},
         {"temperature": 0.0},
         {"learning_rate": -1.0},
+        {"compare": "pixels"},
     ],
 )
 def test_bad_search_settings_are_refused(bad):

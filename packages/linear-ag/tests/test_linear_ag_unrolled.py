@@ -78,3 +78,18 @@ def test_three_predictions_cost_three():
     assert found.actions == "221"
     with pytest.raises(InputError, match="scales must be"):
         search_policy(pipe, prompts, sampling, SearchSettings(scales=(3.0,)))
+
+
+def test_images_can_be_compared_in_place_of_latents():
+    pipe, _, prompts, sampling = make_host("sd")
+    with unrolled(pipe, prompts, sampling, (SCALE,), "pt") as draw:
+        weights = torch.full((STEPS, 3), 1 / 3, requires_grad=True)
+        images = draw(weights, slice(0, BATCH))
+        (gradient,) = torch.autograd.grad(images.square().mean(), weights)
+        guided = draw(one_hot("222", "012"), slice(0, BATCH))
+    assert bool((gradient.abs().sum(dim=1) > 0).all())
+    expected = sample_latents(pipe, prompts, sampling, FixedPolicy(actions="222"), output_type="pt")
+    assert guided.shape == expected.shape == (BATCH, 3, 32, 32)
+    torch.testing.assert_close(guided, expected, rtol=1e-3, atol=1e-3)
+    settings = SearchSettings(scales=(SCALE,), updates=1, compare="image")
+    assert len(search_policy(pipe, prompts, sampling, settings).actions) == STEPS
