@@ -38,6 +38,7 @@ def eval_policy(
     sampler: Sampler = "ddim",
     steps: int = 10,
     grid: Grid = "exponential",
+    churn: float = 0.0,
     disturb: bool = False,
     video: Path | None = None,
 ) -> dict[str, Any]:
@@ -53,6 +54,7 @@ def eval_policy(
         sampler: The sampler; ddim is the paper's.
         steps: Noise levels of the sampler.
         grid: How they are spaced.
+        churn: Noise that the samplers euler, heun and dpm2 add before each step.
         disturb: Whether free discs jump now and then.
         video: Animated WebP file of the first episode of each task.
 
@@ -67,7 +69,14 @@ def eval_policy(
     episode_tasks, seeds = episode_list(chosen, episodes, seed)
     tables = tabletop().TabletopBatch(min(MAX_ENVS, len(seeds)), disturb=disturb)
     model = load_model(policy)
-    runner = EDMPolicy(model, sampler=sampler, num_inference_steps=steps, grid=grid, num_envs=tables.num_envs)
+    runner = EDMPolicy(
+        model,
+        sampler=sampler,
+        num_inference_steps=steps,
+        grid=grid,
+        churn=churn,
+        num_envs=tables.num_envs,
+    )
     if experts == "cached" and not model.config.dense:
         runner.cache_experts()
     report = evaluate(runner, tables, episode_tasks, seeds, record=video is not None)

@@ -11,8 +11,10 @@ from noiseworks.core.params import edm_preconditioning
 from noiseworks.core.schedules import expand
 from torch import Tensor
 
-Density = Literal["log-logistic", "log-normal", "log-uniform", "uniform", "v-diffusion", "discrete"]
-Grid = Literal["exponential", "karras", "linear", "vp", "cosine"]
+Density = Literal[
+    "log-logistic", "log-normal", "split-log-normal", "log-uniform", "uniform", "v-diffusion", "discrete"
+]
+Grid = Literal["exponential", "karras", "linear", "vp", "iddpm", "cosine"]
 
 
 def denoise(network: Callable[[Tensor], Tensor], x: Tensor, sigma: Tensor, sigma_data: float = 0.5) -> Tensor:
@@ -75,7 +77,8 @@ def sample_sigmas(
     Args:
         n: How many.
         density: `log-logistic` around sigma_data with scale 0.5 (the paper's), `log-normal` of mean -1.2 and
-            deviation 1.2, `log-uniform`, `uniform`, `v-diffusion`, or `discrete`: the levels of the 10-step grid.
+            deviation 1.2, `split-log-normal` of the same median with deviations 1.2 below and 0.6 above it,
+            `log-uniform`, `uniform`, `v-diffusion`, or `discrete`: the levels of the 10-step grid.
         sigma_data: Standard deviation of clean actions.
         sigma_min: Smallest level.
         sigma_max: Largest level.
@@ -93,6 +96,11 @@ def sample_sigmas(
     if density == "log-normal":
         normal = torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12))
         return torch.exp(-1.2 + 1.2 * normal).clamp(sigma_min, sigma_max)
+    if density == "split-log-normal":  # each side's share of the draws is that of its deviation
+        below, above, share = 1.2, 0.6, 1.2 / (1.2 + 0.6)
+        side = torch.where(u < share, u / share, (1 - u) / (1 - share)) / 2
+        normal = torch.special.ndtri(side.clamp(1e-12, 0.5))
+        return torch.exp(-1.2 + normal * torch.where(u < share, below, -above)).clamp(sigma_min, sigma_max)
     if density == "log-uniform":
         return sigma_min * (sigma_max / sigma_min) ** u
     if density == "uniform":
@@ -112,8 +120,8 @@ def sampling_sigmas(
     Args:
         n: Network calls of a first-order sampler.
         grid: How the levels are spaced: evenly in ln sigma (the paper's, and that of the VE process), by Karras et
-            al. with rho 7, evenly (`linear`), in the time of the VP process (cut to the two ends), or along the
-            cosine schedule.
+            al. with rho 7, evenly (`linear`), in the time of the VP process (cut to the two ends), as improved DDPM
+            takes them from its 1,000 steps (Karras et al. 2022, table 1), or along the cosine schedule.
         sigma_min: Smallest level above 0.
         sigma_max: Largest level.
 
@@ -134,5 +142,18 @@ def sampling_sigmas(
     if grid == "vp":  # sigma^2 + 1 = exp(beta_d t^2 / 2 + beta_min t), with t from 1 to 0.001
         t = 0.001 + (1 - 0.001) * ramp
         return append_zero(torch.expm1(19.9 * t**2 / 2 + 0.1 * t).sqrt().clamp(sigma_min, sigma_max))
+    if grid == "iddpm":
+        return append_zero(_iddpm_sigmas(n, sigma_min, sigma_max))
     angle = math.atan(sigma_min) + (math.atan(sigma_max) - math.atan(sigma_min)) * ramp
     return append_zero(torch.tan(angle))
+
+
+def _iddpm_sigmas(n: int, low: float, high: float, steps: int = 1000) -> Tensor:
+    """Return n of the levels u_j between the ends, evenly in j: u_M = 0, u_{j-1}^2 + 1 = (u_j^2 + 1) / alpha_j."""
+    j = torch.arange(steps + 1, dtype=torch.float64)
+    bar = torch.sin(math.pi / 2 * j / (steps * (1 + 0.008))) ** 2
+    ratio = (bar[:-1] / bar[1:]).clamp_min(0.001)  # of u_0 to u_{M-1}
+    levels = ((1 / ratio).flip(0).cumprod(0).flip(0) - 1).sqrt()
+    levels = levels[(levels >= low) & (levels <= high)]
+    chosen = torch.linspace(0, len(levels) - 1, n, dtype=torch.float64).round().long()
+    return levels[chosen]

@@ -33,6 +33,7 @@ class EDMPolicy(ReplanningPolicy):
         sampler: One of `samplers.Sampler`; ddim is the paper's.
         num_inference_steps: Noise levels of the sampler.
         grid: How they are spaced.
+        churn: Noise that the samplers euler, heun and dpm2 add before each step.
         guidance_scale: Above 1, classifier-free guidance against the empty goal: twice the network calls, and for
             models that were trained with `goal_dropout_mode="sample"`.
         num_envs: Environments that it acts in.
@@ -50,6 +51,7 @@ class EDMPolicy(ReplanningPolicy):
         sampler: Sampler = "ddim",
         num_inference_steps: int = 10,
         grid: Grid = "exponential",
+        churn: float = 0.0,
         guidance_scale: float = 1.0,
         num_envs: int = 1,
         n_action_steps: int | None = None,
@@ -61,9 +63,9 @@ class EDMPolicy(ReplanningPolicy):
             num_inference_steps, grid=grid, sigma_min=config.sigma_min, sigma_max=config.sigma_max
         )
         self.sigmas: list[float] = levels.tolist()
-        self.evaluations = evaluation_sigmas(self.sigmas, sampler)
+        self.evaluations = evaluation_sigmas(self.sigmas, sampler, churn)
         super().__init__(model.eval(), num_envs=num_envs, n_action_steps=n_action_steps, seed=seed)
-        self.model, self.sampler, self.guidance_scale = model, sampler, guidance_scale
+        self.model, self.sampler, self.churn, self.guidance_scale = model, sampler, churn, guidance_scale
         self.cache: ExpertCache | None = None
 
     def cache_experts(self, num_steps: int | None = None, form: Form = "merged") -> CacheReport:
@@ -74,13 +76,17 @@ class EDMPolicy(ReplanningPolicy):
             form: merged or bmm; see `ExpertCache`.
 
         Raises:
-            InputError: When the model is dense or not routed by noise, or the sampler has other steps.
+            InputError: When the model is dense or not routed by noise, or the sampler has other or unknown steps.
         """
         check_choice("form", form, ("merged", "bmm"))
         if num_steps is not None and num_steps != len(self.sigmas) - 1:
             raise InputError(
                 f"the cache must be of the sampler's {len(self.sigmas) - 1} steps, got {num_steps}; set "
                 "num_inference_steps of the policy"
+            )
+        if not self.evaluations:
+            raise InputError(
+                f"the sampler {self.sampler} chooses its noise levels as it goes: experts cannot be cached for it"
             )
         self.cache = ExpertCache(self.model.denoiser, self.evaluations, form)
         return self.cache.report()
@@ -120,7 +126,7 @@ class EDMPolicy(ReplanningPolicy):
 
     def _nearest(self, sigma: float) -> float:
         # A level that passed through float32 is the grid's again.
-        near = min(self.evaluations, key=lambda level: abs(level - sigma))
+        near = min(self.evaluations, key=lambda level: abs(level - sigma), default=sigma)
         return near if abs(near - sigma) <= 1e-6 * near else sigma
 
     def _denoise(self, x: Tensor, sigma: float, context: Tensor) -> Tensor:
@@ -158,7 +164,8 @@ class EDMPolicy(ReplanningPolicy):
             return found[0] if len(found) == 1 else found[1] + self.guidance_scale * (found[0] - found[1])
 
         start = self.sigmas[0] * randn(shape, generator, like=contexts[0])
-        x = sample(
-            denoise, start, self.sigmas, self.sampler, lambda: randn(shape, generator, like=contexts[0])
-        )
-        return x, calls
+
+        def draw() -> Tensor:
+            return randn(shape, generator, like=contexts[0])
+
+        return sample(denoise, start, self.sigmas, self.sampler, draw, self.churn), calls
