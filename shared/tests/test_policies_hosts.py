@@ -1,11 +1,10 @@
 """Other libraries' policies as hosts, on stand-ins with their published attributes, and on the real one."""
 
-import json
 from types import SimpleNamespace
 
 import pytest
 import torch
-from noiseworks.core.errors import InputError, UnsupportedHostError
+from noiseworks.core.errors import ArtifactError, InputError, UnsupportedHostError
 from noiseworks.kits.policies import (
     ConditionalUnet1D,
     DiffusionPolicy,
@@ -208,14 +207,9 @@ def test_a_lerobot_observation_that_lacks_something_is_refused():
         LeRobotHost(SimpleNamespace(diffusion=SimpleNamespace(unet=None, noise_scheduler=None)))
 
 
-def test_a_lerobot_directory_says_how_to_load_it(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"type": "diffusion"}))
-    with pytest.raises(UnsupportedHostError, match="from_pretrained"):
-        load_host(tmp_path)
-
-
-@torch.inference_mode()
-def test_the_real_lerobot_policy_samples_the_same_actions():
+@pytest.fixture(scope="module")
+def real_lerobot():
+    """LeRobot's own class, tiny, with drawn weights."""
     modeling = pytest.importorskip("lerobot.policies.diffusion.modeling_diffusion")
     from lerobot.configs.types import FeatureType, PolicyFeature
 
@@ -233,9 +227,16 @@ def test_the_real_lerobot_policy_samples_the_same_actions():
         output_features={"action": PolicyFeature(FeatureType.ACTION, (2,))},
         device="cpu",
     )
-    policy = modeling.DiffusionPolicy(config)
-    host = as_host(policy)
-    obs = {"observation.state": torch.randn(3, 2, 3), "observation.environment_state": torch.randn(3, 2, 5)}
+    return modeling.DiffusionPolicy(config)
+
+
+def real_obs():
+    return {"observation.state": torch.randn(3, 2, 3), "observation.environment_state": torch.randn(3, 2, 5)}
+
+
+@torch.inference_mode()
+def test_the_real_lerobot_policy_samples_the_same_actions(real_lerobot):
+    policy, host, obs = real_lerobot, as_host(real_lerobot), real_obs()
     generator = torch.Generator().manual_seed(2)
     ours = DiffusionPolicy(host).predict_chunk(obs, generator)
     theirs = policy.diffusion.conditional_sample(
@@ -243,3 +244,33 @@ def test_the_real_lerobot_policy_samples_the_same_actions():
     )
     torch.testing.assert_close(ours.prediction, theirs)
     torch.testing.assert_close(ours.actions, theirs[:, 1:5])
+
+
+@torch.inference_mode()
+def test_a_lerobot_directory_speaks_environment_units_as_its_processors_do(real_lerobot, tmp_path):
+    from lerobot.policies.diffusion.processor_diffusion import make_diffusion_pre_post_processors
+
+    action = {"min": torch.tensor([-2.0, 1.0]), "max": torch.tensor([4.0, 1.5])}
+    state = {"min": torch.tensor([0.0, -1.0, 5.0]), "max": torch.tensor([1.0, 3.0, 5.0])}
+    around = {"min": -torch.ones(5), "max": torch.full((5,), 2.0)}
+    stats = {"action": action, "observation.state": state, "observation.environment_state": around}
+    before, after = make_diffusion_pre_post_processors(real_lerobot.config, stats)
+    real_lerobot.save_pretrained(tmp_path)
+    with pytest.raises(ArtifactError, match="policy_preprocessor"):
+        load_host(tmp_path)
+    before.save_pretrained(tmp_path)
+    after.save_pretrained(tmp_path)
+    host, obs = load_host(tmp_path), real_obs()
+    obs["observation.state"][..., 2] = 5.0  # where its range is empty
+    normal = before(dict(obs))
+    cond = real_lerobot.diffusion._prepare_global_conditioning({name: normal[name] for name in obs})
+    torch.testing.assert_close(host.encode(obs), cond)
+    prediction = torch.rand(3, 8, 2)
+    torch.testing.assert_close(host.normalizer.unnormalize(prediction), after(prediction))
+
+
+def test_a_normaliser_is_for_policies_without_their_own(real_lerobot):
+    normalizer = LinearNormalizer(torch.tensor([2.0, 4.0]), torch.zeros(2))
+    assert as_host(real_lerobot, normalizer).normalizer is normalizer
+    with pytest.raises(InputError, match="own normaliser"):
+        as_host(original(), normalizer)

@@ -38,7 +38,7 @@ def suggest(
     """Suggest a list of steps from recorded episodes, and show how far a moved plan is from a new one.
 
     Args:
-        policy: A policy directory or testbed:<name>.
+        policy: A policy directory, a checkpoint file of the original library, or testbed:<name>.
         data: An npz file with obs, actions, ends and tasks, or testbed:tabletop.
         nfe: Length of the list.
         discrete: Discrete dimensions as in `rollout`; they are left out of the choice.
@@ -75,7 +75,7 @@ def rollout(
     """Run a policy by real-time iteration and count its successes.
 
     Args:
-        policy: A policy directory or testbed:<name>.
+        policy: A policy directory, a checkpoint file of the original library, or testbed:<name>.
         env: The environment: tabletop, or metaworld:TASK such as metaworld:reach-v3 (extra [metaworld]).
         steps: Denoising indices of a warm replan, decreasing to 0.
         discrete: Discrete dimensions: none, or DIMS:MODE:FACTOR with mode clip or scale, such as 2:clip:10.
@@ -138,7 +138,7 @@ def bench(
     """Compare real-time iteration with the full sampler, DDIM and the same steps from fresh noise.
 
     Args:
-        policy: A policy directory or testbed:<name>.
+        policy: A policy directory, a checkpoint file of the original library, or testbed:<name>.
         steps: Denoising indices of a warm replan.
         discrete: Discrete dimensions as in `rollout`.
         stepping: consistent or reference.

@@ -79,12 +79,12 @@ def convert_policy(*, policy: str, out: Path, n_action: int = 1) -> dict[str, An
     """Convert an ordinary policy's network to one level per position; fine-tune it with `train` afterwards.
 
     Args:
-        policy: A policy directory or testbed:<name>.
+        policy: A policy directory, a checkpoint file of the original library, or testbed:<name>.
         out: Directory of the converted policy.
         n_action: Actions of a chunk.
     """
     check_writable(out)
-    made = convert(load_host(policy), n_action_steps=n_action)
+    made = streaming_host(policy, n_action)
     made.save_pretrained(out)
     return {"out": str(out), "parameters": sum(p.numel() for p in made.net.parameters())}
 
@@ -176,7 +176,7 @@ def streaming_host(policy: str, n_action: int | None = None) -> StreamingHost:
     """Return the streaming policy of a directory, or an ordinary one's conversion, which has seen no training.
 
     Args:
-        policy: A directory of either kind, or testbed:<name>.
+        policy: A directory of either kind, a checkpoint file of the original library, or testbed:<name>.
         n_action: Actions of a chunk of a conversion.
     """
     import json
@@ -188,7 +188,13 @@ def streaming_host(policy: str, n_action: int | None = None) -> StreamingHost:
     config = folder / CONFIG_NAME
     if config.is_file() and json.loads(config.read_text()).get("kind") == KIND:
         return StreamingHost.from_pretrained(folder)
-    return convert(load_host(policy), n_action_steps=n_action)
+    host = load_host(policy)
+    if not isinstance(host, NativePolicy):
+        raise InputError(
+            f"the commands take native policies, {policy} is a {type(host).__name__}: use convert, train and "
+            "load_converted in Python"
+        )
+    return convert(host, n_action_steps=n_action)
 
 
 def rollout(

@@ -2,7 +2,7 @@
 
 - `protocols`: `DenoiserHost`, `ActionPolicy`, `BatchEnv` and `Chunk`, the types that methods are written against.
 - `native`, `unet`, `transformer`: policies that live here, under the published checkpoints' parameter names.
-- `hosts`: adapters to the original policies and to LeRobot's.
+- `hosts`: adapters to the original policies and their checkpoint files, to LeRobot's, and to CleanDiffuser's agents.
 - `chunking`, `normalizer`, `ema`, `schedulers`: time windows, normalisation, averaging, noise schedules.
 - `replanning`: `ReplanningPolicy`, the base of action policies, and `DiffusionPolicy`, the baseline.
 - `evaluation`, `control`: success with intervals and latency; control with an inference delay.

@@ -49,6 +49,11 @@ def as_host(policy: Any, normalizer: "ActionNormalizer | None" = None) -> "Denoi
         from noiseworks.kits.policies.hosts.diffusion_policy import OriginalHost
 
         return OriginalHost(policy)
+    if hasattr(policy, "model_ema") and hasattr(policy, "diffusion_steps"):
+        raise UnsupportedHostError(
+            f"{type(policy).__name__} does not say its time window: make the host with "
+            "noiseworks.kits.policies.hosts.cleandiffuser.CleanDiffuserHost(agent, horizon=..., ...)"
+        )
     raise UnsupportedHostError(
         f"{type(policy).__name__} is no diffusion policy that is known here: expected a host, LeRobot's "
         "DiffusionPolicy or a policy of the diffusion_policy library"
@@ -56,26 +61,29 @@ def as_host(policy: Any, normalizer: "ActionNormalizer | None" = None) -> "Denoi
 
 
 def load_host(name: str | Path, *, device: str = "cpu") -> "DenoiserHost":
-    """Return the native policy of a directory or `testbed:<name>`.
+    """Return the policy of a directory, `testbed:<name>` or an original library's checkpoint file.
 
     Args:
-        name: What to load.
+        name: A native policy's or LeRobot's directory, `testbed:<name>`, or a file ending in `.ckpt`.
         device: Where the policy goes.
 
     Raises:
         ModelNotFoundError: When nothing is there.
         ArtifactError: When the directory is no policy.
-        UnsupportedHostError: When the directory is LeRobot's, which its own library has to read.
+        UnsupportedHostError: When the policy is of a kind that is not supported, or LeRobot is not installed.
     """
     from noiseworks.kits.policies.native import NativePolicy
 
+    if Path(name).suffix == ".ckpt" and Path(name).is_file():
+        from noiseworks.kits.policies.hosts.checkpoint import import_checkpoint
+
+        return import_checkpoint(name).to(device)
     found = Path(resolve_model(name))
     config = found / CONFIG_NAME
     if config.is_file() and json.loads(config.read_text()).get("type") == "diffusion":
-        raise UnsupportedHostError(
-            f"{name} is a policy of LeRobot: load it with lerobot's DiffusionPolicy.from_pretrained and pass the "
-            "policy itself"
-        )
+        from noiseworks.kits.policies.hosts.lerobot import load_lerobot
+
+        return load_lerobot(found, device=device)
     return NativePolicy.from_pretrained(found, device=device)
 
 

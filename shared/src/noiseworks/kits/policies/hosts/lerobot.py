@@ -1,10 +1,13 @@
 """LeRobot's `DiffusionPolicy` as a host: sizes from its configuration, network and encoder from its attributes."""
 
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from noiseworks.core.errors import InputError, UnsupportedHostError
+from noiseworks.core.errors import ArtifactError, InputError, UnsupportedHostError
 from noiseworks.kits.policies.normalizer import LinearNormalizer
 from torch import Tensor
 
@@ -12,6 +15,31 @@ if TYPE_CHECKING:
     from noiseworks.kits.policies.protocols import ActionNormalizer
 
 _IMAGES = "observation.images"
+# The two numbers that each of LeRobot's modes maps to -1 and 1 (or, for the moments, to 0 and 1).
+_MODES = {"MIN_MAX": ("min", "max"), "QUANTILES": ("q01", "q99"), "QUANTILE10": ("q10", "q90")}
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Normalisation by one entry's statistics: (x - low) scale + base, with tensors that broadcast over [B, To, ...].
+
+    Attributes:
+        low: What is subtracted first, so that entries without a range lose no digits.
+        scale: Factor.
+        base: Where `low` goes.
+    """
+
+    low: Tensor
+    scale: Tensor
+    base: float
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Return x in normalised units."""
+        return (x - self.low.to(x)) * self.scale.to(x) + self.base
+
+    def unnormalize(self, x: Tensor) -> Tensor:
+        """Return normalised x in the data's units."""
+        return (x - self.base) / self.scale.to(x) + self.low.to(x)
 
 
 class LeRobotHost:
@@ -19,17 +47,24 @@ class LeRobotHost:
 
     Observations are its batch keys with a time axis: `observation.state` [B, To, Ds],
     `observation.environment_state`, `observation.images.*`. Since release 0.4 a policy speaks normalised units
-    and its processors normalise outside of it; pass `normalizer` to get actions in environment units.
+    and its processors normalise outside of it; pass normalisers to speak environment units, or load the policy's
+    directory with `load_host`, which reads them.
 
     Args:
         policy: The policy object.
         normalizer: Of the actions; identity by default.
+        observations: Statistics of observations by name.
 
     Raises:
         UnsupportedHostError: When an attribute that is needed is missing.
     """
 
-    def __init__(self, policy: Any, normalizer: "ActionNormalizer | None" = None) -> None:
+    def __init__(
+        self,
+        policy: Any,
+        normalizer: "ActionNormalizer | None" = None,
+        observations: Mapping[str, Statistics] | None = None,
+    ) -> None:
         parts = ("unet", "noise_scheduler", "_prepare_global_conditioning")
         missing = [name for name in parts if not hasattr(getattr(policy, "diffusion", None), name)]
         if missing:
@@ -42,6 +77,7 @@ class LeRobotHost:
         self.n_action_steps, self.action_dim = config.n_action_steps, config.action_feature.shape[0]
         self.image_keys = list(config.image_features or ())
         self.normalizer = normalizer or LinearNormalizer.identity(self.action_dim)
+        self.observations = dict(observations or {})
         policy.eval()
 
     def encode(self, obs: Mapping[str, Tensor]) -> Tensor:
@@ -58,6 +94,9 @@ class LeRobotHost:
         for name, value in batch.items():
             if value.shape[1] != self.n_obs_steps:
                 raise InputError(f"{name} must hold {self.n_obs_steps} steps, got {value.shape[1]}")
+        for name, statistics in self.observations.items():
+            if name in batch:
+                batch[name] = statistics.normalize(batch[name])
         if self.image_keys:
             batch[_IMAGES] = torch.stack([batch[key] for key in self.image_keys], dim=-4)
         return self.model._prepare_global_conditioning(batch)
@@ -66,3 +105,68 @@ class LeRobotHost:
         """Return the network's output [B, T, Da] at diffusion steps k, [B] or one number."""
         steps = torch.as_tensor(k, device=x.device)
         return self.model.unet(x, steps.expand(len(x)) if steps.ndim == 0 else steps, global_cond=cond)
+
+
+def load_lerobot(folder: str | Path, *, device: str = "cpu") -> LeRobotHost:
+    """Return the policy of a directory that LeRobot saved, in environment units.
+
+    Args:
+        folder: Holds `config.json`, `model.safetensors` and the two processors' files.
+        device: Where the policy goes.
+
+    Raises:
+        ArtifactError: When the processors are missing or hold no statistics that fit.
+        UnsupportedHostError: When LeRobot is not installed.
+    """
+    try:
+        from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
+    except ImportError as error:
+        raise UnsupportedHostError(
+            f"{folder} is a policy of LeRobot, which reads it: pip install 'noiseworks-core[lerobot]'"
+        ) from error
+    folder = Path(folder)
+    before = read_statistics(folder, "policy_preprocessor.json", "normalizer_processor")
+    after = read_statistics(folder, "policy_postprocessor.json", "unnormalizer_processor")
+    policy = DiffusionPolicy.from_pretrained(str(folder)).to(device)
+    observations = {name: found for name, found in before.items() if name.startswith("observation.")}
+    return LeRobotHost(policy, after.get("action"), observations)
+
+
+def read_statistics(folder: Path, file: str, step: str) -> dict[str, Statistics]:
+    """Return the statistics of each entry that one of LeRobot's processors normalises.
+
+    Args:
+        folder: The policy's directory.
+        file: The processor's file.
+        step: Its step that normalises.
+
+    Raises:
+        ArtifactError: When the file, the step or a number is missing.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        steps = json.loads((folder / file).read_text())["steps"]
+        found = next(one for one in steps if one.get("registry_name") == step)
+        config, tensors = found["config"], load_file(folder / found["state_file"])
+        kinds = {name: feature["type"] for name, feature in config["features"].items()}
+        modes = {name: config["norm_map"].get(kind, "IDENTITY") for name, kind in kinds.items()}
+        stored = {name for name in modes if any(key.startswith(f"{name}.") for key in tensors)}
+        return {
+            name: _statistics(tensors, name, mode, config.get("eps", 1e-8))
+            for name, mode in modes.items()
+            if mode != "IDENTITY" and name in stored
+        }
+    except (OSError, ValueError, KeyError, StopIteration, SafetensorError) as error:
+        raise ArtifactError(
+            f"{folder / file} is missing or lacks statistics ({type(error).__name__}: {error}); policies of releases "
+            "before 0.4 need LeRobot's migration to processors first"
+        ) from error
+
+
+def _statistics(tensors: Mapping[str, Tensor], name: str, mode: str, eps: float) -> Statistics:
+    if mode == "MEAN_STD":
+        return Statistics(tensors[f"{name}.mean"].float(), 1 / (tensors[f"{name}.std"].float() + eps), 0.0)
+    low, high = (tensors[f"{name}.{part}"].float() for part in _MODES[mode])
+    return Statistics(low, 2 / torch.where(high == low, eps, high - low), -1.0)
