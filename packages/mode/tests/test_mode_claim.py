@@ -24,7 +24,7 @@ def context(tmp_path_factory):
             width=16, layers=2, heads=2, experts=experts, top_k=top_k, expert_factor=factor, init="torch"
         )
         torch.manual_seed(0)
-        new_model(shape.config(data), data).save_pretrained(root / name, dtype=torch.float16)
+        new_model(shape, data).save_pretrained(root / name, dtype=torch.float16)
     folder = tmp_path_factory.mktemp("out")
     settings = {"episodes": 1, "replans": 2}
     return Context("smoke", settings, str(root), "cpu", folder, lambda *args: None)

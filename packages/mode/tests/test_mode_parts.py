@@ -1,10 +1,11 @@
 """Image encoders, goal encoders, upcycling and the released checkpoints' names."""
 
+import numpy as np
 import pytest
 import torch
 from noiseworks.core.errors import InputError
 from noiseworks.kits.policies import LinearNormalizer
-from noiseworks.mode.clip import clip_text_encoder
+from noiseworks.mode.clip import clip_text_encoder, embed_goals
 from noiseworks.mode.config import MoDEConfig
 from noiseworks.mode.encoders import StateEncoder, TextGoalEncoder, table_of
 from noiseworks.mode.model import MoDEModel
@@ -231,3 +232,14 @@ def test_clip_goals_are_frozen_embeddings_of_the_text(tmp_path):
     assert not torch.allclose(goals[0], goals[1], atol=1e-3)
     with pytest.raises(InputError, match="no model at"):
         clip_text_encoder("nowhere/at/all")
+
+    wordings, out = tmp_path / "wordings.json", tmp_path / "goals.npy"
+    wordings.write_text('[["open the drawer", "open drawer"], ["close the drawer", "close drawer"]]')
+    made = embed_goals(wordings, out, model=str(tmp_path / "clip"))
+    assert (made["tasks"], made["wordings"], made["width"]) == (2, 2, 12)
+    torch.testing.assert_close(torch.from_numpy(np.load(out))[:, 0], goals, atol=1e-5, rtol=1e-5)
+    for text, match in (("[[]]", "a list of wordings"), ("{", "no JSON"), ('[["a"], ["b", "c"]]', "equally")):
+        wordings.write_text(text)
+        with pytest.raises(InputError, match=match):
+            embed_goals(wordings, tmp_path / "none.npy", model=str(tmp_path / "clip"))
+    assert not (tmp_path / "none.npy").exists()

@@ -51,7 +51,7 @@ def options(**changes):
 def module_of(data, **changes):
     torch.manual_seed(0)
     found = load_task_data(str(data))
-    model = new_model(TINY.config(found), found).train()
+    model = new_model(TINY, found).train()
     module = MoDEModule(model, total_steps=10, **changes)
     table = {name: value[:16] for name, value in found.table(4).items()}
     return module, table

@@ -7,6 +7,7 @@ _HERE = "noiseworks.mode"
 app = make_app(
     "mode",
     {
+        "goals": Command(f"{_HERE}.clip:embed_goals", "Embed the tasks' texts by a CLIP model."),
         "train": Command(f"{_HERE}.train_command:train", "Train a policy on demonstrations."),
         "eval": Command(f"{_HERE}.commands:eval_policy", "Run a policy and count its successes."),
         "cache": Command(

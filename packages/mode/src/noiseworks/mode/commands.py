@@ -12,6 +12,7 @@ from noiseworks.core.errors import InputError
 from noiseworks.kits.policies.evaluation import EvaluationReport, episode_list, evaluate
 from noiseworks.kits.policies.video import check_video, write_video
 from noiseworks.mode.caching import Form
+from noiseworks.mode.cameras import TABLE_CAMERA, TableCamera
 from noiseworks.mode.edm import Grid
 from noiseworks.mode.flops import denoiser_flops
 from noiseworks.mode.network import Condition
@@ -22,6 +23,7 @@ from noiseworks.mode.samplers import Sampler
 from noiseworks.mode.shipped import load_model
 from noiseworks.mode.task_data import TABLETOP, tabletop
 from noiseworks.mode.timing import compare, random_condition
+from noiseworks.mode.vision import ImageEncoder
 
 NUM_TASKS = 12
 MAX_ENVS = 300
@@ -69,6 +71,10 @@ def eval_policy(
     episode_tasks, seeds = episode_list(chosen, episodes, seed)
     tables = tabletop().TabletopBatch(min(MAX_ENVS, len(seeds)), disturb=disturb)
     model = load_model(policy)
+    if isinstance(model.encoder, ImageEncoder):
+        if model.encoder.cameras != (TABLE_CAMERA,):
+            raise InputError(f"{TABLETOP} has the camera {TABLE_CAMERA}, the model {model.encoder.cameras}")
+        tables = TableCamera(tables, tabletop(), model.encoder.size or 32)
     runner = EDMPolicy(
         model,
         sampler=sampler,

@@ -1,12 +1,15 @@
 """Demonstrations and goals that the commands name: a folder of the user's, or the testbed `tabletop`."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from noiseworks.core.errors import InputError
-from noiseworks.kits.policies.chunking import ChunkSpec, Episodes, windows
+from noiseworks.kits.policies.chunking import ChunkSpec, Episodes, window_indices, windows
+from noiseworks.mode.cameras import TABLE_CAMERA, load_images, render_table, windows_of_images
 from torch import Tensor
 
 TABLETOP = "tabletop"
@@ -19,28 +22,42 @@ class TaskData(NamedTuple):
     Attributes:
         episodes: Demonstrations; an observation is the state followed by the task's one-hot.
         goals: Goal embeddings of the tasks, float32 [N, W, G]: N tasks in W wordings.
+        images: Images of every step by camera, uint8 [M, 3, H, W]; empty where policies see states.
     """
 
     episodes: Episodes
     goals: Tensor
+    images: Mapping[str, np.ndarray] = MappingProxyType({})
 
     @property
     def state_dim(self) -> int:
         """Width of the state."""
         return self.episodes.obs.shape[1] - len(self.goals)
 
-    def table(self, chunk: int) -> dict[str, Tensor]:
-        """Return training windows of every step: `obs` [W, 1, S + N] and `action` [W, chunk, A]."""
-        return windows(self.episodes, ChunkSpec(chunk, 1, chunk), pad_after=chunk - 1)
+    def table(self, chunk: int) -> dict[str, Any]:
+        """Return training windows of every step.
+
+        `action` [W, chunk, A], with `obs` [W, 1, S + N] or, where there are images, those of the cameras and
+        `goal` [W, 1, G].
+        """
+        spec = ChunkSpec(chunk, 1, chunk)
+        made: dict[str, Any] = windows(self.episodes, spec, pad_after=chunk - 1)
+        if not self.images:
+            return made
+        index = window_indices(self.episodes.ends, spec, chunk - 1)[:, 0]
+        tasks = self.episodes.obs[:, self.state_dim :].argmax(1)
+        return windows_of_images(self.images, self.goals, tasks, index) | {"action": made["action"]}
 
 
-def load_task_data(name: str, *, episodes: int | None = None) -> TaskData:
+def load_task_data(name: str, *, episodes: int | None = None, image_size: int | None = None) -> TaskData:
     """Return the demonstrations of a folder, or of the testbed.
 
     Args:
         name: `tabletop`, or a folder with `episodes.npz` (obs, actions, ends, tasks; obs is the state and the
-            task's one-hot) and `goals.npy` (embeddings [tasks, wordings, width]).
+            task's one-hot), `goals.npy` (embeddings [tasks, wordings, width]) and, for image policies,
+            `images-<camera>.npy` (uint8 [steps, 3, H, W]).
         episodes: Demonstrations per task of the testbed, 200 by default.
+        image_size: Asks for images too; side in pixels of the testbed's (32, 48 or 64).
 
     Raises:
         InputError: When files are missing or do not fit.
@@ -48,7 +65,9 @@ def load_task_data(name: str, *, episodes: int | None = None) -> TaskData:
     if name == TABLETOP:
         parts = tabletop()
         goals = torch.from_numpy(parts.text_embeddings()).float()
-        return TaskData(parts.demonstrations(episodes or 200), goals)
+        found = parts.demonstrations(episodes or 200)
+        images = {} if image_size is None else {TABLE_CAMERA: render_table(parts, found.obs, image_size)}
+        return TaskData(found, goals, images)
     folder = Path(name)
     if not folder.is_dir():
         raise InputError(
@@ -65,7 +84,7 @@ def load_task_data(name: str, *, episodes: int | None = None) -> TaskData:
             f"{folder}: goals {list(goals.shape)} must be [tasks, wordings, width], and observations of width "
             f"{data.episodes.obs.shape[1]} a state followed by the tasks' one-hot"
         )
-    return data
+    return data if image_size is None else data._replace(images=load_images(folder, len(data.episodes.obs)))
 
 
 def tabletop() -> Any:

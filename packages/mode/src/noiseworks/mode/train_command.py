@@ -3,10 +3,10 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from noiseworks.core.artifacts import atomic_write, check_writable
-from noiseworks.core.checks import check_number
+from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.cli import SPREAD
 from noiseworks.core.errors import InputError
 from noiseworks.kits.policies.normalizer import LinearNormalizer
@@ -24,6 +24,7 @@ from noiseworks.mode.encoders import StateEncoder
 from noiseworks.mode.model import MoDEModel
 from noiseworks.mode.task_data import TaskData, load_task_data
 from noiseworks.mode.training import MoDEModule, OptimizerName
+from noiseworks.mode.vision import DEPTHS, EncoderName, ImageEncoder, feature_dim
 
 SETTINGS_NAME, MODEL_NAME = "settings.json", "model"
 
@@ -51,6 +52,13 @@ class Architecture:
         goal_dropout: Share of the goal that is hidden.
         goal_dropout_mode: element or sample.
         init: olmoe or torch.
+        argmax_routing: Whether training takes the k likeliest experts too, and does not draw them.
+        identity_expert: Whether the last expert passes its input on unchanged.
+        embedding_dropout: Of the tokens.
+        encoder: What the policy sees: the state, or images through film-resnet18, -34 or -50.
+        encoder_width: Channels of a ResNet's first stage.
+        shift: Pixels of random shift of training images (4 at 112 pixels, 10 at 224 in the paper).
+        image_size: Side of the testbed's images: 32, 48 or 64; a folder's images have their own.
     """
 
     width: int = 64
@@ -71,18 +79,37 @@ class Architecture:
     goal_dropout: float = 0.1
     goal_dropout_mode: GoalDropout = "element"
     init: Init = "torch"
+    argmax_routing: bool = False
+    identity_expert: bool = False
+    embedding_dropout: float = 0.0
+    encoder: EncoderName = "state"
+    encoder_width: int = 64
+    shift: int = 0
+    image_size: int = 32
 
     def config(self, data: TaskData) -> MoDEConfig:
         """Return the denoiser's configuration for some data."""
-        own = asdict(self)
+        seen = ("encoder", "encoder_width", "shift", "image_size")
+        own = {name: value for name, value in asdict(self).items() if name not in seen}
         renamed = {"layers": "num_layers", "heads": "num_heads", "experts": "num_experts"}
         settings = {renamed.get(name, name): value for name, value in own.items()}
         return MoDEConfig(
             action_dim=data.episodes.actions.shape[1],
-            obs_dim=data.state_dim,
+            obs_dim=feature_dim(DEPTHS[self.encoder], self.encoder_width) if data.images else data.state_dim,
             goal_dim=data.goals.shape[2],
             **settings,
         )
+
+    def new_encoder(self, data: TaskData) -> StateEncoder | ImageEncoder:
+        """Return an untrained encoder that fits the data."""
+        import torch
+
+        if data.images:
+            cameras, goal_dim = list(data.images), data.goals.shape[2]
+            depth, size = DEPTHS[self.encoder], int(data.images[cameras[0]].shape[-1])
+            return ImageEncoder(cameras, goal_dim, depth, self.encoder_width, self.shift, size)
+        state = torch.from_numpy(data.episodes.obs[:, : data.state_dim])
+        return StateEncoder(data.goals, LinearNormalizer.fit(state))
 
 
 @dataclass(frozen=True)
@@ -153,7 +180,7 @@ def train(
     """Train a MoDE policy, or with `experts=1` a dense one, on demonstrations.
 
     Args:
-        data: `tabletop`, or a folder with episodes.npz and goals.npy.
+        data: `tabletop`, or a folder with episodes.npz, goals.npy and, for images, images-<camera>.npy.
         out: Folder of the run: checkpoints, logs and, at the end, `model`.
         architecture: The model.
         optimization: How it trains.
@@ -165,15 +192,17 @@ def train(
             run was made with other settings.
     """
     check_writable(out)
-    found = load_task_data(data, episodes=episodes)
-    config = architecture.config(found)
-    chosen = {"data": data, "episodes": episodes, "architecture": asdict(architecture)}
-    claim_folder(out, chosen | _lasting(optimization), resume)
+    check_choice("encoder", architecture.encoder, get_args(EncoderName))
+    size = None if architecture.encoder == "state" else architecture.image_size
+    found = load_task_data(data, episodes=episodes, image_size=size)
+    check_number("image_size", architecture.image_size, low=1, integer=True)
     import torch
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(optimization.seed)  # only the initial weights; training draws from (seed, step)
-        model = new_model(config, found)
+        model = new_model(architecture, found)
+    chosen = {"data": data, "episodes": episodes, "architecture": asdict(architecture)}
+    claim_folder(out, chosen | _lasting(optimization), resume)
     return run_training(model, found, out, optimization)
 
 
@@ -203,28 +232,23 @@ def finetune(
     """
     check_writable(out)
     host = MoDEModel.from_pretrained(model)
-    found = load_task_data(data, episodes=episodes)
-    if not isinstance(host.encoder, StateEncoder):
-        raise InputError("finetune reads states: the model's encoder reads images; use MoDEModule instead")
-    widths = (found.state_dim, found.episodes.actions.shape[1], tuple(found.goals.shape[1:]))
-    expected = (host.encoder.state_dim, host.action_dim, tuple(host.encoder.goals.shape[1:]))
-    if widths != expected or len(found.goals) != len(host.encoder.goals):
-        raise InputError(
-            f"the data have state, action and goal widths {widths}, the model {expected}; use data that fit"
-        )
-    host.encoder.goals.copy_(found.goals)
+    images = isinstance(host.encoder, ImageEncoder)
+    size = (host.encoder.size or Architecture.image_size) if images else None
+    found = load_task_data(data, episodes=episodes, image_size=size)
+    _check_fit(host, found)
+    if not images:
+        host.encoder.goals.copy_(found.goals)
     chosen = {"model": model, "data": data, "episodes": episodes, "freeze_routers": freeze_routers}
     claim_folder(out, chosen | _lasting(optimization), resume)
     return run_training(host.freeze_routers() if freeze_routers else host, found, out, optimization)
 
 
-def new_model(config: MoDEConfig, data: TaskData) -> MoDEModel:
+def new_model(architecture: Architecture, data: TaskData) -> MoDEModel:
     """Return an untrained model whose normalisers fit the data."""
     import torch
 
-    state = torch.from_numpy(data.episodes.obs[:, : data.state_dim])
     actions = LinearNormalizer.fit(torch.from_numpy(data.episodes.actions))
-    return MoDEModel(config, StateEncoder(data.goals, LinearNormalizer.fit(state)), actions)
+    return MoDEModel(architecture.config(data), architecture.new_encoder(data), actions)
 
 
 def run_training(model: MoDEModel, data: TaskData, out: Path, options: Optimization) -> TrainReport:
@@ -262,6 +286,22 @@ def run_training(model: MoDEModel, data: TaskData, out: Path, options: Optimizat
     return TrainReport(out / MODEL_NAME, count, int(module.global_step))
 
 
+def _check_fit(host: MoDEModel, data: TaskData) -> None:
+    """Refuse data of other widths, tasks or cameras than a model has."""
+    encoder, actions = host.encoder, data.episodes.actions.shape[1]
+    if isinstance(encoder, ImageEncoder):
+        what = "cameras, pixels, action and goal widths"
+        size = encoder.size and next(iter(data.images.values())).shape[-1]
+        found = (tuple(data.images), size, actions, data.goals.shape[2])
+        expected = (encoder.cameras, encoder.size, host.action_dim, encoder.goal_dim)
+    else:
+        what = "state, action and goal widths"
+        found = (data.state_dim, actions, tuple(data.goals.shape))
+        expected = (encoder.state_dim, host.action_dim, tuple(encoder.goals.shape))
+    if found != expected:
+        raise InputError(f"the data have {what} {found}, the model {expected}; use data that fit")
+
+
 def _lasting(options: Optimization) -> dict[str, Any]:
     """Return the settings that the numbers of a run depend on."""
     free = {"checkpoint_every", "device", "devices", "strategy", "progress"}
@@ -280,5 +320,8 @@ def claim_folder(out: Path, settings: dict[str, Any], resume: bool) -> None:
         return
     if not resume:
         raise InputError(f"{out} holds a run already: go on with --resume, or name another folder")
-    if json.loads(path.read_text()) != json.loads(text):
+    held = json.loads(path.read_text())
+    if "architecture" in held:  # a run of an earlier release lacks later settings
+        held["architecture"] = asdict(Architecture()) | held["architecture"]
+    if held != json.loads(text):
         raise InputError(f"{out} holds a run with other settings (see {SETTINGS_NAME}); name another folder")

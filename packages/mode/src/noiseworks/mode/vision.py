@@ -11,6 +11,8 @@ from noiseworks.mode.network import Condition
 from torch import Tensor, nn
 
 Depth = Literal[18, 34, 50]
+EncoderName = Literal["state", "film-resnet18", "film-resnet34", "film-resnet50"]
+DEPTHS: dict[str, Depth] = {"film-resnet18": 18, "film-resnet34": 34, "film-resnet50": 50}
 _STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -84,6 +86,11 @@ class ResNet(nn.Module):
         return x.mean(dim=(2, 3))
 
 
+def feature_dim(depth: Depth, width: int = 64) -> int:
+    """Return the width of a ResNet's features: 512 for 18 and 34 layers, 2048 for 50, at width 64."""
+    return 8 * width * (4 if depth == 50 else 1)
+
+
 class FiLM(nn.Module):
     """x (1 + gamma(g)) + beta(g), both linear in the goal and 0 at first.
 
@@ -151,16 +158,23 @@ class ImageEncoder(nn.Module):
         depth: 18, 34 or 50.
         width: Channels of a ResNet's first stage.
         shift: Pixels of random shift in training.
+        size: Side that images must have, in pixels; None for any.
     """
 
     def __init__(
-        self, cameras: Sequence[str], goal_dim: int, depth: Depth = 18, width: int = 64, shift: int = 0
+        self,
+        cameras: Sequence[str],
+        goal_dim: int,
+        depth: Depth = 18,
+        width: int = 64,
+        shift: int = 0,
+        size: int | None = None,
     ) -> None:
         super().__init__()
         if not cameras or len(set(cameras)) != len(cameras):
             raise InputError(f"cameras must be different names, at least one, got {list(cameras)}")
         check_number("shift", shift, low=0, integer=True)
-        self.cameras, self.shift = tuple(cameras), shift
+        self.cameras, self.shift, self.size, self.goal_dim = tuple(cameras), shift, size, goal_dim
         self._record = {"goal_dim": goal_dim, "depth": depth, "width": width}
         self.networks = nn.ModuleList(FiLMResNet(goal_dim, depth, width) for _ in cameras)
         self.register_buffer("mean", torch.tensor(CLIP_MEAN)[:, None, None], persistent=False)
@@ -181,6 +195,10 @@ class ImageEncoder(nn.Module):
             image = obs[name]
             if image.ndim != 5 or image.shape[1:3] != (1, 3) or len(image) != len(goal):
                 raise InputError(f"{name} must have shape [{len(goal)}, 1, 3, H, W], got {list(image.shape)}")
+            if self.size is not None and image.shape[3:] != (self.size, self.size):
+                raise InputError(
+                    f"{name} must have {self.size} x {self.size} pixels, as in training, got {list(image.shape)}"
+                )
             image = (image[:, 0] - self.mean) / self.std
             image = random_shift(image, self.shift) if self.training and self.shift else image
             tokens.append(network(image, goal))
@@ -188,7 +206,13 @@ class ImageEncoder(nn.Module):
 
     def record(self) -> dict[str, Any]:
         """Return what rebuilds the encoder, without its tensors."""
-        return {"kind": "images", "cameras": list(self.cameras), "shift": self.shift, **self._record}
+        return {
+            "kind": "images",
+            "cameras": list(self.cameras),
+            "shift": self.shift,
+            "size": self.size,
+            **self._record,
+        }
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "ImageEncoder":

@@ -1,0 +1,117 @@
+"""Camera images as training data, and the testbed `tabletop` as an image policy sees it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from noiseworks.core.errors import InputError
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from noiseworks.kits.policies.protocols import BatchEnv, Step
+
+PREFIX = "images-"
+TABLE_CAMERA, STATE_DIM = "top", 21
+
+
+class PictureRows:
+    """One image for each training window, read from the array (in memory or on disk) when a batch asks for it.
+
+    Args:
+        images: uint8 [M, 3, H, W], one for each step of the episodes.
+        steps: The current step of each window, int64 [W].
+    """
+
+    def __init__(self, images: np.ndarray, steps: np.ndarray) -> None:
+        self.images, self.steps = images, steps
+
+    def __len__(self) -> int:
+        """Return the number of windows."""
+        return len(self.steps)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """Return images float32 [B, 1, 3, H, W] in [0, 1] of windows [B]."""
+        chosen = self.images[self.steps[rows.numpy()]]
+        return torch.from_numpy(chosen).float().div_(255)[:, None]
+
+
+def load_images(folder: Path, steps: int) -> dict[str, np.ndarray]:
+    """Return the arrays `images-<camera>.npy` of a folder, left on disk.
+
+    Args:
+        folder: The folder of demonstrations.
+        steps: Steps M of the episodes.
+
+    Raises:
+        InputError: When there is none, or one is not uint8 [M, 3, H, W].
+    """
+    found = {}
+    for path in sorted(folder.glob(f"{PREFIX}*.npy")):
+        images = np.load(path, mmap_mode="r", allow_pickle=False)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[:2] != (steps, 3):
+            raise InputError(
+                f"{path} must hold uint8 images [{steps}, 3, H, W], one a step, got {images.dtype} "
+                f"{list(images.shape)}"
+            )
+        found[path.stem.removeprefix(PREFIX)] = images
+    if not found:
+        raise InputError(f"{folder} lacks images: add {PREFIX}<camera>.npy, or train with encoder=state")
+    sizes = {images.shape[2:] for images in found.values()}
+    if len(sizes) > 1 or (size := sizes.pop())[0] != size[1]:
+        raise InputError(f"{folder}: images must be square and of one size, got {sorted(sizes)}")
+    return found
+
+
+class TableCamera:
+    """`tabletop` with a picture and a goal embedding in each observation.
+
+    Args:
+        env: The tables.
+        module: The testbed.
+        size: Side of the pictures in pixels.
+    """
+
+    def __init__(self, env: "BatchEnv", module: Any, size: int) -> None:
+        self.env, self.size, self.num_envs = env, size, env.num_envs
+        self.module, self.goals = module, np.asarray(module.text_embeddings(), np.float32)
+
+    def reset(self, rows: np.ndarray, tasks: np.ndarray, seeds: np.ndarray) -> None:
+        """Start episodes in some rows."""
+        self.env.reset(rows, tasks, seeds)
+
+    def step(self, actions: np.ndarray) -> "Step":
+        """Advance all tables."""
+        return self.env.step(actions)
+
+    def observe(self) -> dict[str, np.ndarray]:
+        """Return `obs` [N, 33] (for records), `top` float32 [N, 3, S, S] in [0, 1] and `goal` [N, G]."""
+        obs = self.env.observe()["obs"]
+        picture = render_table(self.module, obs, self.size).astype(np.float32) / 255
+        goal = self.goals[obs[:, STATE_DIM:].argmax(1), 0]
+        return {"obs": obs, TABLE_CAMERA: picture, "goal": goal}
+
+
+def render_table(module: Any, obs: np.ndarray, size: int) -> np.ndarray:
+    """Return pictures uint8 [N, 3, S, S] of the testbed's observations [N, 33]."""
+    return np.ascontiguousarray(module.render(obs[:, :STATE_DIM], size).transpose(0, 3, 1, 2))
+
+
+def windows_of_images(
+    images: Mapping[str, np.ndarray], goals: Tensor, tasks: np.ndarray, index: np.ndarray
+) -> dict[str, Any]:
+    """Return the observations of training windows: one `PictureRows` a camera, and `goal` [W, 1, G].
+
+    A window keeps the wording that it drew.
+
+    Args:
+        images: Images of all steps by camera.
+        goals: Embeddings [N, wordings, G].
+        tasks: Task of each step, int64 [M].
+        index: Current step of each window, int64 [W].
+    """
+    wording = np.random.default_rng(0).integers(goals.shape[1], size=len(index))
+    goal = goals[torch.from_numpy(tasks[index]), torch.from_numpy(wording)]
+    rows: dict[str, Any] = {name: PictureRows(value, index) for name, value in images.items()}
+    return rows | {"goal": goal[:, None]}

@@ -1,0 +1,143 @@
+"""Policies that see images, from the files to the table: training, resuming, fine-tuning and running."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from noiseworks.core.cli import run
+from noiseworks.core.errors import InputError
+from noiseworks.kits.policies import Episodes
+from noiseworks.mode.cameras import PictureRows
+from noiseworks.mode.cli import app
+from noiseworks.mode.model import MoDEModel
+from noiseworks.mode.policy import EDMPolicy
+from noiseworks.mode.task_data import load_task_data
+from noiseworks.mode.train_command import Architecture, Optimization, finetune, train
+
+SEEING = Architecture(
+    width=16, layers=1, heads=2, experts=3, chunk=4, encoder="film-resnet18", encoder_width=8, shift=1
+)
+QUICK = Optimization(steps=40, batch_size=32, checkpoint_every=20, device="cpu", progress=False, seed=3)
+
+
+def picture(position: np.ndarray, size: int = 16) -> np.ndarray:
+    """Return an image uint8 [3, S, S] with a bright square at a position in [-1, 1]^2."""
+    row, column = np.clip(((position + 1) / 2 * (size - 4)).astype(int), 0, size - 4)
+    image = np.zeros((3, size, size), np.uint8)
+    image[:, row : row + 4, column : column + 4] = 255
+    return image
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder of demonstrations: walk to the corner that the goal tells; only the cameras see where one is."""
+    rng = np.random.default_rng(0)
+    tasks = rng.integers(2, size=24)
+    obs, actions, ends, images = [], [], [], []
+    for task in tasks:
+        position = rng.uniform(-1, 1, 2)
+        for _ in range(8):
+            move = np.clip((1.0 if task else -1.0) - position, -0.2, 0.2)
+            obs.append(np.concatenate(([0.0], np.eye(2)[task])))
+            actions.append(move / 0.2)
+            images.append(picture(position))
+            position = position + move
+        ends.append(len(obs))
+    folder = tmp_path_factory.mktemp("images")
+    Episodes(
+        np.array(obs, np.float32), np.array(actions, np.float32), np.array(ends), tasks.astype(np.int64)
+    ).save(folder / "episodes.npz")
+    np.save(folder / "goals.npy", rng.standard_normal((2, 3, 5)))
+    np.save(folder / "images-static.npy", np.array(images))
+    np.save(folder / "images-gripper.npy", np.array(images)[:, :, ::-1].copy())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "run"
+    train(str(data), out, architecture=SEEING, optimization=QUICK)
+    return out
+
+
+def test_a_policy_learns_from_images_to_follow_its_goal(data, trained):
+    model = MoDEModel.from_pretrained(trained / "model")
+    assert model.encoder.cameras == ("gripper", "static")
+    policy = EDMPolicy(model)
+    policy.cache_experts()
+    image = torch.from_numpy(np.array([picture(np.zeros(2))] * 2)).float()[:, None] / 255
+    goals = load_task_data(str(data)).goals[:, 0]
+    seen = {"static": image, "gripper": image.flip(3), "goal": goals[:, None]}
+    actions = policy.predict_chunk(seen, torch.Generator().manual_seed(0)).actions
+    assert policy.cache.report().hit_rate == 1
+    assert float(actions[1].mean() - actions[0].mean()) > 0.5  # towards the corners (1, 1) and (-1, -1)
+    with pytest.raises(InputError, match="16 x 16 pixels"):
+        policy.predict_chunk(seen | {"static": torch.zeros(2, 1, 3, 8, 8)})
+
+
+def test_an_image_run_is_not_resumed_under_other_settings_and_can_be_finetuned(data, trained, tmp_path):
+    with pytest.raises(InputError, match="other settings"):
+        train(str(data), trained, architecture=replace(SEEING, shift=2), optimization=QUICK, resume=True)
+    few = replace(QUICK, steps=1)
+    report = finetune(str(trained / "model"), str(data), tmp_path / "tuned", optimization=few)
+    assert MoDEModel.from_pretrained(report.model).encoder.size == 16
+    fewer = tmp_path / "one-camera"
+    fewer.mkdir()
+    for name in ("episodes.npz", "goals.npy", "images-static.npy"):
+        (fewer / name).symlink_to(data / name)
+    with pytest.raises(InputError, match=r"the data have cameras.*\('static',\)"):
+        finetune(str(trained / "model"), str(fewer), tmp_path / "x", optimization=few)
+    assert not (tmp_path / "x").exists()
+
+
+def test_runs_of_a_release_with_fewer_settings_go_on(data, tmp_path):
+    few = replace(QUICK, steps=1)
+    train(str(data), tmp_path / "run", architecture=SEEING, optimization=few)
+    path = tmp_path / "run" / "settings.json"
+    held = json.loads(path.read_text())
+    del held["architecture"]["identity_expert"]
+    path.write_text(json.dumps(held))
+    assert train(str(data), tmp_path / "run", architecture=SEEING, optimization=few, resume=True).steps == 1
+
+
+def test_images_are_read_from_disk_row_by_row(data):
+    found = load_task_data(str(data), image_size=16)
+    table = found.table(4)
+    rows = torch.tensor([5, 0, 9])
+    assert isinstance(table["static"], PictureRows)
+    assert isinstance(found.images["static"], np.memmap)
+    expected = torch.from_numpy(np.array(found.images["static"][[5, 0, 9]])).float()[:, None] / 255
+    assert torch.equal(table["static"][rows], expected)
+    task = found.episodes.obs[:, 1:].argmax(1)
+    for row in range(len(table["action"])):
+        assert any(torch.equal(table["goal"][row, 0], wording) for wording in found.goals[task[row]])
+
+
+def test_unfit_images_are_refused(data, tmp_path):
+    for name in ("episodes.npz", "goals.npy"):
+        (tmp_path / name).write_bytes((data / name).read_bytes())
+    with pytest.raises(InputError, match="lacks images"):
+        load_task_data(str(tmp_path), image_size=16)
+    np.save(tmp_path / "images-a.npy", np.zeros((4, 3, 8, 8), np.uint8))
+    with pytest.raises(InputError, match=r"uint8 images \[192, 3, H, W\]"):
+        load_task_data(str(tmp_path), image_size=16)
+    np.save(tmp_path / "images-a.npy", np.zeros((192, 3, 8, 4), np.uint8))
+    with pytest.raises(InputError, match="square"):
+        load_task_data(str(tmp_path), image_size=16)
+
+
+def test_the_command_line_trains_and_runs_an_image_policy_on_the_testbed(tmp_path, capsys):
+    def call(*words):
+        with pytest.raises(SystemExit) as stop:
+            run(app, [str(word) for word in words])
+        out, error = capsys.readouterr()
+        assert stop.value.code == 0, error
+        return out
+
+    words = ["--encoder", "film-resnet18", "--encoder-width", "4", "--episodes", "1", "--steps", "1"]
+    words += ["--batch-size", "8", "--width", "16", "--layers", "1", "--heads", "2", "--device", "cpu"]
+    call("train", "tabletop", tmp_path / "run", *words, "--no-progress")
+    found = json.loads(call("eval", tmp_path / "run/model", "--tasks", "9", "--episodes", "1", "--json"))
+    assert (found["episodes"], found["cache_hit_rate"]) == (1, 1)
