@@ -15,6 +15,7 @@ app = make_app(
         ),
         "usage": Command(f"{_HERE}.commands:usage", "Show which experts work at which noise level."),
         "bench": Command(f"{_HERE}.commands:bench", "Time routed and cached experts."),
+        "ablate": Command(f"{_HERE}.ablation:ablate", "Train the paper's ablations and compare them."),
         "claim": Command(f"{_HERE}.claim:run_claim", "Run the paper's claim at one scale."),
         "finetune": Command(f"{_HERE}.train_command:finetune", "Go on training a policy on other data."),
     },
