@@ -89,6 +89,18 @@ def test_padded_actions_do_not_count():
     torch.testing.assert_close(found, expected)
 
 
+def test_weights_belong_to_diffusion_steps():
+    host, batch = policy(), table(3)
+    noise, steps = torch.randn(3, 4, 2), torch.tensor([2, 0, 2])
+    weights = torch.tensor([0.5, 9.0, 2.0])
+    rows = [
+        weights[step] * diffusion_loss(host, {k: v[[i]] for k, v in batch.items()}, steps[[i]], noise[[i]])
+        for i, step in enumerate(steps)
+    ]
+    found = diffusion_loss(host, batch, steps, noise, weights)
+    torch.testing.assert_close(found, torch.stack(rows).mean())
+
+
 def run(folder, steps, **options):
     trainer = PolicyTrainer(
         policy(network="transformer", n_layer=1, n_head=2, n_emb=8), warmup_steps=3, seed=5

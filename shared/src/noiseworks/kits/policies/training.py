@@ -33,7 +33,11 @@ def observations(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def diffusion_loss(
-    host: "DenoiserHost", batch: Mapping[str, Tensor], timesteps: Tensor, noise: Tensor
+    host: "DenoiserHost",
+    batch: Mapping[str, Tensor],
+    timesteps: Tensor,
+    noise: Tensor,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Return the mean squared error of the prediction (Chi et al. 2023, eq. 5).
 
@@ -43,6 +47,7 @@ def diffusion_loss(
             [B, Tp, Da] in environment units; `action_is_pad` bool [B, Tp], where given, leaves entries out.
         timesteps: Diffusion steps, int64 [B].
         noise: Standard normals [B, Tp, Da].
+        weights: Weight of each diffusion step's error, [T]; 1 without them.
     """
     clean = host.normalizer.normalize(batch["action"])
     noisy = host.scheduler.add_noise(clean, noise, timesteps)
@@ -55,6 +60,8 @@ def diffusion_loss(
     else:
         target = host.scheduler.get_velocity(clean, noise, timesteps)
     error = (predicted.float() - target).square()
+    if weights is not None:
+        error = error * weights[timesteps][:, None, None]
     if "action_is_pad" in batch:
         kept = (~batch["action_is_pad"])[..., None].expand_as(error)
         return error[kept].mean()
@@ -84,8 +91,10 @@ class PolicyTrainer(L.LightningModule):
         warmup_steps: int = 500,
         total_steps: int | None = None,
         seed: int = 0,
+        loss_weights: Tensor | None = None,
     ) -> None:
         super().__init__()
+        self.register_buffer("loss_weights", loss_weights, persistent=False)
         network = trained_network(host)
         self.host, self.average = host, EMA(network)
         if not isinstance(host, nn.Module):  # an adapter, whose policy Lightning would not see
@@ -115,7 +124,7 @@ class PolicyTrainer(L.LightningModule):
         steps = torch.randint(scheduler.config.num_train_timesteps, (len(action),), generator=generator).to(
             action.device
         )
-        return diffusion_loss(self.host, batch, steps, noise)
+        return diffusion_loss(self.host, batch, steps, noise, self.loss_weights)
 
     def training_step(self, batch: Mapping[str, Tensor], index: int) -> Tensor:
         """Return the loss; dropout is drawn from the step's own seed."""
