@@ -76,6 +76,19 @@ def test_first_step_has_one_coefficient_and_equal_predictions_reproduce():
         torch.testing.assert_close(estimate, cond[k], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_predictions_are_combined_in_float32(dtype):
+    """Large coefficients that cancel: 40 e_c(2) - 39 e_c(1), of two predictions that hardly differ."""
+    fitted = fit_from_gram(gram_matrix(draws(8), draws(9)), T)
+    fitted.beta_cond[2], fitted.beta_uncond[2] = torch.zeros(2, T, dtype=torch.float64)
+    fitted.beta_cond[2, 1], fitted.beta_cond[2, 2], fitted.beta_uncond[2, 1] = -39.03, 40.01, 0.13
+    cond, uncond = draws(8).to(dtype), draws(9).to(dtype)
+    cond[2] = cond[1] + 0.01 * cond[0]
+    expected = -39.03 * cond[1].double() + 40.01 * cond[2].double() + 0.13 * uncond[1].double()
+    found = estimate_uncond(fitted, 2, cond[:3], uncond[:2])
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-4)
+
+
 def test_regression_beats_copying_on_gaussian_data_and_on_held_out_runs():
     """Gaussian mixture data: both predictions depend on one state, so the past explains the difference.
 

@@ -164,7 +164,10 @@ def every_second_policy(num_steps: int) -> str:
 
 
 def estimate_uncond(coefficients: LinearCoefficients, step: int, cond: Tensor, uncond: Tensor) -> Tensor:
-    """Return the regression at step k.
+    """Return the regression at step k, in float32 where the predictions are of half precision.
+
+    Past predictions are nearly collinear, so that their coefficients may be large and cancel: rounded to half
+    precision they would add more error than the predictions' own rounding.
 
     Args:
         coefficients: The coefficients.
@@ -172,10 +175,12 @@ def estimate_uncond(coefficients: LinearCoefficients, step: int, cond: Tensor, u
         cond: e_c(0..k), `[k + 1, B, ...]`.
         uncond: e_u(0..k-1) or what took its place, `[k, B, ...]`.
     """
+    cond = cond.to(torch.promote_types(cond.dtype, torch.float32))
     beta_c = coefficients.beta_cond[step, : step + 1].to(cond)
     estimate = torch.tensordot(beta_c, cond, dims=1) + float(coefficients.intercept[step])
     if step:
-        estimate += torch.tensordot(coefficients.beta_uncond[step, :step].to(cond), uncond, dims=1)
+        beta_u = coefficients.beta_uncond[step, :step].to(cond)
+        estimate += torch.tensordot(beta_u, uncond.to(cond), dims=1)
     return estimate
 
 
