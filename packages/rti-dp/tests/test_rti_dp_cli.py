@@ -78,7 +78,7 @@ def test_bench_shows_every_baseline(policy, capsys):
     status, printed, error = call(capsys, "bench", *words)
     assert status == 0, error
     found = json.loads(printed)
-    assert list(found) == ["full", "ddim", "truncated", "rti"]
+    assert list(found) == ["full", "ddim", "ensemble", "truncated", "rti"]
     assert [found[name]["calls_per_replan"] for name in ("full", "ddim", "truncated")] == [100, 10, 3]
     assert found["rti"]["times_faster"] > found["ddim"]["times_faster"] > 1
 
@@ -106,7 +106,9 @@ def test_scale_data_writes_a_scaled_copy(tmp_path, capsys):
         ("rollout --policy {policy} --episodes 0", "episodes"),
         ("rollout --policy {policy} --latency 9", "latency"),
         ("rollout --policy {policy} --video film.gif", "film.gif"),
+        ("rollout --policy {policy} --env pusht --latency 1", "latency"),
         ("suggest --policy {policy} --data gone.npz", "gone.npz"),
+        ("suggest --policy {policy} --data testbed:pusht", "no demonstrations"),
         ("scale-data {empty}/gone.npz out.npz --dims 2", "gone.npz"),
         ("bench --policy {policy} --replans 0", "replans"),
     ],

@@ -4,10 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from noiseworks.rti_dp.baselines import TruncatedPolicy
+    from noiseworks.rti_dp.baselines import EnsemblePolicy, TruncatedPolicy
     from noiseworks.rti_dp.discrete import DiscreteSpec
     from noiseworks.rti_dp.gaussian import Gaussian, GaussianHost, contraction
     from noiseworks.rti_dp.policy import RTIPolicy
+    from noiseworks.rti_dp.published import published_steps
     from noiseworks.rti_dp.scaling import scale_dataset
     from noiseworks.rti_dp.schedule import check_schedule, choose_schedule
     from noiseworks.rti_dp.stepping import StepTable, step_table
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "DiscreteSpec": "discrete",
+    "EnsemblePolicy": "baselines",
     "Gaussian": "gaussian",
     "GaussianHost": "gaussian",
     "RTIPolicy": "policy",
@@ -24,6 +26,7 @@ _HOME = {
     "check_schedule": "schedule",
     "choose_schedule": "schedule",
     "contraction": "gaussian",
+    "published_steps": "published",
     "scale_dataset": "scaling",
     "step_table": "stepping",
     "suggest_steps": "suggestion",
@@ -32,6 +35,7 @@ _HOME = {
 
 __all__ = [
     "DiscreteSpec",
+    "EnsemblePolicy",
     "Gaussian",
     "GaussianHost",
     "RTIPolicy",
@@ -41,6 +45,7 @@ __all__ = [
     "check_schedule",
     "choose_schedule",
     "contraction",
+    "published_steps",
     "scale_dataset",
     "step_table",
     "suggest_steps",

@@ -13,9 +13,10 @@ from noiseworks.kits.policies.hosts import load_host
 from noiseworks.kits.policies.protocols import DenoiserHost
 from noiseworks.kits.policies.replanning import DiffusionPolicy, ReplanningPolicy
 from noiseworks.kits.policies.video import check_video, write_video
-from noiseworks.rti_dp.baselines import TruncatedPolicy
+from noiseworks.rti_dp.baselines import EnsemblePolicy, TruncatedPolicy
 from noiseworks.rti_dp.discrete import DiscreteSpec
 from noiseworks.rti_dp.policy import RTIPolicy
+from noiseworks.rti_dp.published import published_steps
 from noiseworks.rti_dp.scaling import parse_dims
 from noiseworks.rti_dp.stepping import Solver, StepNoise, Stepping
 from noiseworks.rti_dp.suggestion import suggest_steps
@@ -39,7 +40,7 @@ def suggest(
 
     Args:
         policy: A policy directory, a checkpoint file of the original library, or testbed:<name>.
-        data: An npz file with obs, actions, ends and tasks, or testbed:tabletop.
+        data: An npz file with obs, actions, ends and tasks, testbed:tabletop or testbed:metaworld:TASK.
         nfe: Length of the list.
         discrete: Discrete dimensions as in `rollout`; they are left out of the choice.
         c: Factor of the residual that the first step's noise has to cover.
@@ -76,8 +77,10 @@ def rollout(
 
     Args:
         policy: A policy directory, a checkpoint file of the original library, or testbed:<name>.
-        env: The environment: tabletop, or metaworld:TASK such as metaworld:reach-v3 (extra [metaworld]).
-        steps: Denoising indices of a warm replan, decreasing to 0.
+        env: tabletop; metaworld:TASK such as metaworld:reach-v3 (extra [metaworld]); or pusht, pusht:keypoints,
+            pusht:pixels (extra [pusht] of noiseworks-bench).
+        steps: Denoising indices of a warm replan, decreasing to 0; or the authors' for TASK:MODE:OBSERVATION, such
+            as square:scale:lowdim.
         discrete: Discrete dimensions: none, or DIMS:MODE:FACTOR with mode clip or scale, such as 2:clip:10.
         stepping: consistent, or reference (each step leads to k - 1).
         solver: ddpm or ddim.
@@ -88,7 +91,7 @@ def rollout(
         tasks: Task ids; on the table by default those with a gripper, 0,1,2,3,4,5,11.
         episodes: Episodes of each task.
         seed: First seed of the episodes.
-        disturb: Whether free discs jump now and then.
+        disturb: Whether free discs on the table, or the T, jump now and then.
         latency: Steps, 0 to 4, by which an action acts late.
         video: Animated WebP file of the first episode of each task, on the table.
         record: npz file of the episodes, for `suggest`.
@@ -99,7 +102,7 @@ def rollout(
     if video is not None:
         check_video(video)
         check_choice("env of a video", env, (TABLETOP,))
-    chosen = episode_list(parse_tasks(tasks or (TASKS if env == TABLETOP else "0")), episodes, seed)
+    chosen = episode_list(tasks_of(env, tasks), episodes, seed)
     spec, host = DiscreteSpec.parse(discrete), load_host(policy)
     tables = make_env(env, min(200, len(chosen[0])), disturb=disturb, latency=latency)
     rti = RTIPolicy(
@@ -129,35 +132,37 @@ def bench(
     steps: str = "2,1,0",
     discrete: str = "none",
     stepping: Stepping = "consistent",
-    tasks: str = TASKS,
+    env: str = TABLETOP,
+    tasks: str | None = None,
     episodes: int = 5,
     seed: int = 0,
     disturb: bool = False,
     replans: int = 20,
 ) -> dict[str, dict[str, float]]:
-    """Compare real-time iteration with the full sampler, DDIM and the same steps from fresh noise.
+    """Compare real-time iteration with the full sampler, DDIM, temporal ensembling and the same steps from fresh noise.
 
     Args:
         policy: A policy directory, a checkpoint file of the original library, or testbed:<name>.
         steps: Denoising indices of a warm replan.
         discrete: Discrete dimensions as in `rollout`.
         stepping: consistent or reference.
-        tasks: Task ids.
+        env: The environment, as in `rollout`.
+        tasks: Task ids, as in `rollout`.
         episodes: Episodes of each task, the same for all policies.
         seed: First seed of the episodes.
-        disturb: Whether free discs jump now and then.
+        disturb: Whether free discs on the table, or the T, jump now and then.
         replans: Replans whose time is measured, one environment at a time.
 
     Returns:
         For each policy: success, network calls a replan and an action, milliseconds a replan, and how many
         times faster than the full sampler a replan is.
     """
-    chosen = episode_list(parse_tasks(tasks), episodes, seed)
+    chosen = episode_list(tasks_of(env, tasks), episodes, seed)
     spec, host, words = DiscreteSpec.parse(discrete), load_host(policy), parse_steps(steps)
     check_number("replans", replans, low=1, integer=True)
-    tables, one = (make_env(TABLETOP, n, disturb=disturb) for n in (min(200, len(chosen[0])), 1))
+    tables, one = (make_env(env, n, disturb=disturb) for n in (min(200, len(chosen[0])), 1))
     found: dict[str, dict[str, float]] = {}
-    for name in ("full", "ddim", "truncated", "rti"):
+    for name in ("full", "ddim", "ensemble", "truncated", "rti"):
         many, single = (policies(host, words, stepping, spec, n)[name] for n in (tables.num_envs, 1))
         report = evaluate(many, tables, *chosen)
         time = measure_latency(single, one, replans=replans if name != "full" else max(3, replans // 4))
@@ -179,6 +184,7 @@ def policies(
     return {
         "full": DiffusionPolicy(host, num_envs=num_envs),
         "ddim": DiffusionPolicy(host, solver="ddim", num_inference_steps=DDIM_STEPS, num_envs=num_envs),
+        "ensemble": EnsemblePolicy(host, num_inference_steps=DDIM_STEPS, num_envs=num_envs),
         "truncated": TruncatedPolicy(host, steps, stepping=stepping, num_envs=num_envs),
         "rti": RTIPolicy(host, steps, stepping=stepping, discrete=spec, num_envs=num_envs),
     }
@@ -199,15 +205,23 @@ def save_episodes(report: EvaluationReport, path: Path) -> None:
 
 
 def parse_steps(text: str) -> tuple[int, ...]:
-    """Return the indices of a list such as `3,1,0`.
+    """Return the indices of a list such as `3,1,0`, or of the authors' `TASK:MODE:OBSERVATION`.
 
     Raises:
-        InputError: When a word is no whole number.
+        InputError: When a word is no whole number, or there is no such list.
     """
+    if ":" in text:
+        task, mode, *rest = text.split(":")
+        return published_steps(task, mode, ":".join(rest) or "lowdim")
     try:
         return tuple(int(word) for word in text.split(","))
     except ValueError as error:
         raise InputError(f"steps must be whole numbers such as 3,1,0, got {text!r}") from error
+
+
+def tasks_of(env: str, tasks: str | None) -> list[int]:
+    """Return the task ids that a command names, by default the table's with a gripper, or an environment's only one."""
+    return parse_tasks(tasks or (TASKS if env == TABLETOP else "0"))
 
 
 def parse_tasks(text: str) -> list[int]:

@@ -1,12 +1,15 @@
 """The testbeds' environments, episodes and pictures for the commands; needs the extra [bench]."""
 
+from types import ModuleType
+
 import numpy as np
 from noiseworks.core.errors import InputError
 from noiseworks.kits.policies.chunking import Episodes
 from noiseworks.kits.policies.protocols import BatchEnv
 
-TABLETOP = "tabletop"
-DEMONSTRATIONS = "testbed:tabletop"
+TABLETOP, SHIPPED = "tabletop", "testbed:"
+EPISODES = {TABLETOP: 4}  # of each task; elsewhere there is one
+OTHER_EPISODES = 20
 
 
 def make_env(name: str, num_envs: int, *, disturb: bool = False, latency: int = 0) -> BatchEnv:
@@ -15,20 +18,27 @@ def make_env(name: str, num_envs: int, *, disturb: bool = False, latency: int = 
     Raises:
         InputError: When the testbeds are not installed, the name is unknown or a number is out of range.
     """
-    try:
-        from noiseworks.bench.testbeds import environments
-    except ModuleNotFoundError as error:
-        raise InputError(f"the environment {name} needs: pip install 'noiseworks-rti-dp[bench]'") from error
-    return environments.make_env(name, num_envs, disturb=disturb, latency=latency)
+    return _environments(name).make_env(name, num_envs, disturb=disturb, latency=latency)
 
 
 def load_episodes(data: str, seed: int = 0) -> Episodes:
-    """Return the episodes of an npz file, or demonstrations on the table for `testbed:tabletop`."""
-    if data != DEMONSTRATIONS:
-        return Episodes.load(data)
-    from noiseworks.bench.testbeds.tabletop import demonstrations
+    """Return the episodes of an npz file, or an expert's of `testbed:tabletop` or `testbed:metaworld:TASK`.
 
-    return demonstrations(4, seed)
+    Raises:
+        InputError: When the file is missing or unfit, or the environment has no expert.
+    """
+    if not data.startswith(SHIPPED):
+        return Episodes.load(data)
+    name = data.removeprefix(SHIPPED)
+    return _environments(data).load_demonstrations(name, EPISODES.get(name, OTHER_EPISODES), seed)
+
+
+def _environments(name: str) -> ModuleType:
+    try:
+        from noiseworks.bench.testbeds import environments
+    except ModuleNotFoundError as error:
+        raise InputError(f"{name} needs: pip install 'noiseworks-rti-dp[bench]'") from error
+    return environments
 
 
 def film(observations: np.ndarray) -> list[np.ndarray]:
