@@ -124,15 +124,18 @@ def test_the_transformer_hears_its_condition_from_the_first_step(data):
     assert memory.std(0).mean() > 0.1
 
 
-def test_the_transformer_weights_steps_by_the_root_of_noise_over_signal(data):
-    module = recipes.RECIPES["tabletop-transformer"].build(data)
+@pytest.mark.parametrize("name", sorted(recipes.RECIPES))
+def test_steps_are_weighted_by_the_root_of_noise_over_signal(name, data):
+    module = recipes.RECIPES[name].build(data)
     weights, signal = module.loss_weights, module.host.scheduler.alphas_cumprod
     torch.testing.assert_close(weights.mean(), torch.tensor(1.0))
-    ratio = weights[60] / weights[20]
-    torch.testing.assert_close(
-        ratio, (((1 - signal[60]) / signal[60]) / ((1 - signal[20]) / signal[20])).sqrt()
-    )
+    odds = (1 - signal) / signal
+    torch.testing.assert_close((weights[60] / weights[20]).square(), odds[60] / odds[20])
     assert weights.argmax() >= 95
+
+
+def test_every_parameter_of_the_transformer_has_one_optimizer(data):
+    module = recipes.RECIPES["tabletop-transformer"].build(data)
     inner, outer = (
         {id(p) for g in o.param_groups for p in g["params"]} for o in module.configure_optimizers()
     )

@@ -103,13 +103,14 @@ def _evaluate(folder: Path, n: int, seed: int, *, solver: str, steps: int, distu
 
 def build(config: PolicyConfig, rate: float, data: dict[str, torch.Tensor]) -> "L.LightningModule":
     """Return the module that trains an untrained policy; the budget sets the rate along the run."""
-    from noiseworks.bench.testbeds.tabletop.training import MuonPolicyTrainer
+    from noiseworks.bench.testbeds.tabletop.training import MuonPolicyTrainer, balanced_weights
     from noiseworks.kits.policies.training import PolicyTrainer
 
     host = make_host(config, data)
     if config.network == "transformer":
         return MuonPolicyTrainer(host, learning_rate=rate)
-    return PolicyTrainer(host, learning_rate=rate, warmup_steps=0)
+    weights = balanced_weights(host.scheduler.alphas_cumprod)
+    return PolicyTrainer(host, learning_rate=rate, warmup_steps=0, loss_weights=weights)
 
 
 def _recipe(
