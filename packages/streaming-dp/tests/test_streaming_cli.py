@@ -92,6 +92,8 @@ def test_arms_are_compared(capsys, folder):
         (["rollout", "--policy", "{both}/ordinary"], "streaming-dp/policy"),
         (["rollout", "--policy", "{both}/streaming", "--video", "film.gif"], "webp"),
         (["rollout", "--policy", "{both}/streaming", "--tasks", 12], "12"),
+        (["rollout", "--policy", "{both}/streaming", "--env", "moon"], "moon"),
+        (["train", "--out", "out", "--data", "testbed:pusht"], "no demonstrations"),
         (["train", "--out", "out", "--weights", "0.5", "0", "0", "0"], "sum to 1"),
         (["train", "--out", "out", "--data", "gone.npz"], "gone.npz"),
         (["bench", "--policy", "{both}/streaming", "--arms", "cp"], "cp"),

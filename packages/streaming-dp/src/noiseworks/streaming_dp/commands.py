@@ -29,7 +29,7 @@ from noiseworks.kits.policies.video import check_video, write_video
 from noiseworks.streaming_dp.hosts import StreamingHost, convert
 from noiseworks.streaming_dp.levels import DEFAULT_WEIGHTS, ChunkLevels
 from noiseworks.streaming_dp.policy import BufferInit, StreamingPolicy
-from noiseworks.streaming_dp.tabletop_data import RECORDED, film, load_windows, make_env
+from noiseworks.streaming_dp.tabletop_data import RECORDED, TABLETOP, film, load_windows, make_env
 from noiseworks.streaming_dp.training import TrainConfig, train
 
 TASKS = (0, 1, 2, 3, 4, 5, 8, 10, 11)
@@ -116,7 +116,7 @@ def train_policy(
     Args:
         out: Folder of the run; the policy is in its folder model.
         policy: A policy to convert and fine-tune, or a converted one; without it, training begins anew.
-        data: An npz file with obs, actions, ends and tasks, or testbed:tabletop.
+        data: An npz file with obs, actions, ends and tasks, testbed:tabletop or testbed:metaworld:TASK.
         horizon: Positions of the buffer, of a new policy.
         n_obs: Observations that a new policy reads.
         n_action: Actions of a chunk.
@@ -200,7 +200,8 @@ def streaming_host(policy: str, n_action: int | None = None) -> StreamingHost:
 def rollout(
     *,
     policy: str,
-    tasks: tuple[int, ...] = TASKS,
+    env: str = TABLETOP,
+    tasks: tuple[int, ...] | None = None,
     episodes: int = 5,
     n_action: int | None = None,
     num_levels: int | None = None,
@@ -212,11 +213,12 @@ def rollout(
     seed: int = 0,
     video: Path | None = None,
 ) -> dict[str, Any]:
-    """Run a streaming policy on the table and count its successes.
+    """Run a streaming policy and count its successes.
 
     Args:
         policy: A directory of `train`.
-        tasks: Task ids; repeat the option for several.
+        env: tabletop; metaworld:TASK such as metaworld:reach-v3; or pusht, pusht:keypoints.
+        tasks: Task ids of the table; repeat the option for several.
         episodes: Episodes of each task.
         n_action: Actions executed a cycle; the policy's own number by default.
         num_levels: Inference levels; all of the training's by default.
@@ -224,21 +226,23 @@ def rollout(
         buffer_init: zero, constant or denoise.
         constant: Action for buffer_init constant.
         renoise_prefix: Whether executed actions in the buffer are noised to their label.
-        disturb: Whether free discs jump now and then.
+        disturb: Whether free discs on the table, or the T, jump now and then.
         seed: First seed of the episodes.
-        video: Animated WebP file of the first episode of up to six tasks, with the buffers' paths.
+        video: Animated WebP file of the first episode of up to six tasks of the table, with the buffers' paths.
 
     Returns:
         Success with its interval, network calls, seconds and the figures of each task.
     """
     if video is not None:
         check_video(video)
+        check_choice("env of a video", env, (TABLETOP,))
+    tasks = (TASKS if env == TABLETOP else (0,)) if tasks is None else tasks
     chosen = episode_list(check_tasks(tasks), episodes, seed)
     host = StreamingHost.from_pretrained(policy)
     options = {"num_levels": num_levels, "solver": solver, "buffer_init": buffer_init, "constant": constant}
     options |= {"n_action_steps": n_action, "renoise_prefix": renoise_prefix}
     stream = StreamingPolicy(host, num_envs=min(BATCH, len(chosen[0])), **options)
-    report = evaluate(stream, make_env(stream.num_envs, disturb=disturb), *chosen)
+    report = evaluate(stream, make_env(env, stream.num_envs, disturb=disturb), *chosen)
     if video is not None:
         shown = StreamingPolicy(host, num_envs=min(6, len(tasks)), **options)
         write_video(record_stream(shown, tasks[:6], seed, disturb=disturb), video)
@@ -256,7 +260,7 @@ def record_stream(
         seed: Of the episodes.
         disturb: Whether free discs jump now and then.
     """
-    env, rows = make_env(len(tasks), disturb=disturb), np.arange(len(tasks))
+    env, rows = make_env(TABLETOP, len(tasks), disturb=disturb), np.arange(len(tasks))
     env.reset(rows, np.array(tasks), np.full(len(tasks), seed))
     policy.reset(seeds=[seed] * len(tasks))
     over = np.zeros(len(tasks), bool)
@@ -316,9 +320,9 @@ def bench(
     for arm in arms:
         batch = min(BATCH, len(chosen[0]))
         many = make_arm(arm, ordinary, stream, batch)
-        report = evaluate(many, make_env(batch, disturb=disturb), *chosen)
+        report = evaluate(many, make_env(TABLETOP, batch, disturb=disturb), *chosen)
         alone = make_arm(arm, ordinary, stream, 1, compile_network=compile_network)
-        timed = measure_latency(alone, make_env(1), seed=seed, replans=replans, warmup=4)
+        timed = measure_latency(alone, make_env(TABLETOP, 1), seed=seed, replans=replans, warmup=4)
         found[arm] = report.summary() | {"replan": timed.record()}
     if "dp" in found:
         for row in found.values():

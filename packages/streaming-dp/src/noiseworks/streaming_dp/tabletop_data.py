@@ -1,6 +1,7 @@
-"""The testbed `tabletop` for the commands: tables, training windows and pictures; needs the extra [bench]."""
+"""The testbeds' environments, training windows and pictures for the commands; needs the extra [bench]."""
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import numpy as np
 from noiseworks.core.errors import InputError
@@ -8,44 +9,43 @@ from noiseworks.kits.policies.chunking import ChunkSpec, Episodes, windows
 from noiseworks.kits.policies.protocols import BatchEnv
 from torch import Tensor
 
-RECORDED = "testbed:tabletop"
+TABLETOP, SHIPPED = "tabletop", "testbed:"
+RECORDED = f"{SHIPPED}{TABLETOP}"
 EPISODES_PER_TASK = 200
 STATE_DIM, SPEED = 21, 0.06
 SIZE, SCALE = 64, 3
 
 
-def make_env(num_envs: int, *, disturb: bool = False) -> BatchEnv:
-    """Return tables that step together.
+def make_env(name: str, num_envs: int, *, disturb: bool = False) -> BatchEnv:
+    """Return environments that step together; see `noiseworks.bench.testbeds.environments.make_env`.
 
     Raises:
-        InputError: When the testbeds are not installed.
+        InputError: When the testbeds are not installed or the name is unknown.
     """
-    try:
-        from noiseworks.bench.testbeds.tabletop import TabletopBatch
-    except ModuleNotFoundError as error:
-        raise InputError(
-            "the environment tabletop needs: pip install 'noiseworks-streaming-dp[bench]'"
-        ) from error
-    return TabletopBatch(num_envs, disturb=disturb)
+    return _environments(name).make_env(name, num_envs, disturb=disturb)
 
 
 def load_windows(data: str, spec: ChunkSpec, episodes_per_task: int = EPISODES_PER_TASK) -> dict[str, Tensor]:
     """Return training windows in which every step of an episode is the current one of some window.
 
     Args:
-        data: An npz file with obs, actions, ends and tasks, or `testbed:tabletop`.
+        data: An npz file with obs, actions, ends and tasks, `testbed:tabletop` or `testbed:metaworld:TASK`.
         spec: Shape of the windows.
-        episodes_per_task: Demonstrations of each task of `testbed:tabletop`.
+        episodes_per_task: Demonstrations of each task of a testbed.
     """
-    if data == RECORDED:
-        try:
-            from noiseworks.bench.testbeds.tabletop import demonstrations
-        except ModuleNotFoundError as error:
-            raise InputError(f"{data} needs: pip install 'noiseworks-streaming-dp[bench]'") from error
-        episodes = demonstrations(episodes_per_task)
+    if data.startswith(SHIPPED):
+        found = _environments(data).load_demonstrations(data.removeprefix(SHIPPED), episodes_per_task)
     else:
-        episodes = Episodes.load(data)
-    return windows(episodes, spec, pad_after=spec.horizon - spec.n_obs_steps)
+        found = Episodes.load(data)
+    return windows(found, spec, pad_after=spec.horizon - spec.n_obs_steps)
+
+
+def _environments(name: str) -> ModuleType:
+    try:
+        from noiseworks.bench.testbeds import environments
+    except ModuleNotFoundError as error:
+        raise InputError(f"{name} needs: pip install 'noiseworks-streaming-dp[bench]'") from error
+    return environments
 
 
 def film(
