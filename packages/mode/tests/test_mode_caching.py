@@ -83,6 +83,36 @@ def test_levels_between_the_steps_of_other_samplers_are_cached_too(sampler):
     assert report.hits >= 12
 
 
+@pytest.mark.parametrize("form", ["merged", "bmm"])
+def test_one_compiled_graph_serves_all_cached_steps_and_follows_the_weights(form):
+    graphs = []
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    model = make_model(num_layers=1)
+    policy = EDMPolicy(model)
+    with pytest.raises(InputError, match="call cache_experts"):
+        policy.compile("eager")
+    policy.cache_experts(form=form)
+    with pytest.raises(InputError, match="backend"):
+        policy.compile("none")
+    eager = chunk(policy, 2)
+    policy.compile("eager")
+    torch._dynamo.reset()
+    policy._compiled = torch.compile(model.denoiser, backend=count, dynamic=False)
+    torch.testing.assert_close(chunk(policy, 2), eager, atol=1e-6, rtol=1e-6)
+    assert len(graphs) == 1
+    with torch.no_grad():
+        model.denoiser.blocks[0].experts[0].out.weight.mul_(3)
+    compiled = chunk(policy, 2)
+    policy._compiled = None
+    torch.testing.assert_close(compiled, chunk(policy, 2), atol=1e-6, rtol=1e-6)
+    assert policy.cache.report().rebuilds == 1
+    assert len(graphs) == 1
+
+
 def test_a_parameter_change_train_mode_or_another_dtype_outdates_the_cache():
     model = make_model()
     policy = EDMPolicy(model)

@@ -4,8 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from noiseworks.mode.ablation import ablate, loss_by_level
     from noiseworks.mode.caching import CacheReport, ExpertCache
-    from noiseworks.mode.clip import clip_text_encoder
+    from noiseworks.mode.clip import clip_text_encoder, embed_goals
     from noiseworks.mode.config import MoDEConfig
     from noiseworks.mode.edm import edm_loss, sample_sigmas, sampling_sigmas
     from noiseworks.mode.encoders import StateEncoder, TextGoalEncoder, table_of
@@ -38,13 +39,16 @@ _HOME = {
     "StateEncoder": "encoders",
     "SwiGLU": "experts",
     "TextGoalEncoder": "encoders",
+    "ablate": "ablation",
     "clip_text_encoder": "clip",
     "denoiser_flops": "flops",
     "draw_usage": "pictures",
     "edm_loss": "edm",
+    "embed_goals": "clip",
     "load_balance": "routing",
     "load_model": "shipped",
     "load_released": "released",
+    "loss_by_level": "ablation",
     "map_state": "released",
     "sample": "samplers",
     "sample_sigmas": "edm",
@@ -71,13 +75,16 @@ __all__ = [
     "StateEncoder",
     "SwiGLU",
     "TextGoalEncoder",
+    "ablate",
     "clip_text_encoder",
     "denoiser_flops",
     "draw_usage",
     "edm_loss",
+    "embed_goals",
     "load_balance",
     "load_model",
     "load_released",
+    "loss_by_level",
     "map_state",
     "sample",
     "sample_sigmas",

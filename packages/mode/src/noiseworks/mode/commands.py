@@ -187,7 +187,13 @@ def usage(policy: str, *, steps: int = 10, out: Path | None = None) -> dict[str,
 
 
 def bench(
-    policy: str, *, against: str | None = None, batch: int = 1, repeats: int = 30, device: str = "cpu"
+    policy: str,
+    *,
+    against: str | None = None,
+    batch: int = 1,
+    repeats: int = 30,
+    device: str = "cpu",
+    backend: str | None = None,
 ) -> dict[str, Any]:
     """Time a replan with routed and with cached experts, one after the other in turns.
 
@@ -197,6 +203,8 @@ def bench(
         batch: Environments that replan together.
         repeats: Replans of each kind; the median counts.
         device: cpu or cuda.
+        backend: Also times merged experts, and the dense model, compiled by that backend of torch.compile, such as
+            inductor or cudagraphs.
 
     Returns:
         Median seconds of each kind and its ratio to routing, and the operations of a denoiser call.
@@ -213,5 +221,10 @@ def bench(
         dense = load_model(against).to(device)
         kinds["dense"] = EDMPolicy(dense)
         flops["dense_flops"] = denoiser_flops(dense.config, batch=batch)
+    if backend is not None:
+        for name in [name for name in ("merged", "dense") if name in kinds]:
+            twin = kinds[f"{name}_compiled"] = EDMPolicy(kinds[name].model)
+            twin.cache = kinds[name].cache
+            twin.compile(backend)
     seconds = compare(kinds, batch, repeats)
     return {name: {"seconds": s, "ratio": s / seconds["routed"]} for name, s in seconds.items()} | flops

@@ -1,7 +1,7 @@
 """`EDMPolicy`: a MoDE model in a control loop, ten denoiser calls a replan, all actions executed open loop."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -67,6 +67,7 @@ class EDMPolicy(ReplanningPolicy):
         super().__init__(model.eval(), num_envs=num_envs, n_action_steps=n_action_steps, seed=seed)
         self.model, self.sampler, self.churn, self.guidance_scale = model, sampler, churn, guidance_scale
         self.cache: ExpertCache | None = None
+        self._compiled: Callable[..., Tensor] | None = None
 
     def cache_experts(self, num_steps: int | None = None, form: Form = "merged") -> CacheReport:
         """Merge the experts of every noise level of the sampler, in place of routing; exact.
@@ -90,6 +91,25 @@ class EDMPolicy(ReplanningPolicy):
             )
         self.cache = ExpertCache(self.model.denoiser, self.evaluations, form)
         return self.cache.report()
+
+    def compile(self, backend: str = "inductor", mode: str | None = None) -> None:
+        """Compile the network for calls whose experts are known: cached steps, or those of a dense model.
+
+        One graph serves all steps, as merged weights are its inputs; another batch size compiles again, and so does
+        the first replan. Routed calls depend on how many tokens each expert gets, and stay as they are.
+
+        Args:
+            backend: Of `torch.compile`: `inductor` needs a C++ compiler on a CPU; `cudagraphs` replays the eager
+                kernels on a GPU.
+            mode: Of `torch.compile`, such as `reduce-overhead` or `max-autotune`.
+
+        Raises:
+            InputError: When the backend is unknown, or experts are neither cached nor the model dense.
+        """
+        check_choice("backend", backend, sorted(torch.compiler.list_backends(exclude_tags=())))
+        if self.cache is None and not self.model.config.dense:
+            raise InputError("routed calls cannot be compiled as one graph: call cache_experts() first")
+        self._compiled = torch.compile(self.model.denoiser, backend=backend, mode=mode, dynamic=False)
 
     def clear_cache(self) -> None:
         """Go back to routing."""
@@ -140,7 +160,9 @@ class EDMPolicy(ReplanningPolicy):
                 )
         n = denoiser.noise_embedding(torch.tensor([sigma], device=x.device)) if step is None else step.n
         c_skip, c_out, c_in = coefficients(sigma, self.model.config.sigma_data)
-        out = denoiser(c_in * x, n, context, merged=None if step is None else step.merged)
+        known = step is not None or self.model.config.dense
+        network = self._compiled if known and self._compiled is not None else denoiser
+        out = network(c_in * x, n, context, merged=None if step is None else step.merged)
         return c_skip * x + c_out * out.float()
 
     @torch.no_grad()
