@@ -3,17 +3,21 @@
     python packages/rti-dp/benchmarks/with_bac.py --model testbed:tabletop-transformer
 
 Needs noiseworks-bac. One environment, one thread, arms take turns; seconds are medians of processor time. The change
-is that of the prediction by caching, as a share of the prediction's root mean square, from the same noise.
+is that of the prediction by caching, as a share of the prediction's root mean square, from the same noise. Success is
+over `tabletop` episodes that begin alike; real-time iteration replans at every step there, and starts cold with as
+many calls as its list has, because a plan is for one number of calls.
 """
 
 import argparse
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 from noiseworks.bac import attach, make_plan, profile
-from noiseworks.bench.testbeds.tabletop import demonstrations
-from noiseworks.kits.policies import DiffusionPolicy, ReplanningPolicy, load_host
+from noiseworks.bench.testbeds.tabletop import TabletopBatch, demonstrations
+from noiseworks.bench.testbeds.tabletop.tasks import NUM_TASKS
+from noiseworks.kits.policies import DiffusionPolicy, ReplanningPolicy, episode_list, evaluate, load_host
 from noiseworks.rti_dp import RTIPolicy
 
 
@@ -35,6 +39,8 @@ def main() -> None:
     parser.add_argument("--steps", default="75,60,45,30,15,0")
     parser.add_argument("--updates", type=int, nargs=2, default=(10, 3), help="of 100 steps, and of the list")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--episodes", type=int, default=0, help="of each task, for success")
+    parser.add_argument("--seed", type=int, default=1000)
     words = parser.parse_args()
     torch.set_num_threads(1)
     steps, host = tuple(int(k) for k in words.steps.split(",")), load_host(words.model)
@@ -69,6 +75,19 @@ def main() -> None:
     print(
         f"product of the gains: {gain['RTI'] * gain['100 steps, cached']:.1f}, measured: {gain['RTI, cached']:.1f}"
     )
+    if not words.episodes:
+        return
+    tasks, seeds = episode_list(np.arange(NUM_TASKS), words.episodes, 100 * words.seed)
+    env = TabletopBatch(len(tasks))
+    for name, plan in plans.items():
+        for suffix in ("", ", cached"):
+            policy: ReplanningPolicy = DiffusionPolicy(host, num_envs=len(tasks))
+            if name == "RTI":
+                policy = RTIPolicy(host, steps, initial_steps=len(steps), num_envs=len(tasks))
+            with attach(host, plan) if suffix else nullcontext():
+                report = evaluate(policy, env, tasks, seeds)
+            low, high = report.interval
+            print(f"{name}{suffix}: success {report.success_rate:.3f} [{low:.3f}, {high:.3f}]", flush=True)
 
 
 if __name__ == "__main__":
