@@ -33,7 +33,7 @@ HOST = "testbed:tabletop-transformer"
 UPDATES, BUBBLE, PROFILED = 10, 5, 8
 PROFILE_SEED, ERROR_SEED = 11, 12  # below 1000: nothing is made on judging seeds
 FIRST_EPISODE, SPREAD = 10_000, 100  # episodes of judging seed s start at 10 000 + 100 (s - 1000)
-SOLVED = 0.1  # success of the full policy below which there is nothing to keep
+SOLVED = 0.3  # success of the full policy below which there is nothing to keep
 TASKS = tuple(range(12))
 ARMS = (
     Arm("full", "full, 100 DDPM steps", "baseline"),
