@@ -6,12 +6,14 @@ import pytest
 import torch
 from noiseworks.core.errors import ArtifactError, InputError, UnsupportedHostError
 from noiseworks.kits.policies import LinearNormalizer, NativePolicy, PolicyConfig
+from noiseworks.kits.policies.hosts.checkpoint import import_checkpoint
 from noiseworks.streaming_dp import (
     StreamingHost,
     StreamingPolicy,
     StreamingUnet1d,
     convert,
     from_published,
+    import_published,
     load_difference,
     save_difference,
 )
@@ -75,6 +77,29 @@ def test_the_level_encoder_has_the_papers_sizes():
         )
         published[name] = tensor
     net.load_state_dict(from_published(published), strict=True)
+
+
+def test_a_published_policy_streams(tmp_path):
+    host = make(StreamingHost, **UNET)
+    number = {"step_encoder.3.": "step_encoder.5.", "step_encoder.1.": "step_encoder.3."}
+    state = {}
+    for name, tensor in host.net.state_dict().items():
+        old = next((part for part in number if part in name), None)
+        state[f"model.{name if old is None else name.replace(old, number[old])}"] = tensor
+    for name in ("action", "obs"):
+        state[f"normalizer.params_dict.{name}.scale"] = torch.tensor([2.0])
+        state[f"normalizer.params_dict.{name}.offset"] = torch.tensor([0.5])
+    policy = {"horizon": 8, "n_obs_steps": 2, "n_action_steps": 2, "oa_step_convention": True}
+    payload = {"cfg": {"policy": policy}, "state_dicts": {"model": {}, "ema_model": state}, "pickles": {}}
+    torch.save(payload, tmp_path / "latest.ckpt")
+    made = import_published(tmp_path / "latest.ckpt")
+    for name, tensor in host.net.state_dict().items():
+        assert torch.equal(made.net.state_dict()[name], tensor), name
+    assert (made.config.step_embed_dim, made.config.obs_dim) == (16, 3)
+    assert made.normalizer.scale.tolist() == [2.0, 2.0]
+    assert StreamingPolicy(made).act({"obs": torch.zeros(1, 3)}).shape == (1, 2)
+    with pytest.raises(ArtifactError, match="do not fit"):
+        import_checkpoint(tmp_path / "latest.ckpt")
 
 
 def test_a_saved_policy_comes_back_and_a_wrong_one_is_refused(tmp_path):

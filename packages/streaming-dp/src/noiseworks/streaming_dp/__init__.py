@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from noiseworks.streaming_dp.buffer import ActionBuffer
     from noiseworks.streaming_dp.difference import load_difference, save_difference
-    from noiseworks.streaming_dp.hosts import StreamingHost, convert, load_converted, save_converted
+    from noiseworks.streaming_dp.hosts import (
+        StreamingHost,
+        convert,
+        import_published,
+        load_converted,
+        save_converted,
+    )
     from noiseworks.streaming_dp.levels import REGIMES, ChunkLevels, training_levels
     from noiseworks.streaming_dp.networks import StreamingTransformer, StreamingUnet1d, from_published
     from noiseworks.streaming_dp.policy import StreamingPolicy
@@ -27,6 +33,7 @@ _HOME = {
     "TrainConfig": "training",
     "convert": "hosts",
     "from_published": "networks",
+    "import_published": "hosts",
     "load_converted": "hosts",
     "load_difference": "difference",
     "save_converted": "hosts",
@@ -49,6 +56,7 @@ __all__ = [
     "TrainConfig",
     "convert",
     "from_published",
+    "import_published",
     "load_converted",
     "load_difference",
     "save_converted",

@@ -10,12 +10,14 @@ from noiseworks.core.artifacts import load_artifact, save_artifact
 from noiseworks.core.errors import ArtifactError, InputError, UnsupportedHostError
 from noiseworks.kits.policies import DenoiserHost, LinearNormalizer, NativePolicy, PolicyConfig, as_host
 from noiseworks.kits.policies.hosts import trained_network
+from noiseworks.kits.policies.hosts.checkpoint import checkpoint_parts, load_weights
 from noiseworks.streaming_dp.levels import ChunkLevels
 from noiseworks.streaming_dp.networks import (
     ConcatenatedLevels,
     StreamingTransformer,
     StreamingUnet1d,
     concatenated_encoder,
+    from_published,
 )
 from torch import nn
 
@@ -105,6 +107,26 @@ class StreamingHost(NativePolicy):
                 f"the streaming policy in {name} is corrupt: {error}; make it again"
             ) from error
         return host.to(device).eval()
+
+
+def import_published(path: str | Path, **sizes: int | bool) -> StreamingHost:
+    """Return a low-dimensional policy that the authors' code trained, from its checkpoint file.
+
+    Nothing that is pickled in the file runs (see `noiseworks.kits.policies.hosts.checkpoint`).
+
+    Args:
+        path: The file, of the authors' U-Net policies.
+        sizes: Fields of `PolicyConfig` that the file does not say, such as `horizon`.
+
+    Raises:
+        ArtifactError: When the file cannot be read, or holds an ordinary policy.
+        UnsupportedHostError: When the policy reads images, conditions otherwise or has another schedule.
+        InputError: When a size is neither in the file nor given.
+    """
+    config, state, normalizer, obs_normalizer = checkpoint_parts(path, **sizes)
+    host = StreamingHost(config, None, normalizer, obs_normalizer)
+    load_weights(host.net, from_published(state), path)
+    return host.eval()
 
 
 def convert(host: Any, *, n_action_steps: int | None = None) -> DenoiserHost:

@@ -14,7 +14,7 @@ from noiseworks.core.errors import ArtifactError, InputError, UnsupportedHostErr
 from noiseworks.kits.policies.native import NativePolicy, PolicyConfig
 from noiseworks.kits.policies.normalizer import LinearNormalizer
 from noiseworks.kits.policies.transformer import strip_published
-from torch import Tensor
+from torch import Tensor, nn
 
 SUFFIX = ".ckpt"
 # What the native policy's scheduler is; a checkpoint on another schedule would be sampled wrongly.
@@ -98,6 +98,22 @@ def plain(node: Any) -> Any:
     return node if isinstance(node, str | int | float | bool) else None
 
 
+class Parts(NamedTuple):
+    """What a low-dimensional policy is made of.
+
+    Attributes:
+        config: Its sizes.
+        state: Its network's tensors under this kit's names.
+        normalizer: Of the actions.
+        obs_normalizer: Of the observations.
+    """
+
+    config: PolicyConfig
+    state: dict[str, Tensor]
+    normalizer: LinearNormalizer
+    obs_normalizer: LinearNormalizer
+
+
 def import_checkpoint(path: str | Path, **sizes: int | bool) -> NativePolicy:
     """Return the low-dimensional policy of an original checkpoint file as a native policy.
 
@@ -113,6 +129,33 @@ def import_checkpoint(path: str | Path, **sizes: int | bool) -> NativePolicy:
         ArtifactError: When the file cannot be read or its weights do not fit.
         UnsupportedHostError: When the policy reads images, conditions otherwise or has another schedule.
         InputError: When a size is neither in the file nor given.
+    """
+    config, state, normalizer, obs_normalizer = checkpoint_parts(path, **sizes)
+    policy = NativePolicy(config, None, normalizer, obs_normalizer)
+    load_weights(policy.net, state, path)
+    return policy.eval()
+
+
+def load_weights(network: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Load a checkpoint's tensors strictly.
+
+    Raises:
+        ArtifactError: When names or shapes differ.
+    """
+    try:
+        network.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise ArtifactError(
+            f"the weights in {path} do not fit: {str(error).splitlines()[-1].strip()}"
+        ) from error
+
+
+def checkpoint_parts(path: str | Path, **sizes: int | bool) -> Parts:
+    """Return what `import_checkpoint` builds a policy from; the arguments and errors are its.
+
+    Args:
+        path: The file.
+        sizes: Fields of `PolicyConfig`.
     """
     found = read_checkpoint(path)
     if any(name.startswith("obs_encoder.") for name in found.weights):
@@ -130,18 +173,11 @@ def import_checkpoint(path: str | Path, **sizes: int | bool) -> NativePolicy:
             f"{path} does not say {', '.join(absent)}; give it, such as import_checkpoint(path, {absent[0]}=2)"
         )
     config = PolicyConfig(**fields)
-    normal = {
-        name: _normalizer(path, found.weights, name, width)
+    normalizers = (
+        _normalizer(path, found.weights, name, width)
         for name, width in (("action", config.action_dim), ("obs", config.obs_dim))
-    }
-    policy = NativePolicy(config, None, normal["action"], normal["obs"])
-    try:
-        policy.net.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise ArtifactError(
-            f"the weights in {path} do not fit: {str(error).splitlines()[-1].strip()}"
-        ) from error
-    return policy.eval()
+    )
+    return Parts(config, state, *normalizers)
 
 
 def _check_settings(path: str | Path, config: Mapping[str, Any]) -> None:
@@ -180,14 +216,16 @@ def _settings(
         else:
             told["start_at_current"] = config.get("oa_step_convention", False)
             told |= _unet_sizes(state, sizes.get("n_obs_steps", told["n_obs_steps"]))
-    except (KeyError, IndexError) as error:
+    except (KeyError, IndexError, ValueError) as error:
         raise ArtifactError(f"{path} holds no network of a known layout: it lacks {error}") from error
     return {"ema": found.average} | {name: value for name, value in told.items() if value is not None}
 
 
 def _unet_sizes(state: Mapping[str, Tensor], n_obs_steps: int | None) -> dict[str, Any]:
     levels = sorted({int(name.split(".")[1]) for name in state if name.startswith("down_modules.")})
-    width = state["diffusion_step_encoder.1.weight"].shape[1]
+    # The step encoder's last layer; the first one of a network with a level per position is wider than the embedding.
+    number = max(int(name.split(".")[1]) for name in state if name.startswith("diffusion_step_encoder."))
+    width = state[f"diffusion_step_encoder.{number}.weight"].shape[0]
     first = state["down_modules.0.0.blocks.0.block.0.weight"]
     modulation = state["down_modules.0.0.cond_encoder.1.weight"]
     if modulation.shape[0] != 2 * first.shape[0]:
