@@ -225,3 +225,44 @@ def test_steps_that_are_computed_whole_do_not_hand_the_condition_of_one_replan_t
     with attach(policy, plan):
         last(conds[0])
         assert torch.equal(last(conds[1]), alone)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_compiled_networks_follow_a_plan_and_are_compiled_again_afterwards(in_place):
+    policy, twin = native(), native()
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    x, cond = torch.randn(2, 8, 3), torch.randn(2, 2, 5)
+
+    def outputs(host):
+        with torch.inference_mode():
+            return torch.stack([host.denoise(x, torch.tensor(t), cond) for t in range(STEPS - 1, -1, -1)])
+
+    torch._dynamo.reset()
+    if in_place:
+        policy.net.compile(backend=backend)
+    else:
+        policy.net = torch.compile(policy.net, backend=backend)
+    called = policy.net
+    before, count = outputs(policy), len(graphs)
+    torch.testing.assert_close(before, outputs(twin))
+    assert count > 0
+    obs = {"obs": torch.randn(2, 2, 5, generator=torch.Generator().manual_seed(0))}
+    profiles = [profile(host, obs, generator=torch.Generator().manual_seed(1)) for host in (policy, twin)]
+    np.testing.assert_allclose(*(found.matrices["cosine"] for found in profiles), rtol=1e-5)
+    plan = make_plan(profiles[1], updates=3, bubble=1)  # the fingerprint is the uncompiled network's
+    for fused in (True, False):
+        with attach(twin, plan, fused=fused):
+            expected = outputs(twin)
+        with attach(policy, plan, fused=fused):
+            assert torch.equal(outputs(policy), expected)
+            with pytest.raises(InputError, match="attached"):
+                attach(policy, plan)
+    assert len(graphs) == count  # nothing was traced while the plan was attached
+    assert policy.net is called
+    assert torch.equal(outputs(policy), before)
+    assert len(graphs) == count

@@ -7,7 +7,7 @@ from typing import Any
 
 from noiseworks.bac.cache import BlockCache, Observer
 from noiseworks.bac.decoder import has_decoder_layout, make_decoder_forward
-from noiseworks.bac.hosts import Stack, find_stack
+from noiseworks.bac.hosts import Overrides, Stack, find_stack
 from noiseworks.bac.plan import CachePlan
 from noiseworks.core.errors import InputError, UnsupportedHostError
 from torch import Tensor, nn
@@ -32,18 +32,19 @@ class CachedPolicy:
     ) -> None:
         self.policy, self.plan, self.cache = policy, plan, cache
         self._stack = stack
-        self._own: list[tuple[Any, str, Any]] = []
+        self._overrides = Overrides()
+        self._overrides.call_eagerly(stack)
         network = stack.network
         original = network.forward
         if fused and has_decoder_layout(network, stack):
             forward = make_decoder_forward(network, stack, cache, original, exact)
         else:
             for index, layer in enumerate(stack.layers):
-                self._override(layer, "forward", _layer_forward(layer, index, stack, cache))
+                self._overrides.set(layer, "forward", _layer_forward(layer, index, stack, cache))
             forward = _counted(network, original, cache)
-        self._override(network, "forward", _clearing(forward, cache))
+        self._overrides.set(network, "forward", _clearing(forward, cache))
         if stack.host is not None:
-            self._override(stack.host, "encode", _restarting(stack.host.encode, cache))
+            self._overrides.set(stack.host, "encode", _restarting(stack.host.encode, cache))
 
     def restart(self) -> None:
         """Start a new replan: the next network call is step 0. Hosts do it when they encode an observation."""
@@ -51,12 +52,7 @@ class CachedPolicy:
 
     def remove(self) -> None:
         """Give the policy its own methods back and drop the stored outputs; a second call does nothing."""
-        for target, name, value in reversed(self._own):
-            if value is None:
-                delattr(target, name)
-            else:
-                setattr(target, name, value)
-        self._own = []
+        self._overrides.restore()
         self.cache.restart()
 
     def __enter__(self) -> "CachedPolicy":
@@ -68,11 +64,6 @@ class CachedPolicy:
     ) -> None:
         """Remove the plan."""
         self.remove()
-
-    def _override(self, target: Any, name: str, value: Callable) -> None:
-        # A method that the object itself holds (a compiled forward) is put back; others are the class's.
-        self._own.append((target, name, vars(target).get(name)))
-        setattr(target, name, value)
 
 
 def attach(

@@ -152,12 +152,14 @@ class Stack:
         layers: Its residual layers in order.
         family: Their kind.
         host: The policy that the network belongs to, where one was given.
+        wrapper: What `torch.compile` made of the network, where the policy calls that.
     """
 
     network: nn.Module
     layers: tuple[nn.Module, ...]
     family: Family
     host: "DenoiserHost | None"
+    wrapper: nn.Module | None = None
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -184,7 +186,8 @@ def find_stack(policy: Any) -> Stack:
         UnsupportedHostError: When it has no stack of known layers, or one with post-norm.
         InputError: When it is in training mode.
     """
-    network, host = _network(policy)
+    called, host = _network(policy)
+    network = getattr(called, "_orig_mod", called)
     kinds = ((_is_decoder, DECODER), (_is_dit, DIT), (_is_ada_zero, ADA_ZERO))
     found = [(family, [m for m in network.modules() if known(m)]) for known, family in kinds]
     family, layers = next((pair for pair in found if pair[1]), (DECODER, []))
@@ -202,7 +205,37 @@ def find_stack(policy: Any) -> Stack:
         raise InputError(
             "the network is in training mode, in which dropout changes outputs; call .eval() first"
         )
-    return Stack(network, tuple(layers), family, host)
+    return Stack(network, tuple(layers), family, host, None if called is network else called)
+
+
+class Overrides:
+    """Attributes of objects replaced for a while, and put back as they were."""
+
+    def __init__(self) -> None:
+        self._own: list[tuple[Any, str, Any]] = []
+
+    def set(self, target: Any, name: str, value: Any) -> None:
+        """Replace an attribute."""
+        # A method that the object itself holds (a compiled forward) is put back; others are the class's.
+        self._own.append((target, name, vars(target).get(name)))
+        setattr(target, name, value)
+
+    def call_eagerly(self, stack: Stack) -> None:
+        """Let calls of a compiled network run its Python code, in which alone blocks can be skipped."""
+        if stack.wrapper is not None:
+            self.set(stack.wrapper, "forward", stack.network.__call__)
+        for module in stack.network.modules():
+            if vars(module).get("_compiled_call_impl") is not None:
+                self.set(module, "_compiled_call_impl", None)
+
+    def restore(self) -> None:
+        """Put everything back; a second call does nothing."""
+        for target, name, value in reversed(self._own):
+            if value is None:
+                delattr(target, name)
+            else:
+                setattr(target, name, value)
+        self._own = []
 
 
 def _network(policy: Any) -> tuple[nn.Module, "DenoiserHost | None"]:

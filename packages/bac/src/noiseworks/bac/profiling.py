@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from noiseworks.bac.attaching import attach
-from noiseworks.bac.hosts import Stack, find_stack
+from noiseworks.bac.hosts import Overrides, Stack, find_stack
 from noiseworks.bac.plan import CachePlan, layer_of
 from noiseworks.bac.scheduling import METRICS, Metric
 from noiseworks.core.artifacts import load_artifact, save_artifact
@@ -209,12 +209,14 @@ def record_calls(stack: Stack, run: Callable[[], object]) -> list[Call]:
     def keep(_: Any, args: tuple, kwargs: dict) -> None:
         calls.append((tuple(map(_copy, args)), {name: _copy(value) for name, value in kwargs.items()}))
 
-    hook = stack.network.register_forward_pre_hook(keep, with_kwargs=True)
+    hook, eager = stack.network.register_forward_pre_hook(keep, with_kwargs=True), Overrides()
     try:
+        eager.call_eagerly(stack)  # compiled calls run no hooks that came later
         with torch.inference_mode():
             run()
     finally:
         hook.remove()
+        eager.restore()
     if not calls:
         raise InputError("the run called the network not once; pass a run that plans with this policy")
     return calls
