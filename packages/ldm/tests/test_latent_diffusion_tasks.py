@@ -1,4 +1,6 @@
+import importlib.util
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -223,3 +225,21 @@ def test_bad_training_input_is_refused_before_anything_is_written(change, messag
 def test_export_of_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(ArtifactError, match="no training run"):
         export(tmp_path, tmp_path / "out")
+
+
+def test_the_judges_of_the_tasks_tell_true_scenes_from_others():
+    path = Path(__file__).parents[1] / "benchmarks" / "conditioning_tasks.py"
+    spec = importlib.util.spec_from_file_location("conditioning_tasks", path)
+    judges = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(judges)
+    scenes = judges.shapes.sample_scenes(48, 7, "test")
+    images, others = judges.shapes.render(scenes), [*scenes[1:], scenes[0]]
+    for _, measure in judges.JUDGES.values():
+        assert measure(images, scenes) > 0.97
+        assert measure(images, others) < 0.6
+    assert judges.overlap((0, 0, 2, 2), (1, 1, 3, 3)) == pytest.approx(1 / 7)
+    one, zero = torch.ones(1, 3, 4, 4), torch.zeros(1, 3, 4, 4)
+    half = torch.zeros(1, 1, 4, 4)
+    half[..., :2] = 1
+    assert judges.psnr(zero, one) == pytest.approx(6.0206, abs=1e-3)
+    assert judges.psnr(torch.where(half > 0, zero, one), one, half) == pytest.approx(6.0206, abs=1e-3)

@@ -81,7 +81,8 @@ def load_task_data(task: str, data: str | Path, size: int | None = None, scenes:
     """
     column = COLUMNS.get(task.removesuffix("-large"))
     if str(data) == SHAPES:
-        return _shapes(column, scenes)
+        check_number("scenes", scenes, low=2, integer=True)
+        return scene_data(task, _shapes().sample_scenes(scenes, seed=0))
     images = load_images(data, size)
     if column is None:
         return TaskData(images)
@@ -120,16 +121,29 @@ def _with_metadata(images: ImageFolder, folder: Path, column: str) -> TaskData:
     return TaskData(images, values, 0 if key == "text" else int(max(values)) + 1)
 
 
-def _shapes(column: str | None, count: int) -> TaskData:
-    check_number("scenes", count, low=2, integer=True)
+def _shapes() -> Any:
     try:
         from noiseworks.bench.testbeds import shapes
-        from noiseworks.bench.testbeds.shapes import scenes as parts
     except ModuleNotFoundError as error:
         raise InputError(
             "the data 'shapes' need the package noiseworks-bench; install noiseworks-ldm[bench]"
         ) from error
-    drawn = shapes.sample_scenes(count, seed=0)
+    return shapes
+
+
+def scene_data(task: str, drawn: Sequence[Any]) -> TaskData:
+    """Return scenes of the testbed `shapes` as data of a task.
+
+    A class is a pair of shape and colour: a label is that of a scene's first object, a layout holds the box of
+    every object, and maps have class 0 for the background and 1 + the pair elsewhere.
+
+    Args:
+        task: Of `noiseworks.ldm.recipes.TASKS`.
+        drawn: Scenes of `noiseworks.bench.testbeds.shapes.sample_scenes`.
+    """
+    shapes, column = _shapes(), COLUMNS.get(task.removesuffix("-large"))
+    from noiseworks.bench.testbeds.shapes import scenes as parts
+
     images = TensorTable({"image": to_tensor(shapes.render(drawn))})
     kinds = [(shape, color) for shape in parts.SHAPES for color in parts.COLORS]
     if column is None:
@@ -141,22 +155,23 @@ def _shapes(column: str | None, count: int) -> TaskData:
         return TaskData(images, np.array([row[0] for row in classes]), len(kinds))
     side = parts.IMAGE_SIZE
     if column == "layout":
-
-        def box(item: Any) -> tuple[float, ...]:
-            ends = (item.x - item.radius, item.y - item.radius, item.x + item.radius, item.y + item.radius)
-            return tuple(min(max(end / side, 0.0), 1.0) for end in ends)
-
         layouts = [
-            [(kind, *box(item)) for kind, item in zip(row, scene.objects, strict=True)]
+            [(kind, *box_of(item, side)) for kind, item in zip(row, scene.objects, strict=True)]
             for row, scene in zip(classes, drawn, strict=True)
         ]
         return TaskData(images, layouts, len(kinds))
-    maps = np.zeros((count, side, side), np.int64)  # class 0 is the background
+    maps = np.zeros((len(drawn), side, side), np.int64)  # class 0 is the background
     for index, (row, scene) in enumerate(zip(classes, drawn, strict=True)):
         for kind, item in zip(row, scene.objects, strict=True):
             place = [np.array([getattr(item, name)]) for name in ("x", "y", "radius")]
             maps[index][parts.coverage(item.shape, *place)[0] > 0.5] = kind + 1
     return TaskData(images, maps, len(kinds) + 1)
+
+
+def box_of(item: Any, side: int) -> tuple[float, float, float, float]:
+    """Return the box (x0, y0, x1, y1) in [0, 1] around an object with x, y and radius in pixels."""
+    ends = (item.x - item.radius, item.y - item.radius, item.x + item.radius, item.y + item.radius)
+    return tuple(min(max(end / side, 0.0), 1.0) for end in ends)
 
 
 def random_masks(rows: int, height: int, width: int, generator: torch.Generator) -> Tensor:
