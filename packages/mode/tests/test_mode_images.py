@@ -14,7 +14,9 @@ from noiseworks.mode.cli import app
 from noiseworks.mode.model import MoDEModel
 from noiseworks.mode.policy import EDMPolicy
 from noiseworks.mode.task_data import load_task_data
-from noiseworks.mode.train_command import Architecture, Optimization, finetune, train
+from noiseworks.mode.train_command import Architecture, Optimization, finetune, new_model, train
+from noiseworks.mode.vision import ResNet
+from safetensors.torch import save_file
 
 SEEING = Architecture(
     width=16, layers=1, heads=2, experts=3, chunk=4, encoder="film-resnet18", encoder_width=8, shift=1
@@ -90,6 +92,37 @@ def test_an_image_run_is_not_resumed_under_other_settings_and_can_be_finetuned(d
     with pytest.raises(InputError, match=r"the data have cameras.*\('static',\)"):
         finetune(str(trained / "model"), str(fewer), tmp_path / "x", optimization=few)
     assert not (tmp_path / "x").exists()
+
+
+def test_the_state_is_a_token_and_a_backbone_is_where_training_starts(data, tmp_path):
+    found = load_task_data(str(data), image_size=16)
+    torch.manual_seed(0)
+    donor = ResNet(18, 8).state_dict()
+    save_file(donor | {"fc.weight": torch.zeros(10, 64)}, tmp_path / "resnet.safetensors")
+    shape = replace(SEEING, proprio=True, backbone=str(tmp_path / "resnet.safetensors"))
+    model = new_model(shape, found).eval()
+    for network in model.encoder.networks:
+        assert torch.equal(network.resnet.layer3[0].conv1.weight, donor["layer3.0.conv1.weight"])
+    model.save_pretrained(tmp_path / "model")
+    again = MoDEModel.from_pretrained(tmp_path / "model")
+    table, rows = found.table(4), torch.arange(3)
+    seen = {name: column[rows] for name, column in table.items() if name != "action"}
+    plans = [
+        EDMPolicy(one).predict_chunk(obs, torch.Generator().manual_seed(0)).actions
+        for one, obs in ((model, seen), (again, seen), (again, seen | {"state": seen["state"] + 1}))
+    ]
+    assert torch.equal(plans[0], plans[1])
+    assert not torch.equal(plans[1], plans[2])
+    with pytest.raises(InputError, match="lack state"):
+        again.encode({name: value for name, value in seen.items() if name != "state"})
+    with pytest.raises(InputError, match="another network"):
+        new_model(replace(shape, encoder="film-resnet34"), found)
+    with pytest.raises(InputError, match="for encoders of images"):
+        new_model(replace(SEEING, encoder="state", proprio=True), load_task_data(str(data)))
+    tuned = finetune(
+        str(tmp_path / "model"), str(data), tmp_path / "tuned", optimization=replace(QUICK, steps=1)
+    )
+    assert MoDEModel.from_pretrained(tuned.model).config.proprio_dim == 1
 
 
 def test_runs_of_a_release_with_fewer_settings_go_on(data, tmp_path):

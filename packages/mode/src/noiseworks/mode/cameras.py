@@ -86,11 +86,11 @@ class TableCamera:
         return self.env.step(actions)
 
     def observe(self) -> dict[str, np.ndarray]:
-        """Return `obs` [N, 33] (for records), `top` float32 [N, 3, S, S] in [0, 1] and `goal` [N, G]."""
+        """Return `obs` [N, 33] (for records), `top` [N, 3, S, S] in [0, 1], `goal` [N, G] and `state` [N, 21]."""
         obs = self.env.observe()["obs"]
         picture = render_table(self.module, obs, self.size).astype(np.float32) / 255
         goal = self.goals[obs[:, STATE_DIM:].argmax(1), 0]
-        return {"obs": obs, TABLE_CAMERA: picture, "goal": goal}
+        return {"obs": obs, TABLE_CAMERA: picture, "goal": goal, "state": obs[:, :STATE_DIM]}
 
 
 def render_table(module: Any, obs: np.ndarray, size: int) -> np.ndarray:

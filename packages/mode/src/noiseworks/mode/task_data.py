@@ -37,8 +37,8 @@ class TaskData(NamedTuple):
     def table(self, chunk: int) -> dict[str, Any]:
         """Return training windows of every step.
 
-        `action` [W, chunk, A], with `obs` [W, 1, S + N] or, where there are images, those of the cameras and
-        `goal` [W, 1, G].
+        `action` [W, chunk, A], with `obs` [W, 1, S + N] or, where there are images, those of the cameras, `goal`
+        [W, 1, G] and `state` [W, 1, S].
         """
         spec = ChunkSpec(chunk, 1, chunk)
         made: dict[str, Any] = windows(self.episodes, spec, pad_after=chunk - 1)
@@ -46,7 +46,8 @@ class TaskData(NamedTuple):
             return made
         index = window_indices(self.episodes.ends, spec, chunk - 1)[:, 0]
         tasks = self.episodes.obs[:, self.state_dim :].argmax(1)
-        return windows_of_images(self.images, self.goals, tasks, index) | {"action": made["action"]}
+        seen = windows_of_images(self.images, self.goals, tasks, index)
+        return seen | {"state": made["obs"][..., : self.state_dim], "action": made["action"]}
 
 
 def load_task_data(name: str, *, episodes: int | None = None, image_size: int | None = None) -> TaskData:

@@ -57,6 +57,8 @@ class Architecture:
         embedding_dropout: Of the tokens.
         encoder: What the policy sees: the state, or images through film-resnet18, -34 or -50.
         encoder_width: Channels of a ResNet's first stage.
+        proprio: Whether the robot's state is a token next to the images'.
+        backbone: Safetensors file with torchvision's weights of the ResNet, such as ImageNet's, to start from.
         shift: Pixels of random shift of training images (4 at 112 pixels, 10 at 224 in the paper).
         image_size: Side of the testbed's images: 32, 48 or 64; a folder's images have their own.
     """
@@ -84,12 +86,14 @@ class Architecture:
     embedding_dropout: float = 0.0
     encoder: EncoderName = "state"
     encoder_width: int = 64
+    proprio: bool = False
+    backbone: str | None = None
     shift: int = 0
     image_size: int = 32
 
     def config(self, data: TaskData) -> MoDEConfig:
         """Return the denoiser's configuration for some data."""
-        seen = ("encoder", "encoder_width", "shift", "image_size")
+        seen = ("encoder", "encoder_width", "proprio", "backbone", "shift", "image_size")
         own = {name: value for name, value in asdict(self).items() if name not in seen}
         renamed = {"layers": "num_layers", "heads": "num_heads", "experts": "num_experts"}
         settings = {renamed.get(name, name): value for name, value in own.items()}
@@ -97,6 +101,7 @@ class Architecture:
             action_dim=data.episodes.actions.shape[1],
             obs_dim=feature_dim(DEPTHS[self.encoder], self.encoder_width) if data.images else data.state_dim,
             goal_dim=data.goals.shape[2],
+            proprio_dim=data.state_dim if self.proprio and data.images else None,
             **settings,
         )
 
@@ -104,12 +109,20 @@ class Architecture:
         """Return an untrained encoder that fits the data."""
         import torch
 
+        state = LinearNormalizer.fit(torch.from_numpy(data.episodes.obs[:, : data.state_dim]))
         if data.images:
             cameras, goal_dim = list(data.images), data.goals.shape[2]
             depth, size = DEPTHS[self.encoder], int(data.images[cameras[0]].shape[-1])
-            return ImageEncoder(cameras, goal_dim, depth, self.encoder_width, self.shift, size)
-        state = torch.from_numpy(data.episodes.obs[:, : data.state_dim])
-        return StateEncoder(data.goals, LinearNormalizer.fit(state))
+            token = state if self.proprio else None
+            made = ImageEncoder(cameras, goal_dim, depth, self.encoder_width, self.shift, size, token)
+            if self.backbone is not None:
+                made.load_backbone(self.backbone)
+            return made
+        if self.proprio or self.backbone is not None:
+            raise InputError(
+                "proprio and backbone are for encoders of images; choose one, such as film-resnet18"
+            )
+        return StateEncoder(data.goals, state)
 
 
 @dataclass(frozen=True)
@@ -290,10 +303,16 @@ def _check_fit(host: MoDEModel, data: TaskData) -> None:
     """Refuse data of other widths, tasks or cameras than a model has."""
     encoder, actions = host.encoder, data.episodes.actions.shape[1]
     if isinstance(encoder, ImageEncoder):
-        what = "cameras, pixels, action and goal widths"
+        what = "cameras, pixels, state, action and goal widths"
         size = encoder.size and next(iter(data.images.values())).shape[-1]
-        found = (tuple(data.images), size, actions, data.goals.shape[2])
-        expected = (encoder.cameras, encoder.size, host.action_dim, encoder.goal_dim)
+        found = (tuple(data.images), size, encoder.state and data.state_dim, actions, data.goals.shape[2])
+        expected = (
+            encoder.cameras,
+            encoder.size,
+            encoder.state and len(encoder.state.scale),
+            host.action_dim,
+            encoder.goal_dim,
+        )
     else:
         what = "state, action and goal widths"
         found = (data.state_dim, actions, tuple(data.goals.shape))

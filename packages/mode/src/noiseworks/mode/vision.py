@@ -1,13 +1,17 @@
 """FiLM-ResNet encoders of camera images: a ResNet whose stages are scaled and shifted by the goal."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.errors import InputError
+from noiseworks.kits.policies.normalizer import LinearNormalizer
 from noiseworks.mode.network import Condition
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 Depth = Literal[18, 34, 50]
@@ -159,6 +163,7 @@ class ImageEncoder(nn.Module):
         width: Channels of a ResNet's first stage.
         shift: Pixels of random shift in training.
         size: Side that images must have, in pixels; None for any.
+        state: Of the robot's state, which then is a token of its own; None where the cameras are all that is seen.
     """
 
     def __init__(
@@ -169,8 +174,10 @@ class ImageEncoder(nn.Module):
         width: int = 64,
         shift: int = 0,
         size: int | None = None,
+        state: LinearNormalizer | None = None,
     ) -> None:
         super().__init__()
+        self.state = state
         if not cameras or len(set(cameras)) != len(cameras):
             raise InputError(f"cameras must be different names, at least one, got {list(cameras)}")
         check_number("shift", shift, low=0, integer=True)
@@ -181,12 +188,13 @@ class ImageEncoder(nn.Module):
         self.register_buffer("std", torch.tensor(CLIP_STD)[:, None, None], persistent=False)
 
     def forward(self, obs: Mapping[str, Tensor]) -> Condition:
-        """Return the condition of images and `obs["goal"]` [B, 1, G] or [B, G].
+        """Return the condition of images, `obs["goal"]` [B, 1, G] or [B, G] and, with it, `obs["state"]` [B, 1, S].
 
         Raises:
             InputError: When an image or the goal is missing, or batch sizes differ.
         """
-        missing = [name for name in (*self.cameras, "goal") if name not in obs]
+        needed = (*self.cameras, "goal", *(() if self.state is None else ("state",)))
+        missing = [name for name in needed if name not in obs]
         if missing:
             raise InputError(f"observations lack {', '.join(missing)}")
         goal = obs["goal"].flatten(1)
@@ -202,7 +210,29 @@ class ImageEncoder(nn.Module):
             image = (image[:, 0] - self.mean) / self.std
             image = random_shift(image, self.shift) if self.training and self.shift else image
             tokens.append(network(image, goal))
-        return Condition(goal, torch.stack(tokens, dim=1))
+        state = None if self.state is None else self.state.normalize(obs["state"].flatten(1))
+        return Condition(goal, torch.stack(tokens, dim=1), state)
+
+    def load_backbone(self, path: str | Path) -> None:
+        """Start all cameras' ResNets from weights under torchvision's names, such as ImageNet's; FiLM stays as it is.
+
+        Args:
+            path: A safetensors file; a classifier in it is left out.
+
+        Raises:
+            InputError: When the file is missing, or its weights are another network's.
+        """
+        try:
+            found = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"no ResNet weights in safetensors form at {path} ({error})") from error
+        weights = {name: value for name, value in found.items() if not name.startswith("fc.")}
+        for network in self.networks:
+            try:
+                network.resnet.load_state_dict(weights)
+            except RuntimeError as error:
+                first = str(error).splitlines()[1].strip()
+                raise InputError(f"{path} holds another network than this ResNet: {first}") from error
 
     def record(self) -> dict[str, Any]:
         """Return what rebuilds the encoder, without its tensors."""
@@ -211,6 +241,7 @@ class ImageEncoder(nn.Module):
             "cameras": list(self.cameras),
             "shift": self.shift,
             "size": self.size,
+            "state": None if self.state is None else self.state.record(),
             **self._record,
         }
 
@@ -218,4 +249,7 @@ class ImageEncoder(nn.Module):
     def from_record(cls, record: Mapping[str, Any]) -> "ImageEncoder":
         """Return an encoder of a `record`."""
         check_choice("encoder", record["kind"], ("images",))
-        return cls(**{name: value for name, value in record.items() if name != "kind"})
+        own = {name: value for name, value in record.items() if name != "kind"}
+        if own.get("state") is not None:
+            own["state"] = LinearNormalizer(*(torch.tensor(own["state"][n]) for n in ("scale", "offset")))
+        return cls(**own)
