@@ -100,9 +100,12 @@ def test_a_plans_picture_has_a_dark_cell_for_each_update(made, tmp_path, capsys)
 def test_errors_rollout_and_bench_run_on_a_plan(home, made, tmp_path, capsys):
     profile, plan = made
     model = ["--model", home / "policy", "--device", "cpu", "--json"]
-    status, printed, error = call(capsys, "errors", *model, "--plan", plan, "--observations", "2")
+    words = ["errors", *model, "--plan", plan, "--observations", "2", "--out", tmp_path / "errors.svg"]
+    status, printed, error = call(capsys, *words)
     assert status == 0, error
     assert json.loads(printed)["action_error"] > 0
+    marks = (tmp_path / "errors.svg").read_text().count("#1f5daa")
+    assert marks == CachePlan.from_pretrained(plan).table.sum()
     video = tmp_path / "episodes.webp"
     words = ["rollout", *model, "--plan", plan, "--tasks", "10,11", "--video", video]
     status, printed, error = call(capsys, *words)

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from noiseworks.bac.bubbling import bubble_union, most_volatile
     from noiseworks.bac.hosts import find_stack
     from noiseworks.bac.plan import CachePlan, make_plan
-    from noiseworks.bac.plots import plot_plan, plot_similarity
+    from noiseworks.bac.plots import plot_errors, plot_plan, plot_similarity
     from noiseworks.bac.profiling import FeatureProfile, profile
     from noiseworks.bac.report import ErrorReport, error_report
     from noiseworks.bac.sampling import FusedDiffusionPolicy
@@ -30,6 +30,7 @@ _HOME = {
     "make_plan": "plan",
     "most_volatile": "bubbling",
     "pairwise_schedule": "scheduling",
+    "plot_errors": "plots",
     "plot_plan": "plots",
     "plot_similarity": "plots",
     "profile": "profiling",
@@ -52,6 +53,7 @@ __all__ = [
     "make_plan",
     "most_volatile",
     "pairwise_schedule",
+    "plot_errors",
     "plot_plan",
     "plot_similarity",
     "profile",

@@ -11,7 +11,7 @@ from noiseworks.bac import data as observations_of
 from noiseworks.bac.bubbling import Scope
 from noiseworks.bac.comparison import Arms, compare, make_plans
 from noiseworks.bac.plan import CachePlan, make_plan
-from noiseworks.bac.plots import check_suffix, plot_plan, plot_similarity
+from noiseworks.bac.plots import check_suffix, plot_errors, plot_plan, plot_similarity
 from noiseworks.bac.profiling import PROFILE_KIND, FeatureProfile, profile
 from noiseworks.bac.report import error_report
 from noiseworks.bac.scheduling import METRICS, Metric, Objective
@@ -221,6 +221,7 @@ def errors(
     data: str = "tabletop",
     observations: int = 8,
     seed: int = 12,
+    out: Path | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Compare a plan's block outputs with those of the full run with the same noise.
@@ -231,15 +232,22 @@ def errors(
         data: tabletop, or an NPZ file whose array `obs` is [n, To, Do].
         observations: How many.
         seed: Which observations and which noise; below 1000.
+        out: Picture of the errors by block and step, a file that ends with .svg, .png or .webp.
         device: auto, cpu, cuda or cuda:<n>.
 
     Returns:
         Mean relative error of reused and of computed outputs for each block, and that of the actions.
     """
+    if out is not None:
+        check_suffix(out)
+        check_writable(out.parent)
     loaded = CachePlan.from_pretrained(plan)
     host = load_host(model, device=str(resolve_device(device)))
     obs = observations_of.load_observations(data, host, observations, seed)
-    return error_report(host, loaded, obs, seed=seed, num_steps=loaded.num_steps).to_dict()
+    report = error_report(host, loaded, obs, seed=seed, num_steps=loaded.num_steps)
+    if out is not None:
+        plot_errors(report, out)
+    return report.to_dict()
 
 
 def rollout(

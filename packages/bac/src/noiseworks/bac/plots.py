@@ -1,4 +1,4 @@
-"""Heat maps of plans and of similarities, as SVG, PNG or WebP."""
+"""Heat maps of plans, of similarities and of errors, as SVG, PNG or WebP."""
 
 from collections.abc import Sequence
 from html import escape
@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from noiseworks.bac.plan import CachePlan
 from noiseworks.bac.profiling import FeatureProfile
+from noiseworks.bac.report import ErrorReport
 from noiseworks.bac.scheduling import Metric
 from noiseworks.core.artifacts import atomic_write
 from noiseworks.core.errors import InputError
@@ -14,7 +15,7 @@ from PIL import Image, ImageDraw
 
 SUFFIXES = (".svg", ".png", ".webp")
 _LEFT, _TOP, _GAP = 90, 34, 8
-_DARK, _LIGHT = (31, 93, 170), (235, 240, 247)
+_DARK, _LIGHT, _RED = (31, 93, 170), (235, 240, 247), (178, 24, 43)
 Color = tuple[int, int, int]
 
 
@@ -138,6 +139,41 @@ def plot_similarity(
     return path
 
 
+def plot_errors(report: ErrorReport, path: str | Path) -> Path:
+    """Draw the errors of a plan's block outputs: rows are blocks, columns steps; a bar on top marks updates.
+
+    A red cell under a bar is the error surge: an output that is computed, from stale inputs. White is no error, full
+    red the largest.
+
+    Args:
+        report: The errors.
+        path: A file that ends with .svg, .png or .webp.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: When the file's name ends otherwise.
+    """
+    path = check_suffix(path)
+    blocks, steps = report.errors.shape
+    cell, largest = max(3, min(12, 900 // steps)), max(float(report.errors.max()), 1e-12)
+    canvas = _Canvas(_LEFT + steps * cell + 60, _TOP + blocks * 14 + 6)
+    title = f"relative error, up to {largest:.2f}; error of the actions {report.action_error:.4f}"
+    canvas.words.append((4, 4, title))
+    for row, name in enumerate(report.blocks):
+        y = _TOP + row * 14
+        canvas.words.append((4, y + 2, name))
+        canvas.words.append((_LEFT + steps * cell + 6, y + 2, f"{report.update_error[row]:.3f}"))
+        for step, error in enumerate(report.errors[row].tolist()):
+            canvas.boxes.append((_LEFT + step * cell, y + 3, cell, 10, _shade(error / largest, _RED)))
+            if report.computed[row, step]:
+                canvas.boxes.append((_LEFT + step * cell, y, cell, 3, _DARK))
+    canvas.words.append((_LEFT + steps * cell - 60, 18, "mean at updates"))
+    canvas.write(path)
+    return path
+
+
 def check_suffix(path: str | Path) -> Path:
     """Return the path of a picture.
 
@@ -162,8 +198,8 @@ def _runs(row: np.ndarray) -> list[tuple[int, int, bool]]:
     return found
 
 
-def _shade(share: float) -> Color:
-    return tuple(round(255 + share * (end - 255)) for end in _DARK)
+def _shade(share: float, full: Color = _DARK) -> Color:
+    return tuple(round(255 + share * (end - 255)) for end in full)
 
 
 def _lossless(path: Path) -> dict[str, bool]:
