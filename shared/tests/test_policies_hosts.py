@@ -247,7 +247,7 @@ def test_the_real_lerobot_policy_samples_the_same_actions(real_lerobot):
 
 
 @torch.inference_mode()
-def test_a_lerobot_directory_speaks_environment_units_as_its_processors_do(real_lerobot, tmp_path):
+def test_a_lerobot_directory_speaks_environment_units_as_its_processors_do(real_lerobot, tmp_path, capsys):
     from lerobot.policies.diffusion.processor_diffusion import make_diffusion_pre_post_processors
 
     action = {"min": torch.tensor([-2.0, 1.0]), "max": torch.tensor([4.0, 1.5])}
@@ -260,7 +260,11 @@ def test_a_lerobot_directory_speaks_environment_units_as_its_processors_do(real_
         load_host(tmp_path)
     before.save_pretrained(tmp_path)
     after.save_pretrained(tmp_path)
+    capsys.readouterr()
     host, obs = load_host(tmp_path), real_obs()
+    assert capsys.readouterr().out == ""  # a command's answer alone goes there
+    for name, tensor in real_lerobot.state_dict().items():
+        assert torch.equal(host.policy.state_dict()[name], tensor), name
     obs["observation.state"][..., 2] = 5.0  # where its range is empty
     normal = before(dict(obs))
     cond = real_lerobot.diffusion._prepare_global_conditioning({name: normal[name] for name in obs})

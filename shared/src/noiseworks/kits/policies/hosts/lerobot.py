@@ -1,7 +1,9 @@
 """LeRobot's `DiffusionPolicy` as a host: sizes from its configuration, network and encoder from its attributes."""
 
 import json
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,6 +121,7 @@ def load_lerobot(folder: str | Path, *, device: str = "cpu") -> LeRobotHost:
         UnsupportedHostError: When LeRobot is not installed.
     """
     try:
+        from lerobot.configs.policies import PreTrainedConfig
         from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
     except ImportError as error:
         raise UnsupportedHostError(
@@ -127,7 +130,10 @@ def load_lerobot(folder: str | Path, *, device: str = "cpu") -> LeRobotHost:
     folder = Path(folder)
     before = read_statistics(folder, "policy_preprocessor.json", "normalizer_processor")
     after = read_statistics(folder, "policy_postprocessor.json", "unnormalizer_processor")
-    policy = DiffusionPolicy.from_pretrained(str(folder)).to(device)
+    with redirect_stdout(sys.stderr):  # LeRobot prints what it does
+        config = PreTrainedConfig.from_pretrained(str(folder))
+        config.pretrained_backbone_weights = None  # the policy's own weights follow; nothing is downloaded
+        policy = DiffusionPolicy.from_pretrained(str(folder), config=config).to(device)
     observations = {name: found for name, found in before.items() if name.startswith("observation.")}
     return LeRobotHost(policy, after.get("action"), observations)
 
