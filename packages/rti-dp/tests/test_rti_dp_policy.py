@@ -58,6 +58,24 @@ def test_all_indices_from_a_noise_guess_are_the_hosts_sampler_bit_for_bit():
     assert torch.equal(rti.replan([0, 1, 2]).prediction, full.replan([0, 1, 2]).prediction)
 
 
+def test_inpainted_entries_are_imposed_before_every_call_and_at_the_end():
+    host, seen = make_host(), []
+    denoise = host.denoise
+    host.impose = lambda x, cond: x[..., 1].fill_(0.25)
+    host.denoise = lambda x, k, cond: seen.append(x[..., 1].clone()) or denoise(x, k, cond)
+    rti, full = (
+        RTIPolicy(host, initial_steps=5, num_envs=3),
+        DiffusionPolicy(host, num_inference_steps=5, num_envs=3),
+    )
+    for policy in (rti, full):
+        policy.reset(seeds=[5, 6, 7])
+    first = rti.act(observe(0))
+    assert torch.equal(first, full.act(observe(0)))
+    assert bool((rti.act(observe(1))[:, 1] == 0.25).all())
+    assert len(seen) == 5 + 5 + 3
+    assert all(bool((entry == 0.25).all()) for entry in seen)
+
+
 def test_a_guess_is_moved_by_the_actions_executed_since():
     policy = RTIPolicy(GaussianHost(Gaussian(), horizon=4, n_action_steps=2), num_envs=4)
     policy.guess[:] = torch.arange(4.0)[:, None]

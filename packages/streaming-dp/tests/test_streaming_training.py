@@ -55,6 +55,27 @@ def test_the_loss_is_the_written_out_error(kind):
     torch.testing.assert_close(found, expected)
 
 
+def test_imposed_entries_are_given_and_do_not_count():
+    host, batch = policy(), table(3)
+    scheduler = PerStepDDPM.from_config(host.scheduler.config)
+    noise, levels = torch.randn(3, 4, 2), torch.tensor([[0, 3, 6, 9]]).repeat(3, 1)
+    clean = host.normalizer.normalize(batch["action"])
+    seen = []
+
+    def impose(x, cond):
+        x[:, 0] = 0.25
+
+    host.impose = impose
+    denoise = host.denoise
+    host.denoise = lambda x, k, cond: seen.append(x) or denoise(x, k, cond)
+    found = streaming_loss(host, scheduler, batch, levels, noise)
+    noisy = scheduler.add_noise(clean, noise, levels)
+    noisy[:, 0] = 0.25
+    assert torch.equal(seen[0], noisy)
+    error = (host.net(noisy, levels, global_cond=batch["obs"].flatten(1)) - noise).square()
+    torch.testing.assert_close(found, error[:, 1:].mean())
+
+
 class KilledError(Exception):
     pass
 

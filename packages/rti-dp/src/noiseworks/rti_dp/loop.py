@@ -73,10 +73,12 @@ class DenoisingLoop:
             films: Modulations of these steps, for networks that have them.
         """
         x, x0, noise = self._x[:rows], self._x0[:rows], self._noise[:rows]
-        indices = self._steps(table.timesteps)
+        indices, impose = self._steps(table.timesteps), getattr(self.host, "impose", None)
         if films is not None:
             films.begin(cond)
         for j, row in enumerate(table.coefficients):
+            if impose is not None:
+                impose(x, cond)
             if films is None:
                 output = self._call(x, indices[j][:rows], cond)
             else:
@@ -84,6 +86,8 @@ class DenoisingLoop:
             if row[3] is not None:
                 self.draw_(noise, generator)
             reverse_step_(x, output, x0, noise, table, j)
+        if impose is not None:
+            impose(x, cond)
         return x
 
     def _call(self, x: Tensor, k: Tensor, cond: Any) -> Tensor:

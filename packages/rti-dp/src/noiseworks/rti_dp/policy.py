@@ -27,7 +27,9 @@ class RTIPolicy(ReplanningPolicy):
     at level `steps[0]`, and runs the few steps of the list under the new observation.
 
     Args:
-        host: A `DenoiserHost`, or a policy of LeRobot or the diffusion_policy library.
+        host: A `DenoiserHost`, or a policy of LeRobot or the diffusion_policy library. One that conditions by
+            inpainting has a method `impose(x, cond)`, which overwrites known entries of x [B, Tp, Da] in place; it
+            is called before every network call and at the end.
         steps: Denoising indices, decreasing, ending in 0.
         stepping: Where a step leads to: `consistent`, the list's next index; `reference`, k - 1, as the authors'
             code does.

@@ -64,7 +64,8 @@ def streaming_loss(
 ) -> Tensor:
     """Return the mean squared error of the prediction when every position has its own level.
 
-    x_p = sqrt(abar_l(p)) a_p + sqrt(1 - abar_l(p)) eps_p; all positions weigh the same.
+    x_p = sqrt(abar_l(p)) a_p + sqrt(1 - abar_l(p)) eps_p; all positions weigh the same. Entries that a host's
+    `impose` knows (inpainting) are given as they are and do not count.
 
     Args:
         host: The policy.
@@ -75,7 +76,11 @@ def streaming_loss(
     """
     clean = host.normalizer.normalize(batch["action"])
     noisy = scheduler.add_noise(clean, noise, levels)
-    predicted = host.denoise(noisy, levels, host.encode(observations(batch))).float()
+    cond = host.encode(observations(batch))
+    known = _imposed(host, noisy, cond)
+    if known is not None:
+        noisy = torch.where(known.isnan(), noisy, known)
+    predicted = host.denoise(noisy, levels, cond).float()
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
         target = noise
@@ -84,7 +89,17 @@ def streaming_loss(
     else:
         bar = scheduler.alphas_cumprod.to(clean.device)[levels].unsqueeze(-1)
         target = bar.sqrt() * noise - (1 - bar).sqrt() * clean
-    return (predicted - target).square().mean()
+    error = (predicted - target).square()
+    return error.mean() if known is None else error[known.isnan()].mean()
+
+
+def _imposed(host: DenoiserHost, like: Tensor, cond: Any) -> Tensor | None:
+    """Return the entries that a host knows, NaN elsewhere; None for a host without inpainting."""
+    if not hasattr(host, "impose"):
+        return None
+    known = torch.full_like(like, torch.nan)
+    host.impose(known, cond)
+    return known
 
 
 class StreamingModule(PolicyTrainer):

@@ -242,6 +242,9 @@ class ReplanningPolicy:
 class DiffusionPolicy(ReplanningPolicy):
     """The baseline: every replan starts from noise and runs the whole sampler, then executes a chunk.
 
+    A host that conditions by inpainting has a method `impose(x, cond)`, which overwrites known entries in place; it is
+    called before every network call and at the end.
+
     Args:
         host: The trained policy.
         solver: `ddpm` or `ddim`.
@@ -272,8 +275,13 @@ class DiffusionPolicy(ReplanningPolicy):
         x = randn((rows, self.host.horizon, self.host.action_dim), generator, like=_tensors(cond)[0])
         # diffusers draws an ancestral step's noise with a leading row for each generator itself.
         own = {"generator": _listed(generator)} if self.solver == "ddpm" else {}
+        impose = getattr(self.host, "impose", None)
         for k in self.sampler.timesteps:
+            if impose is not None:
+                impose(x, cond)
             x = self.sampler.step(self.host.denoise(x, k.expand(rows), cond), k, x, **own).prev_sample
+        if impose is not None:
+            impose(x, cond)
         return x, len(self.sampler.timesteps)
 
 
