@@ -1,10 +1,10 @@
 """The paper's ablations (tables 2 and 7, figure 8) as settings, trained and compared by one command."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,9 +19,6 @@ from noiseworks.mode.routing import usage_information
 from noiseworks.mode.task_data import TABLETOP, load_task_data
 from noiseworks.mode.train_command import Architecture, Optimization, train
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 SHIPPED_SHAPE, SHIPPED_TRAINING = Architecture(), Optimization()
 WINDOWS = 256  # on which the loss by noise level is measured
@@ -65,33 +62,6 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
-@dataclass(frozen=True)
-class Ablations:
-    """What was measured of each variant.
-
-    Attributes:
-        rows: Variant -> figures.
-    """
-
-    rows: dict[str, dict[str, Any]]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the rows."""
-        return self.rows
-
-    def __rich__(self) -> "Table":
-        """Return a table, one row for each variant."""
-        from rich.table import Table
-
-        table = Table("variant", "success", "loss", "bits", "parameters", "MFLOP")
-        for name, row in self.rows.items():
-            success = "" if row["success"] is None else f"{row['success']:.1%}"
-            bits = "" if row["bits"] is None else f"{row['bits']:.2f}"
-            loss = f"{np.mean(row['loss_by_level']):.4f}"
-            table.add_row(name, success, loss, bits, f"{row['parameters']:,}", f"{row['megaflops']:.2f}")
-        return table
-
-
 def ablate(
     data: str,
     out: Path,
@@ -102,7 +72,7 @@ def ablate(
     demonstrations: int | None = None,
     episodes: int = 10,
     seed: int = 0,
-) -> Ablations:
+) -> dict[str, dict[str, Any]]:
     """Train variants of a model that differ in one setting each, and compare them.
 
     A call that was stopped goes on where it was: each variant has a folder of its own.
@@ -118,7 +88,8 @@ def ablate(
         seed: First seed of the episodes; below 1000 to tune.
 
     Returns:
-        Success, loss by noise level, bits of information between level and expert, parameters and operations.
+        For each variant success, loss by noise level, bits of information between level and expert, parameters and
+        operations.
 
     Raises:
         InputError: When a name or a number is out of range, or a folder holds a run of other settings.
@@ -141,7 +112,7 @@ def ablate(
             resume=True,
         )
         rows[name] = _measured(report.model, data, shapes[name], demonstrations, episodes, seed)
-    return Ablations(rows)
+    return rows
 
 
 def varied(variant: Variant, architecture: Architecture) -> Architecture:
