@@ -27,7 +27,8 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 STEPS, FEWER_STEPS, GUIDANCE_SCALE, BATCH = 20, 15, 4.0, 16
-TARGET_NFE = 29.6
+# Below 30, because a threshold misses its aim by about 0.4 calls on scenes it was not calibrated on.
+TARGET_NFE = 29.2
 CALIBRATION_SEED, HELD_OUT_SEED = 7, 8
 MAIN = ("cfg", "ag", "fewer_steps", "cond")
 STRIP = 8
@@ -306,7 +307,7 @@ CLAIM = Claim(
     scales={
         "smoke": Scale((1000,), 300, {"prompts": 4, "others": 4, "calibration": 4}),
         "quick": Scale((1000,), 120, {"prompts": 48, "others": 16, "calibration": 32}),
-        "laptop": Scale((1000, 1001, 1002), 600, {"prompts": 96, "others": 32, "calibration": 32}),
+        "laptop": Scale((2000, 2001, 2002), 600, {"prompts": 192, "others": 32, "calibration": 96}),
         "full": Scale(
             (1000, 1001, 1002, 1003, 1004), 36_000, {"prompts": 200, "others": 200, "calibration": 200}
         ),
@@ -321,5 +322,5 @@ CLAIM = Claim(
         "seconds": "seconds per image",
     },
     precondition=precondition,
-    version=2,
+    version=3,
 )
