@@ -12,6 +12,7 @@ from noiseworks.kits.policies.native import NativePolicy, PolicyConfig
 from noiseworks.kits.policies.replanning import DiffusionPolicy
 from noiseworks.kits.policies.schedulers import make_scheduler
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 K = 20
 
@@ -49,6 +50,20 @@ def test_the_lean_loop_gives_the_schedulers_samples(prediction_type, steps, clip
         return sampler.predict_chunk(obs, generators).prediction
 
     torch.testing.assert_close(planned(found), planned(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_a_step_of_the_lean_loop_allocates_nothing():
+    policy, kept = native(), torch.randn(2, 8, 2)
+    loops = [FusedDiffusionPolicy(policy, last_steps=steps, num_envs=2) for steps in (3, K)]
+    policy.denoise = lambda x, k, cond: kept
+    found = []
+    for loop in loops:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as traced:
+            loop.plan(kept, None, torch.Generator().manual_seed(0), 2)
+        sizes = [e.self_cpu_memory_usage for e in traced.events() if e.self_cpu_memory_usage > 0]
+        found.append((len(sizes), sum(sizes)))
+    # The noise of all steps is drawn at once, 128 bytes a step; besides it there is one buffer.
+    assert found == [(2, 4 * 128), (2, (K + 1) * 128)]
 
 
 def test_noise_is_drawn_in_the_schedulers_order():

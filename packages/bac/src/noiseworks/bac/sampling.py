@@ -1,8 +1,8 @@
 """Ancestral sampling with everything known beforehand taken out of the loop.
 
 With cached blocks a denoising step is so cheap that a scheduler's own arithmetic dominates it. Here the
-coefficients of all steps are one table and the noise is drawn before the loop, in the order in which the
-scheduler would draw it. The samples are those of `DDPMScheduler` up to rounding.
+coefficients of all steps are one table, the noise is drawn before the loop, in the order in which the
+scheduler would draw it, and a step allocates nothing. The samples are those of `DDPMScheduler` up to rounding.
 """
 
 from collections.abc import Sequence
@@ -96,6 +96,8 @@ class FusedDiffusionPolicy(ReplanningPolicy):
         check_number("last_steps", last, low=1, high=steps, integer=True)
         self.timesteps: list[Tensor] = list(sampler.timesteps)[-last:]
         self.coefficients = step_coefficients(sampler)[-last:]
+        # A product with a Python number allocates that number as a tensor first.
+        self.scales = [(torch.tensor(step.a), torch.tensor(step.d)) for step in self.coefficients]
         config = sampler.config
         self.clip = float(config.clip_sample_range) if config.clip_sample else None
 
@@ -105,15 +107,17 @@ class FusedDiffusionPolicy(ReplanningPolicy):
         """Return a prediction from fresh noise."""
         device = _device(cond)
         noise = draw_noise((rows, self.host.horizon, self.host.action_dim), len(self.timesteps), generator)
-        x, noise = noise[0].to(device), noise[1:].to(device)
-        for index, (k, (a, b, c, d, s)) in enumerate(zip(self.timesteps, self.coefficients, strict=True)):
+        x, *noises = noise.to(device).unbind()
+        clean = torch.empty_like(x)
+        for index, (k, (_, b, c, _, s)) in enumerate(zip(self.timesteps, self.coefficients, strict=True)):
+            a, d = self.scales[index]
             output = self.host.denoise(x, k.expand(rows), cond)
-            clean = torch.sub(x * a, output, alpha=b)
+            torch.mul(x, a, out=clean).sub_(output, alpha=b)
             if self.clip is not None:
-                clean = clean.clamp_(-self.clip, self.clip)
-            x = (x * d).add_(clean, alpha=c)
+                clean.clamp_(-self.clip, self.clip)
+            x.mul_(d).add_(clean, alpha=c)
             if s:
-                x = x.add_(noise[index], alpha=s)
+                x.add_(noises[index], alpha=s)
         return x, len(self.timesteps)
 
 
