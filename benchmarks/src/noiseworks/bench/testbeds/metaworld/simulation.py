@@ -4,7 +4,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from noiseworks.bench.testbeds.tabletop.simulation import StepResult
+from noiseworks.bench.testbeds.batches import StepResult, check_actions, check_episodes
 from noiseworks.core.checks import check_number
 from noiseworks.core.errors import InputError
 
@@ -62,14 +62,8 @@ class MetaWorldBatch:
         Raises:
             InputError: When lengths differ or a task or seed is out of range.
         """
-        rows, tasks, seeds = np.atleast_1d(rows), np.atleast_1d(tasks), np.atleast_1d(seeds)
-        if not len(rows) == len(tasks) == len(seeds):
-            raise InputError(
-                f"rows, tasks and seeds must have one length, got {len(rows)}, {len(tasks)}, {len(seeds)}"
-            )
-        for row, task, seed in zip(rows.tolist(), tasks.tolist(), seeds.tolist(), strict=True):
-            check_number("task", task, low=0, high=0, integer=True)
-            check_number("seed", seed, low=0, integer=True)
+        rows, tasks, seeds = check_episodes(rows, tasks, seeds, 1)
+        for row, seed in zip(rows.tolist(), seeds.tolist(), strict=True):
             starts = _draw(self.task, seed // 50).train_tasks
             self.envs[row].set_task(starts[seed % 50])
             self._obs[row] = self.envs[row].reset()[0]
@@ -88,11 +82,7 @@ class MetaWorldBatch:
         Raises:
             InputError: When the shape is wrong or a value is NaN.
         """
-        actions = np.asarray(actions, np.float64)
-        if actions.shape != (self.num_envs, ACTION_DIM):
-            raise InputError(f"actions must have shape ({self.num_envs}, {ACTION_DIM}), got {actions.shape}")
-        if np.isnan(actions).any():
-            raise InputError("actions hold NaN; mend the policy's output before stepping")
+        actions = check_actions(actions, self.num_envs, ACTION_DIM)
         solved = np.zeros(self.num_envs, bool)
         for row in np.flatnonzero(self.running).tolist():
             action = np.clip(actions[row], -1.0, 1.0).astype(np.float32)

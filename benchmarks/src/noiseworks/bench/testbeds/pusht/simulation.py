@@ -4,7 +4,7 @@ import warnings
 from typing import Any, Literal, get_args
 
 import numpy as np
-from noiseworks.bench.testbeds.tabletop.simulation import StepResult
+from noiseworks.bench.testbeds.batches import StepResult, check_actions, check_episodes
 from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.errors import InputError
 
@@ -81,14 +81,8 @@ class PushTBatch:
         Raises:
             InputError: When lengths differ or a task or seed is out of range.
         """
-        rows, tasks, seeds = np.atleast_1d(rows), np.atleast_1d(tasks), np.atleast_1d(seeds)
-        if not len(rows) == len(tasks) == len(seeds):
-            raise InputError(
-                f"rows, tasks and seeds must have one length, got {len(rows)}, {len(tasks)}, {len(seeds)}"
-            )
-        for row, task, seed in zip(rows.tolist(), tasks.tolist(), seeds.tolist(), strict=True):
-            check_number("task", task, low=0, high=0, integer=True)
-            check_number("seed", seed, low=0, integer=True)
+        rows, tasks, seeds = check_episodes(rows, tasks, seeds, 1)
+        for row, seed in zip(rows.tolist(), seeds.tolist(), strict=True):
             self._jumps[row] = np.random.default_rng([seed, 1])
             self._keep(row, self.envs[row].reset(seed=seed)[0])
         self.steps[rows], self.running[rows] = 0, True
@@ -106,11 +100,7 @@ class PushTBatch:
         Raises:
             InputError: When the shape is wrong or a value is NaN.
         """
-        actions = np.asarray(actions, np.float64)
-        if actions.shape != (self.num_envs, ACTION_DIM):
-            raise InputError(f"actions must have shape ({self.num_envs}, {ACTION_DIM}), got {actions.shape}")
-        if np.isnan(actions).any():
-            raise InputError("actions hold NaN; mend the policy's output before stepping")
+        actions = check_actions(actions, self.num_envs, ACTION_DIM)
         reward, solved = np.zeros(self.num_envs), np.zeros(self.num_envs, bool)
         for row in np.flatnonzero(self.running).tolist():
             if self.disturb:

@@ -3,11 +3,12 @@
 `TabletopBatch` steps many tables at once; `environment.TabletopEnv` is one of them for Gymnasium.
 """
 
+from noiseworks.bench.testbeds.batches import StepResult
 from noiseworks.bench.testbeds.tabletop.datasets import Videos, demonstrations, load, videos
 from noiseworks.bench.testbeds.tabletop.experts import Expert
 from noiseworks.bench.testbeds.tabletop.metrics import jerk, mode_switches
 from noiseworks.bench.testbeds.tabletop.rendering import film, render
-from noiseworks.bench.testbeds.tabletop.simulation import StepResult, TabletopBatch, hold, policy_observation
+from noiseworks.bench.testbeds.tabletop.simulation import TabletopBatch, hold, policy_observation
 from noiseworks.bench.testbeds.tabletop.tasks import INSTRUCTIONS, instruction, text_embeddings
 
 __all__ = [

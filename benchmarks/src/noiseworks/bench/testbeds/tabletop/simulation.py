@@ -4,9 +4,10 @@ The table is [-1, 1]^2 with y up and is seen from above. A gripper `e` moves at 
 and takes three discs, a drawer handle and a button. Nothing moves by itself.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
+from noiseworks.bench.testbeds.batches import StepResult, check_actions, check_episodes
 from noiseworks.bench.testbeds.tabletop import tasks as names
 from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.errors import InputError
@@ -24,20 +25,6 @@ STATE_DIM, ACTION_DIM = 21, 3
 HANDLE = 3  # `held` is -1 for nothing, 0-2 for a disc, 3 for the handle
 
 ActionMode = Literal["velocity", "pose"]
-
-
-class StepResult(NamedTuple):
-    """What a step returns, one entry per environment.
-
-    Attributes:
-        reward: float64 [N], 1 on success, else 0.
-        terminated: bool [N], the task is solved.
-        truncated: bool [N], the limit of steps is reached without success.
-    """
-
-    reward: np.ndarray
-    terminated: np.ndarray
-    truncated: np.ndarray
 
 
 class TabletopBatch:
@@ -111,16 +98,10 @@ class TabletopBatch:
         Raises:
             InputError: When lengths differ or a task or row is out of range.
         """
-        rows, tasks, seeds = np.atleast_1d(rows), np.atleast_1d(tasks), np.atleast_1d(seeds)
-        if not len(rows) == len(tasks) == len(seeds):
-            raise InputError(
-                f"rows, tasks and seeds must have one length, got {len(rows)}, {len(tasks)}, {len(seeds)}"
-            )
+        rows, tasks, seeds = check_episodes(rows, tasks, seeds, names.NUM_TASKS)
         if len(rows) and not (rows.min() >= 0 and rows.max() < self.num_envs):
             raise InputError(f"rows must lie in 0 to {self.num_envs - 1}, got {rows.min()} to {rows.max()}")
         for row, task, seed in zip(rows.tolist(), tasks.tolist(), seeds.tolist(), strict=True):
-            check_number("task", task, low=0, high=names.NUM_TASKS - 1, integer=True)
-            check_number("seed", seed, low=0, integer=True)
             self._draw(row, task, np.random.default_rng([seed, task]))
         self.tasks[rows] = tasks
         self.steps[rows], self.pressed[rows], self.held[rows] = 0, 0, -1
@@ -157,12 +138,7 @@ class TabletopBatch:
         Raises:
             InputError: When the shape is wrong or a value is NaN.
         """
-        actions = np.asarray(actions, np.float64)
-        if actions.shape != (self.num_envs, ACTION_DIM):
-            raise InputError(f"actions must have shape ({self.num_envs}, {ACTION_DIM}), got {actions.shape}")
-        if np.isnan(actions).any():
-            raise InputError("actions hold NaN; mend the policy's output before stepping")
-        actions = np.clip(actions, -1.0, 1.0)
+        actions = np.clip(check_actions(actions, self.num_envs, ACTION_DIM), -1.0, 1.0)
         if self.latency:
             self.pending = np.concatenate((self.pending, actions[:, None]), axis=1)
             actions, self.pending = self.pending[:, 0], self.pending[:, 1:]
