@@ -138,9 +138,8 @@ class ExpertCache:
         self.hits = self.misses = self.rebuilds = 0
         self._build()
 
-    @torch.inference_mode(
-        False
-    )  # normal tensors wherever it is called from: a compiled network tells them apart
+    # Normal tensors wherever it is called from: a compiled network tells them apart.
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _build(self) -> None:
         self._stamp = fingerprint(self.denoiser)
