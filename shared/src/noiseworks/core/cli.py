@@ -26,8 +26,7 @@ METHOD_GROUP = "noiseworks.methods"
 COMMAND_GROUP = "noiseworks.commands"
 EXIT_BAD_INPUT = 2
 EXIT_STOPPED = 130
-# `drawing: Annotated[Drawing, SPREAD]` gives a command one option for each field of the dataclass `Drawing`, so
-# that commands share a list of options; the help of an option is its line in the class's "Attributes:".
+# The older spelling of `core.options.Spread`: `drawing: Annotated[Drawing, SPREAD]`.
 SPREAD = Parameter(name="*")
 
 
@@ -52,6 +51,7 @@ def make_app(slug: str, commands: Mapping[str, Command], *, distribution: str | 
         name=f"noiseworks-{slug}",
         help=about["Summary"],
         version=about["Version"],
+        help_format="plaintext",  # in any markup, <name> would vanish
         result_action="return_value",
         suppress_keyboard_interrupt=False,  # so that `run` can say what became of the work
     )
@@ -63,7 +63,8 @@ def make_app(slug: str, commands: Mapping[str, Command], *, distribution: str | 
 def run(app: App, arguments: Sequence[str] | None = None) -> None:
     """Run a command line and leave the process: 0 when it worked, 2 on bad input, 1 when a result says failure.
 
-    Ctrl-C is one line on stderr and status 130. Bad input is one line on stderr. `--debug` anywhere shows the
+    Ctrl-C is one line on stderr and status 130; work that can go on raises `KeyboardInterrupt` with the sentence
+    that says how. Bad input is one line on stderr. `--debug` anywhere shows the
     trace instead, `--json` anywhere prints the result as JSON. A result with a true attribute `failed` ends
     with status 1.
 
@@ -77,8 +78,8 @@ def run(app: App, arguments: Sequence[str] | None = None) -> None:
     try:
         _check_verb(app, words)
         result = app(words, exit_on_error=False, print_error=False)
-    except KeyboardInterrupt:
-        print("stopped; finished work is kept, run the same command again to go on", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(one_line(stop) if stop.args else "stopped", file=sys.stderr)
         sys.exit(EXIT_STOPPED)
     except (NoiseworksError, CycloptsError, FileNotFoundError, PermissionError) as error:
         if debug:
@@ -170,6 +171,7 @@ def root_app() -> App:
         name="noiseworks",
         help="Diffusion papers as methods that plug into the models you have, and as claims that anyone can run.",
         version=about["Version"],
+        help_format="plaintext",
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )
