@@ -9,7 +9,7 @@ import pytest
 from cyclopts import App
 from noiseworks.core.cli import run
 from noiseworks.core.errors import InputError
-from noiseworks.core.options import Hardware, Options, Seed, Spread, above, at_least, at_most, below
+from noiseworks.core.options import Hardware, Options, Seed, Spread, Wholes, above, at_least, at_most, below
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Sampling(Options):
         share: A share.
         lazy: Whether late.
         out: Where to.
+        grid: Sizes.
     """
 
     temperature: Annotated[float, at_least(0)] = 1.0
@@ -33,6 +34,7 @@ class Sampling(Options):
     share: Annotated[float, below(1)] = 0.5
     lazy: bool = False
     out: Path | None = None
+    grid: Annotated[Wholes, at_least(2)] = (4, 8)
 
     def check(self):
         if self.order == "confidence" and self.lazy:
@@ -80,6 +82,9 @@ def typed(capsys):
         ({"order": "random"}, "order must be one of uniform, confidence, got 'random'"),
         ({"lazy": "no"}, "lazy must be true or false"),
         ({"order": "confidence", "lazy": True}, "cannot be lazy"),
+        ({"grid": (4, 1)}, "grid must be a whole number of at least 2, got 1"),
+        ({"grid": ()}, "one or more whole numbers"),
+        ({"grid": 4}, "one or more whole numbers"),
     ],
 )
 def test_a_field_that_does_not_fit_its_annotation_is_refused(options, words):
@@ -103,9 +108,11 @@ def test_every_field_is_an_option_with_its_help(typed):
 
 
 def test_options_of_the_command_line_make_the_object(typed):
-    status, printed, _ = typed("--steps", "9", "--top-p", "0.5", "--lazy", "--device", "cpu", "--seed", "7")
+    status, printed, _ = typed(
+        "--steps", "9", "--top-p", "0.5", "--lazy", "--device", "cpu", "--seed", "7", "--grid", "2, 3"
+    )
     assert status == 0
-    assert repr(Sampling(steps=9, top_p=0.5, lazy=True)) in printed
+    assert repr(Sampling(steps=9, top_p=0.5, lazy=True, grid=(2, 3))) in printed
     assert "seed: 7" in printed
 
 
@@ -123,6 +130,8 @@ def test_options_of_the_command_line_make_the_object(typed):
         (["--device", "abacus"], "abacus"),
         (["--dtype", "int8"], "int8"),
         (["--order", "confidence", "--lazy"], "cannot be lazy"),
+        (["--grid", "2,b"], "2,b"),
+        (["--grid", "2,"], "whole numbers"),
     ],
 )
 def test_bad_words_are_one_line_and_status_2(typed, words, part):

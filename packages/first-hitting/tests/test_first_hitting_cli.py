@@ -36,7 +36,7 @@ def test_sample_writes_one_completion_a_line(model, tmp_path, capsys):
     assert json.loads(printed)["completions"] == first
     status, printed, _ = call(capsys, "sample", *common, "--variant", "parallel", "--steps", "2")
     assert status == 0
-    status, printed, _ = call(capsys, "sample", *common, "--precision", "gumbel32")
+    status, printed, _ = call(capsys, "sample", *common, "--method", "gumbel32")
     assert status == 0
 
 

@@ -11,16 +11,14 @@ from noiseworks.first_hitting import (
     FirstHittingGenerator,
     Settings,
     ancestral_sample,
-    distinct_tokens,
     elbo,
     fhs_sample,
     from_callable,
     from_sigma_model,
-    generative_nll,
     host_denoiser,
     time_free_loss,
-    unigram_entropy,
 )
+from noiseworks.first_hitting.metrics import distinct_tokens, generative_nll, unigram_entropy
 from noiseworks.kits.masked_lm import detect_host, make_dream, make_llada, pad_prompts
 
 OPTIONS = {"d_model": 32, "n_layers": 2, "mask_token_id": 30, "eos_token_id": 28, "pad_token_id": 29}

@@ -10,17 +10,14 @@ from noiseworks.first_hitting import (
     AncestralSettings,
     Settings,
     ancestral_sample,
-    effective_temperature,
     elbo,
     fhs_sample,
     from_callable,
-    gumbel_bound,
-    hitting_times,
     time_free_loss,
     truncated_probs,
 )
-from noiseworks.first_hitting.categorical import CORRECT, categorical
-from noiseworks.first_hitting.hitting import key_uniform, next_log_share
+from noiseworks.first_hitting.categorical import CORRECT, categorical, effective_temperature, gumbel_bound
+from noiseworks.first_hitting.hitting import hitting_times, key_uniform, next_log_share
 
 MASK = 3
 

@@ -7,9 +7,9 @@
 
     def sample(*, model: str, sampling: Spread[Sampling] = Sampling()) -> dict: ...
 
-A field's annotation is its type and its bounds, which are checked whenever an object is made; its line under
-"Attributes:" is the option's help. A command that takes `Spread[Sampling]` has one option for each field. The
-module imports nothing heavy, so that a refusal and `--help` answer at once.
+A field's annotation is its type and its bounds (of each number, for `Wholes`), which are checked whenever an
+object is made; its line under "Attributes:" is the option's help. A command that takes `Spread[Sampling]` has one
+option for each field. The module imports nothing heavy, so that a refusal and `--help` answer at once.
 """
 
 import re
@@ -94,6 +94,20 @@ def seed_number(kind: type, tokens: Any) -> int:
     return seed
 
 
+def whole_numbers(kind: type, tokens: Any) -> tuple[int, ...]:
+    """Read a word such as 64,256,1024 as whole numbers.
+
+    Raises:
+        ValueError: When a part is no whole number.
+    """
+    (word,) = [token.value for token in tokens]
+    parts = [part.strip() for part in word.split(",")]
+    if not all(re.fullmatch(r"[+-]?[0-9]+", part) for part in parts):
+        raise ValueError(f"expected whole numbers with commas between, got {word!r}")
+    return tuple(map(int, parts))
+
+
+Wholes = Annotated[tuple[int, ...], Parameter(converter=whole_numbers, n_tokens=1)]
 # For options of a command that stand in no group.
 Whole = Annotated[int, Parameter(converter=whole_number)]
 Seed = Annotated[int, Parameter(converter=seed_number)]
@@ -137,6 +151,11 @@ class _Rule:
             return
         if self.choices:
             check_choice(name, value, self.choices)
+        elif tuple[int, ...] in self.types:
+            if not isinstance(value, tuple) or not value:
+                raise InputError(f"{name} must be one or more whole numbers, got {value!r}")
+            for item in value:
+                check_number(name, item, **vars(self.bound), integer=True)
         elif float in self.types or int in self.types:
             if str in self.types and isinstance(value, str):
                 return

@@ -1,20 +1,21 @@
 """The baseline: ancestral sampling on a grid of times, in full and in an equivalent cheap form."""
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
-from noiseworks.core.checks import check_choice, check_number
+from noiseworks.core.checks import check_number
 from noiseworks.core.discrete import MaskSchedule, linear
 from noiseworks.core.errors import InputError
-from noiseworks.first_hitting.categorical import METHODS, categorical
+from noiseworks.core.options import Options, above, at_least, below
+from noiseworks.first_hitting.categorical import categorical
 from noiseworks.first_hitting.denoisers import Denoiser
+from noiseworks.first_hitting.options import Method
 from torch import Tensor
-
-FINAL = ("draw", "argmax", "none")
 
 
 @dataclass(frozen=True)
-class AncestralSettings:
+class AncestralSettings(Options):
     """How to sample.
 
     Attributes:
@@ -31,21 +32,22 @@ class AncestralSettings:
         takes_time: Whether the denoiser is called with times.
     """
 
-    mask_id: int
-    num_steps: int = 1024
+    mask_id: Annotated[int, at_least(0)]
+    num_steps: Annotated[int, at_least(1)] = 1024
     schedule: MaskSchedule | None = None
-    eps: float = 1e-5
-    method: str = "gumbel64"
+    eps: Annotated[float, above(0), below(1)] = 1e-5
+    method: Method = "gumbel64"
     cache: bool = True
     lazy: bool = False
-    final: str = "draw"
+    final: Literal["draw", "argmax", "none"] = "draw"
     takes_time: bool = False
 
-    def __post_init__(self) -> None:
-        check_number("num_steps", self.num_steps, low=1, integer=True)
-        check_number("eps", self.eps, low=0, high=1, low_open=True, high_open=True)
-        check_choice("method", self.method, METHODS)
-        check_choice("final", self.final, FINAL)
+    def check(self) -> None:
+        """Refuse reused outputs of a time-conditioned model.
+
+        Raises:
+            InputError: On `cache` with `takes_time`.
+        """
         if self.cache and self.takes_time:
             raise InputError("a time-conditioned model has another output at every time: set cache=False")
 

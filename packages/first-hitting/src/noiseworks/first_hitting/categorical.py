@@ -5,6 +5,7 @@ rare classes win too rarely. `truncated_probs` gives the resulting distribution 
 """
 
 import math
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +13,10 @@ from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.errors import InputError
 from noiseworks.core.kernels.gumbel import gumbel_argmax_conf
 from noiseworks.core.noise import exponential_from_two_words, words
+from noiseworks.first_hitting.options import Method
 from torch import Tensor
 
-METHODS = ("cdf64", "exponential", "gumbel64", "kernel", "gumbel32", "gumbel16")
+METHODS = get_args(Method)
 CORRECT = ("cdf64", "exponential", "gumbel64", "kernel")
 _BITS = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 24, torch.float64: 53}
 _MDLM_EPS = 1e-10

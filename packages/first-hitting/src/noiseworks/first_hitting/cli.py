@@ -8,7 +8,7 @@ app = make_app(
     "first-hitting",
     {
         "sample": Command(f"{_HOME}:sample", "Complete prompts by first-hitting sampling."),
-        "compare": Command(f"{_HOME}:compare", "Compare with ancestral sampling: quality, seconds, calls."),
+        "compare": Command(f"{_HOME}:compare", "Compare with ancestral sampling on your own model."),
         "precision": Command(f"{_HOME}:precision", "Show what a uniform's precision does to a distribution."),
         "elbo": Command(f"{_HOME}:evidence", "Bound the likelihood of texts under a model."),
     },

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated
 
 import torch
-from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.discrete import MaskSchedule, linear
 from noiseworks.core.errors import InputError
-from noiseworks.first_hitting.categorical import CORRECT, METHODS, categorical
+from noiseworks.core.options import Options, at_least
+from noiseworks.first_hitting.categorical import CORRECT, categorical
 from noiseworks.first_hitting.denoisers import Denoiser
 from noiseworks.first_hitting.higher_order import Memory, correct, extrapolate
 from noiseworks.first_hitting.hitting import (
@@ -18,65 +18,41 @@ from noiseworks.first_hitting.hitting import (
     reveal_counts,
     time_of,
 )
+from noiseworks.first_hitting.options import Sampling
 from noiseworks.kits.masked_lm.sampling import filter_logits, row_keys
 from torch import Tensor
 
-VARIANTS = ("exact", "parallel", "extrapolate", "predictor_corrector")
-ORDERS = ("uniform", "confidence", "left_to_right")
-Variant = Literal["exact", "parallel", "extrapolate", "predictor_corrector"]
-Order = Literal["uniform", "confidence", "left_to_right"]
-
 
 @dataclass(frozen=True)
-class Settings:
-    """How to sample.
+class Masked(Options):
+    """What stands for a token that is wanted.
 
     Attributes:
         mask_id: Id of [MASK].
-        variant: `exact` reveals one token a call. The others reveal several: `parallel` from one output,
-            `extrapolate` and `predictor_corrector` with less of the error that this makes.
-        steps: Calls a block (predictor calls, for the corrector); by default one a masked token.
-        order: `uniform` is the model's own distribution; `confidence` (surest first) and `left_to_right` are not.
-        schedule: Of the masks; by default linear. Changes the times, and the samples of time-conditioned models.
-        takes_time: Whether the denoiser is called with times.
-        temperature: Of the draws; 0 takes the likeliest token.
-        top_p: Mass of the nucleus, by default all.
-        top_k: Tokens kept, by default all.
-        method: How tokens are drawn, see `categorical`.
-        block_length: Positions a block, revealed one block after the other, each with a clock of its own; by
-            default one block. Blocks are counted from the first position.
     """
 
-    mask_id: int
-    variant: Variant = "exact"
-    steps: int | None = None
-    order: Order = "uniform"
+    mask_id: Annotated[int, at_least(0)]
+
+
+@dataclass(frozen=True)
+class Settings(Sampling, Masked):
+    """How to sample from a model: its [MASK], then the fields of `Sampling`, then its conditioning on time.
+
+    Attributes:
+        schedule: Of the masks; by default linear. Changes the times, and the samples of time-conditioned models.
+        takes_time: Whether the denoiser is called with times.
+    """
+
     schedule: MaskSchedule | None = None
     takes_time: bool = False
-    temperature: float = 1.0
-    top_p: float | None = None
-    top_k: int | None = None
-    method: str = "cdf64"
-    block_length: int | None = None
 
-    def __post_init__(self) -> None:
-        check_choice("variant", self.variant, VARIANTS)
-        check_choice("order", self.order, ORDERS)
-        check_choice("method", self.method, METHODS)
-        check_number("temperature", self.temperature, low=0)
-        check_number("mask_id", self.mask_id, low=0, integer=True)
-        if self.top_p is not None:
-            check_number("top_p", self.top_p, low=0, high=1, low_open=True)
-        if self.top_k is not None:
-            check_number("top_k", self.top_k, low=1, integer=True)
-        if self.steps is not None:
-            check_number("steps", self.steps, low=1, integer=True)
-        if self.block_length is not None:
-            check_number("block_length", self.block_length, low=1, integer=True)
-        if self.variant == "exact" and self.steps is not None:
-            raise InputError(
-                "variant 'exact' takes one call a token; leave steps out or use variant 'parallel'"
-            )
+    def check(self) -> None:
+        """Refuse what `Sampling` refuses, and a schedule that is none.
+
+        Raises:
+            InputError: On a schedule that does not rise from 0 to 1.
+        """
+        super().check()
         if self.schedule is not None:
             check_schedule(self.schedule)
 

@@ -1,6 +1,6 @@
 """Time the categorical side of sampling against the straightforward forms.
 
-    python packages/first-hitting/benchmarks/categorical.py --rows 64 --vocabulary 50257
+    python packages/first-hitting/studies/categorical.py --rows 64 --vocabulary 50257
 
 Three comparisons in one process, each pair in turns, all in float64 where the draw is concerned:
 
@@ -18,13 +18,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from noiseworks.first_hitting import (
-    AncestralSettings,
-    Settings,
-    ancestral_sample,
-    fhs_sample,
-    host_denoiser,
-)
+from noiseworks.first_hitting import AncestralSettings, Settings, ancestral_sample, fhs_sample, host_denoiser
 from noiseworks.first_hitting.categorical import categorical
 from noiseworks.kits.masked_lm import aligned_logits, detect_host, make_llada
 from torch import Tensor

@@ -1,0 +1,12 @@
+from .ancestral import AncestralSettings as AncestralSettings
+from .ancestral import ancestral_sample as ancestral_sample
+from .categorical import truncated_probs as truncated_probs
+from .denoisers import from_callable as from_callable
+from .denoisers import from_sigma_model as from_sigma_model
+from .objective import elbo as elbo
+from .objective import time_free_loss as time_free_loss
+from .options import Sampling as Sampling
+from .sampling import Settings as Settings
+from .sampling import fhs_sample as fhs_sample
+from .transformers import FirstHittingGenerator as FirstHittingGenerator
+from .transformers import host_denoiser as host_denoiser
