@@ -9,6 +9,7 @@ from noiseworks.bench.testbeds.countdown.networks import make_causal, make_maske
 from noiseworks.bench.testbeds.countdown.tokens import EOS_ID, MASK_ID, PAD_ID, make_tokenizer
 from noiseworks.bench.testbeds.countdown.training import ANSWER, PROMPT, TextTrainer
 from noiseworks.bench.testbeds.training import train_testbed
+from noiseworks.kits.masked_lm import load_host
 from safetensors.torch import load_file
 
 WIDTH = PROMPT + ANSWER
@@ -182,7 +183,8 @@ def test_masked_models_are_published_and_measured(tmp_path):
     """Published weights are the averaged ones in half precision, and every figure of the card is counted."""
     module = trainer("shifted")
     recipes.publish(module, tmp_path)
-    model = evaluation.load(tmp_path)
+    assert {tensor.dtype for tensor in load_file(tmp_path / "model.safetensors").values()} == {torch.float16}
+    model, _, _ = load_host(tmp_path)  # by its own type
     for name, p in model.state_dict().items():
         assert torch.equal(p, module.average.state_dict()[name].half().float())
     figures = evaluation.measure_masked(tmp_path, 2)

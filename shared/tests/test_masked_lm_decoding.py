@@ -1,8 +1,10 @@
 """Reveal schedules, filters and the two baseline samplers."""
 
+import copy
+
 import pytest
 import torch
-from noiseworks.core.errors import InputError
+from noiseworks.core.errors import InputError, NonFiniteError
 from noiseworks.kits.masked_lm import (
     HostSpec,
     confidence,
@@ -198,3 +200,14 @@ def test_bad_prompts_are_refused():
         llada_generate(HOSTS["llada"], torch.tensor([[1, MASK]]), gen_length=4)
     with pytest.raises(InputError, match="no tokens"):
         pad_prompts([[1], []], PAD)
+
+
+@pytest.mark.parametrize("kind", HOSTS)
+def test_a_model_of_nan_stops_with_the_call(kind):
+    model = copy.deepcopy(HOSTS[kind])
+    model.get_output_embeddings().weight.data[3] = torch.nan
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    with pytest.raises(NonFiniteError, match="logit of a position is not finite at step 0"):
+        llada_generate(model, ids, gen_length=4)
+    with pytest.raises(NonFiniteError, match="logit of a position is not finite at step 0"):
+        dream_generate(model, ids, max_new_tokens=4, steps=4)

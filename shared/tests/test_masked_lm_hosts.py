@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from noiseworks.core.errors import InputError
+from noiseworks.core.errors import InputError, NonFiniteError
 from noiseworks.kits.masked_lm import (
     DreamConfig,
     LLaDAConfig,
     LLaDAModelLM,
     aligned_logits,
+    check_logits,
     detect_host,
     layer_access,
     load_host,
@@ -130,9 +131,50 @@ def test_released_configurations_are_the_defaults(tmp_path):
     assert DreamConfig().num_key_value_heads == 4
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("alibi", True),
+        ("clip_qkv", 8.0),
+        ("attention_layer_norm", True),
+        ("rope_full_precision", False),
+        ("layer_norm_with_affine", False),
+        ("bias_for_layer_norm", True),
+        ("residual_dropout", 0.1),
+    ],
+)
+def test_arithmetic_that_released_llada_models_do_not_have_is_refused(key, value):
+    with pytest.raises(InputError, match=key):
+        LLaDAConfig(**{key: value})
+    # A key of null says nothing, as in the released files.
+    assert LLaDAConfig(**{key: None}).to_dict()[key] == LLaDAConfig().to_dict()[key]
+    # A model of the remote code is not built by the configuration above.
+    model = make("llada")
+    setattr(model.config, key, value)
+    with pytest.raises(InputError, match=key):
+        layer_access(model)
+
+
+def test_multi_query_attention_is_one_key_head():
+    ids = torch.randint(28, (9,), generator=torch.Generator().manual_seed(0))
+    config = LLaDAConfig(
+        d_model=32, n_layers=2, n_heads=4, multi_query_attention=True, vocab_size=31, embedding_size=31,
+        mlp_hidden_size=None,
+    )  # fmt: skip
+    assert (config.n_kv_heads, config.mlp_hidden_size) == (1, 128)
+    model = LLaDAModelLM(config).eval()
+    assert model.model.transformer["blocks"][0].k_proj.weight.shape == (8, 32)
+    with torch.no_grad():
+        assert torch.allclose(model(ids[None]).logits[0].double(), naive_llada(model, ids), atol=1e-5)
+    assert LLaDAConfig(n_heads=4, d_model=32, multi_query_attention=False).n_kv_heads == 4
+    with pytest.raises(InputError, match="n_kv_heads says 2"):
+        LLaDAConfig(n_heads=4, d_model=32, n_kv_heads=2, multi_query_attention=True)
+
+
 def test_what_the_released_models_do_not_have_is_refused():
-    with pytest.raises(InputError, match="alibi"):
-        LLaDAConfig(alibi=True)
+    for key, value in (("use_sliding_window", True), ("tie_word_embeddings", True)):
+        with pytest.raises(InputError, match=key):
+            DreamConfig(**{key: value})
     with pytest.raises(InputError, match="rope_scaling"):
         DreamConfig(rope_scaling={"type": "yarn"})
     for kind in MAKERS:
@@ -255,3 +297,42 @@ def test_other_models_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="cannot load"):
         load_host(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("fault", ["renamed", "cut", "shape", "nan", "truncated"])
+def test_a_checkpoint_of_another_model_is_refused_by_name(kind, fault, tmp_path, capfd):
+    from safetensors.torch import load_file, save_file
+
+    make(kind).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    name = sorted(weights)[-1]
+    if fault == "renamed":
+        weights = {f"other.{key}": value for key, value in weights.items()}
+    elif fault == "cut":
+        del weights[name]
+    elif fault == "shape":
+        weights[name] = weights[name][:-1].clone()
+    elif fault == "nan":
+        weights[name].view(-1)[0] = torch.nan
+    save_file(weights, file, metadata={"format": "pt"})
+    if fault == "truncated":
+        file.write_bytes(file.read_bytes()[:-64])
+    capfd.readouterr()
+    with pytest.raises(InputError) as refusal:
+        load_host(tmp_path)
+    said = str(refusal.value)
+    assert "\n" not in said
+    words = {"renamed": "lacks", "cut": f"lacks {name}", "shape": f"another shape of {name}", "nan": name}
+    assert words.get(fault, "cannot load") in said
+    assert capfd.readouterr().err == ""
+
+
+def test_logits_that_are_not_finite_stop_with_the_call():
+    for bad in (torch.nan, torch.inf):
+        logits = torch.zeros(2, 3, 5)
+        logits[1, 2, 4] = bad
+        with pytest.raises(NonFiniteError, match="step 7"):
+            check_logits(logits, 7)
+    check_logits(torch.zeros(2, 3, 5).index_fill(-1, torch.tensor([1, 2]), -torch.inf), 0)

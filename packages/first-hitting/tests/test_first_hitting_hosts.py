@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from noiseworks.core.discrete import linear
-from noiseworks.core.errors import InputError
+from noiseworks.core.errors import InputError, NonFiniteError
 from noiseworks.first_hitting import (
     AncestralSettings,
     FirstHittingGenerator,
@@ -186,6 +186,15 @@ def test_outputs_that_cannot_be_drawn_from_are_refused():
         fhs_sample(flat, torch.full((1, 2), 3), Settings(3), seeds=[0])
     with pytest.raises(InputError, match="tokens"):
         fhs_sample(flat, torch.full((2,), 3), Settings(3), seeds=[0])
+
+
+def test_a_bound_of_nan_stops_with_the_call():
+    calls = iter(range(9))
+    bad = from_callable(
+        lambda tokens, times: torch.full((*tokens.shape, 4), torch.nan if next(calls) == 3 else 0.0), 3
+    )
+    with pytest.raises(NonFiniteError, match="logit of a position is not finite at step 3"):
+        elbo(bad, torch.zeros(1, 4, dtype=torch.long), 3, draws=2)
 
 
 def test_prompts_with_masks_are_refused():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from noiseworks.core.errors import InputError
+from noiseworks.core.errors import InputError, NonFiniteError
 from noiseworks.kits.masked_lm import HostSpec, aligned_logits, detect_host
 from noiseworks.mdpo import Decoding, rcr_generate
 from noiseworks.mdpo.remasking import predict, running_confidence_remask, update_running
@@ -256,3 +256,9 @@ def test_more_steps_than_tokens_warn_and_still_finish(host):
         made = rcr_generate(host, torch.tensor([[5]]), Decoding(3, 3, 6), record=True)
     assert not bool((made.sequences == 2).any())
     assert made.trace.steps == 6
+
+
+def test_a_model_of_nan_stops_with_the_call(scripted_host):
+    script = [[0.5, 0.9, 0.6, 0.8], [torch.nan] * 4]
+    with pytest.raises(NonFiniteError, match="logit of a position is not finite at step 1"):
+        rcr_generate(scripted_host(script), torch.tensor([[0]]), Decoding(4, 4, 4), spec=SPEC)

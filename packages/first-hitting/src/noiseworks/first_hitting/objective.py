@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from noiseworks.core.checks import check_number
 from noiseworks.core.errors import InputError
 from noiseworks.first_hitting.denoisers import Denoiser
+from noiseworks.kits.masked_lm import check_logits
 from torch import Tensor
 
 
@@ -30,9 +31,11 @@ def _check_clean(tokens: Tensor, mask_id: int) -> None:
         raise InputError(f"need clean tokens [B, L] without the mask id {mask_id}, got {tuple(tokens.shape)}")
 
 
-def _cross_entropy(denoiser: Denoiser, noisy: Tensor, tokens: Tensor) -> Tensor:
+def _cross_entropy(denoiser: Denoiser, noisy: Tensor, tokens: Tensor, call: int | None = None) -> Tensor:
     everywhere = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     logits = denoiser(noisy, None, everywhere)
+    if call is not None:
+        check_logits(logits, call)
     flat = logits.reshape(-1, logits.shape[-1])
     wide = flat if flat.dtype == torch.float64 else flat.float()
     return F.cross_entropy(wide, tokens.reshape(-1), reduction="none").reshape(tokens.shape)
@@ -85,13 +88,15 @@ def elbo(
 
     Raises:
         InputError: When the tokens hold the mask id, or `draws` is below 1.
+        NonFiniteError: When the model gives NaN or infinity, naming the network call.
     """
     check_number("draws", draws, low=1, integer=True)
     _check_clean(tokens, mask_id)
     total = torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device)
     for count in range(1, tokens.shape[1] + 1):
-        for _ in range(draws):
+        for draw in range(draws):
             counts = torch.full((len(tokens),), count, device=tokens.device)
             noisy, masked = mask_exactly(tokens, counts, mask_id, generator)
-            total += (_cross_entropy(denoiser, noisy, tokens) * masked).sum(dim=1).double() / (count * draws)
+            nats = _cross_entropy(denoiser, noisy, tokens, (count - 1) * draws + draw)
+            total += (nats * masked).sum(dim=1).double() / (count * draws)
     return total

@@ -20,6 +20,7 @@ from noiseworks.core.kernels.gumbel import gumbel_argmax_conf
 from noiseworks.kits.masked_lm import (
     HostSpec,
     aligned_logits,
+    check_logits,
     check_prompt,
     detect_host,
     filter_logits,
@@ -270,6 +271,7 @@ def rcr_generate(
 
     Raises:
         InputError: When settings do not fit together or a prompt cannot be decoded behind.
+        NonFiniteError: When the model gives NaN or infinity.
     """
     spec = detect_host(model) if spec is None else spec
     check_prompt(input_ids, spec, decoding.gen_length)
@@ -295,6 +297,7 @@ def rcr_generate(
             logits = aligned_logits(
                 model, ids, attention_mask, spec=spec, positions=positions + prompt_length
             )
+            check_logits(logits, call)
             found = predict(logits, decoding, keys.gather(1, positions), call)
             canvas.step(positions, found, end, now, sum(counts[step + 1 :]))
             call += 1

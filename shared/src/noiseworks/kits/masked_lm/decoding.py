@@ -8,7 +8,13 @@ from noiseworks.core import noise
 from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.discrete import select_top
 from noiseworks.core.errors import InputError
-from noiseworks.kits.masked_lm.hosts import HostSpec, aligned_logits, check_prompt, detect_host
+from noiseworks.kits.masked_lm.hosts import (
+    HostSpec,
+    aligned_logits,
+    check_logits,
+    check_prompt,
+    detect_host,
+)
 from noiseworks.kits.masked_lm.sampling import draw_tokens, filter_logits, row_keys
 from noiseworks.kits.masked_lm.schedules import confidence, dream_counts, transfer_schedule
 from torch import Tensor, nn
@@ -80,6 +86,7 @@ def llada_generate(
 
     Raises:
         InputError: When lengths and steps do not fit, or a prompt cannot be completed.
+        NonFiniteError: When the model gives NaN or infinity.
     """
     spec = detect_host(model) if spec is None else spec
     check_prompt(input_ids, spec, gen_length)
@@ -96,6 +103,7 @@ def llada_generate(
         block_keys = keys[:, low - start : low - start + block_length]
         for count in transfer_schedule(block_length, steps // blocks, "even"):
             logits = aligned_logits(model, tokens, mask, spec=spec, positions=positions)
+            check_logits(logits, output.calls)
             if cfg_scale > 0:
                 blank = tokens.masked_fill(prompt, spec.mask_id)
                 free = aligned_logits(model, blank, mask, spec=spec, positions=positions)
@@ -201,6 +209,7 @@ def dream_generate(
 
     Raises:
         InputError: When a number is out of range or a prompt cannot be completed.
+        NonFiniteError: When the model gives NaN or infinity.
     """
     spec = detect_host(model) if spec is None else spec
     check_prompt(input_ids, spec, max_new_tokens)
@@ -217,6 +226,7 @@ def dream_generate(
         tokens = tokens_hook(None, tokens, None)
     for step in range(steps):
         logits = aligned_logits(model, tokens, mask, spec=spec, positions=positions)
+        check_logits(logits, step)
         if logits_hook is not None:
             logits = logits_hook(step, tokens, logits)
         shaped = filter_logits(logits / temperature if temperature > 0 else logits, top_p, top_k)

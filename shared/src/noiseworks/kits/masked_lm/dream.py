@@ -15,6 +15,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
+# What the released models are, and the only thing this class computes.
+_FIXED = {"tie_word_embeddings": False, "use_sliding_window": False, "attention_dropout": 0.0}
+
 
 class DreamConfig(PreTrainedConfig):
     """Configuration of a Dream model; the keys are those of the released `config.json`.
@@ -36,7 +39,8 @@ class DreamConfig(PreTrainedConfig):
         kwargs: Other keys of the released files (kept) and those of transformers.
 
     Raises:
-        InputError: When the activation is not SiLU or the rotary positions are scaled.
+        InputError: When a key asks for something that the released models do not have: another activation,
+            scaled rotary positions, a sliding window, tied embeddings, dropout.
     """
 
     model_type = "Dream"
@@ -62,6 +66,11 @@ class DreamConfig(PreTrainedConfig):
             raise InputError(f"Dream models use hidden_act = 'silu', got {kwargs['hidden_act']!r}")
         if kwargs.pop("rope_scaling", None) is not None:
             raise InputError("Dream models do not scale rotary positions; remove rope_scaling")
+        for key, value in _FIXED.items():
+            if kwargs.get(key, value) not in (None, value):
+                raise InputError(
+                    f"Dream models have {key} = {value!r}, this configuration says {kwargs[key]!r}"
+                )
         self.vocab_size, self.hidden_size, self.intermediate_size = vocab_size, hidden_size, intermediate_size
         self.num_hidden_layers, self.num_attention_heads = num_hidden_layers, num_attention_heads
         self.num_key_value_heads, self.max_position_embeddings = num_key_value_heads, max_position_embeddings

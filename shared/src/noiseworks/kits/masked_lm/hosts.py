@@ -1,16 +1,20 @@
 """The contract between a method and a masked diffusion language model: `HostSpec` and `aligned_logits`."""
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from noiseworks.core.checks import check_finite
 from noiseworks.core.errors import InputError
 from noiseworks.core.models import resolve_model, without_loading_bars
 from noiseworks.kits.masked_lm.dream import DreamModel
 from noiseworks.kits.masked_lm.llada import LLaDAModelLM
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 # Ends of a turn that the released configurations do not name: <|eot_id|> of LLaDA, <|im_end|> of Dream.
@@ -89,18 +93,18 @@ def detect_host(model: nn.Module, tokenizer: Any = None, *, shift: int | None = 
     )
 
 
-def load_host(name: str | Path, *, dtype: torch.dtype | str = "auto") -> tuple[nn.Module, Any, HostSpec]:
+def load_host(name: str | Path, *, dtype: torch.dtype | str | None = None) -> tuple[nn.Module, Any, HostSpec]:
     """Load a LLaDA or Dream model, its tokenizer and its contract; no remote code runs.
 
     Args:
         name: A directory, a hub id or `testbed:<name>`.
-        dtype: Type of the weights; `auto` keeps that of the checkpoint.
+        dtype: Type of the weights; `auto` or None keeps that of the checkpoint.
 
     Returns:
         The model in evaluation mode, the tokenizer, the contract.
 
     Raises:
-        InputError: When the model is of another kind, or its files cannot be read.
+        InputError: When the model is of another kind, or its files cannot be read or are not the whole model's.
     """
     from transformers import AutoTokenizer
     from transformers.utils import cached_file
@@ -109,18 +113,73 @@ def load_host(name: str | Path, *, dtype: torch.dtype | str = "auto") -> tuple[n
     try:
         folder = Path(source)
         config = folder / "config.json" if folder.is_dir() else Path(cached_file(source, "config.json"))
-        kind = json.loads(config.read_text()).get("model_type")
+        found = json.loads(config.read_text())
+        kind = found.get("model_type") if isinstance(found, dict) else None
         if kind not in ("llada", "Dream"):
             raise InputError(f"{name} holds a model of type {kind!r}; need 'llada' or 'Dream'")
         classes = {"llada": LLaDAModelLM, "Dream": DreamModel}
-        with without_loading_bars():
-            model = classes[kind].from_pretrained(source, dtype=dtype).eval()
+        model = load_weights(classes[kind], source, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"cannot load {name}: {str(error).splitlines()[0]}") from error
     return model, tokenizer, detect_host(model, tokenizer)
+
+
+def load_weights(kind: Any, source: str, *, dtype: torch.dtype | str | None = None) -> nn.Module:
+    """Load a transformers model whose checkpoint holds all of its tensors, no others, and finite numbers alone.
+
+    transformers fills tensors that a checkpoint lacks with random numbers, so that a model of noise would answer.
+
+    Args:
+        kind: The model's class, or an auto class.
+        source: A directory or a hub id.
+        dtype: Type of the weights; `auto` or None keeps that of the checkpoint.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        InputError: Naming the first tensor that is missing, unexpected, of another shape, NaN or infinite.
+        OSError: When there are no files.
+        SafetensorError: When a file of weights is cut off.
+        ValueError: When transformers cannot read them.
+    """
+    with without_loading_bars(), _without_reports():
+        model, report = kind.from_pretrained(
+            source,
+            dtype="auto" if dtype is None else dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    wrong = {"lacks": "missing_keys", "has an unexpected": "unexpected_keys"}
+    found = [(word, sorted(report[key])) for word, key in wrong.items()]
+    found.append(("has another shape of", sorted(name for name, *_ in report["mismatched_keys"])))
+    for word, names in found:
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise InputError(
+                f"the checkpoint {source} {word} {names[0]}{more}; it is of another model or cut off"
+            )
+    for name, weight in model.named_parameters():
+        if not all(bool(end.isfinite()) for end in weight.detach().aminmax()):
+            raise InputError(
+                f"{name} of the checkpoint {source} holds NaN or infinity; take another checkpoint"
+            )
+    return model.eval()
+
+
+@contextmanager
+def _without_reports() -> Iterator[None]:
+    """Keep transformers' table of unfit tensors out of the standard error: the refusal is one line."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def pad_prompts(ids: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
@@ -200,6 +259,19 @@ def aligned_logits(
     forbidden = torch.arange(logits.shape[-1], device=logits.device) >= limit
     forbidden[spec.mask_id] = True
     return logits.masked_fill(forbidden, -torch.inf)
+
+
+def check_logits(logits: Tensor, call: int) -> None:
+    """Stop when a position's logits hold NaN or infinity, or allow no token; one copy from the device.
+
+    Args:
+        logits: [..., V]; -inf forbids a token.
+        call: Number of the network call, for the message.
+
+    Raises:
+        NonFiniteError: Naming the call.
+    """
+    check_finite("the largest logit of a position", logits.amax(dim=-1), call)
 
 
 def _take(rows: Tensor, positions: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from noiseworks.core.errors import InputError
 from noiseworks.kits.masked_lm.arithmetic import rotary
 from noiseworks.kits.masked_lm.hosts import unwrapped
+from noiseworks.kits.masked_lm.llada import check_released, key_heads
 from torch import Tensor, nn
 
 
@@ -82,12 +83,14 @@ def layer_access(model: nn.Module) -> LayerAccess:
     """Return the parts of a LLaDA or Dream model, native, of the released remote code, or adapted by peft.
 
     Raises:
-        InputError: For another kind of model.
+        InputError: For another kind of model, or a LLaDA model with arithmetic that the released ones do not have.
     """
     host = unwrapped(model)
     config = host.config
     kind = str(getattr(config, "model_type", "")).lower()
     if kind == "llada":
+        # A model of the remote code may compute what these parts do not.
+        check_released(vars(config))
         parts = host.model.transformer
         names = (
             "attn_norm",
@@ -100,7 +103,8 @@ def layer_access(model: nn.Module) -> LayerAccess:
             "up_proj",
             "ff_out",
         )
-        counts = (config.n_heads, config.n_kv_heads or config.n_heads)
+        multi_query = getattr(config, "multi_query_attention", None)
+        counts = (config.n_heads, key_heads(config.n_heads, config.n_kv_heads, multi_query))
         blocks = tuple(Block(*(getattr(block, name) for name in names), *counts) for block in parts["blocks"])
         edges = (parts["wte"], blocks, parts["ln_f"], parts["ff_out"])
         return LayerAccess(*edges, config.rope_theta, config.d_model // config.n_heads)

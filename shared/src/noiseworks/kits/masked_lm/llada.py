@@ -4,6 +4,7 @@ Configuration keys, parameter names and arithmetic are those of the released che
 `LLaDAModelLM.from_pretrained("GSAI-ML/LLaDA-8B-Instruct")` needs no remote code.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-# What the released models are, and the only thing this class computes.
+# What the released models are, and the only thing this class computes. A key of null says nothing.
 _FIXED = {
     "activation_type": "silu",
     "block_type": "llama",
@@ -28,7 +29,45 @@ _FIXED = {
     "scale_logits": False,
     "input_emb_norm": False,
     "block_group_size": 1,
+    "clip_qkv": None,
+    "attention_layer_norm": False,
+    "rope_full_precision": True,
+    "layer_norm_with_affine": True,
+    "bias_for_layer_norm": False,
+    "attention_dropout": 0.0,
+    "residual_dropout": 0.0,
+    "embedding_dropout": 0.0,
 }
+
+
+def check_released(keys: Mapping[str, Any]) -> None:
+    """Refuse a configuration that asks for arithmetic which the released models do not have.
+
+    Args:
+        keys: Keys and values of the configuration; others than those of the arithmetic are passed over.
+
+    Raises:
+        InputError: Naming the first such key.
+    """
+    for key, value in _FIXED.items():
+        found = keys.get(key)
+        if found is not None and found != value:
+            raise InputError(f"LLaDA models have {key} = {value!r}, this configuration says {found!r}")
+
+
+def key_heads(n_heads: int, n_kv_heads: int | None, multi_query: bool | None) -> int:
+    """Return the number of key and value heads that the three keys of a configuration mean together.
+
+    Raises:
+        InputError: When they contradict each other.
+    """
+    said = None if multi_query is None else (1 if multi_query else n_heads)
+    if None not in (said, n_kv_heads) and said != n_kv_heads:
+        raise InputError(
+            f"multi_query_attention = {multi_query} means {said} key heads, n_kv_heads says {n_kv_heads}; "
+            "remove one of the two"
+        )
+    return next(count for count in (said, n_kv_heads, n_heads) if count is not None)
 
 
 class LLaDAConfig(PreTrainedConfig):
@@ -39,7 +78,8 @@ class LLaDAConfig(PreTrainedConfig):
         n_layers: Blocks.
         n_heads: Query heads.
         n_kv_heads: Key and value heads; None means `n_heads`.
-        mlp_hidden_size: Width of the gated feed-forward layer.
+        multi_query_attention: True for one key head, False for `n_heads`; None leaves it to `n_kv_heads`.
+        mlp_hidden_size: Width of the gated feed-forward layer; None means 4 times `d_model`.
         vocab_size: Tokens.
         embedding_size: Rows of the embedding and the head; None means `vocab_size`.
         max_sequence_length: Longest sequence that the model was trained on.
@@ -62,8 +102,9 @@ class LLaDAConfig(PreTrainedConfig):
         d_model: int = 4096,
         n_layers: int = 32,
         n_heads: int = 32,
-        n_kv_heads: int | None = 32,
-        mlp_hidden_size: int = 12288,
+        n_kv_heads: int | None = None,
+        multi_query_attention: bool | None = None,
+        mlp_hidden_size: int | None = 12288,
         vocab_size: int = 126464,
         embedding_size: int | None = 126464,
         max_sequence_length: int = 4096,
@@ -75,14 +116,16 @@ class LLaDAConfig(PreTrainedConfig):
         init_std: float = 0.02,
         **kwargs: Any,
     ) -> None:
+        check_released(kwargs)
         for key, value in _FIXED.items():
-            found = kwargs.pop(key, value)
-            if found != value:
-                raise InputError(f"LLaDA models have {key} = {value!r}, this configuration says {found!r}")
+            kwargs.pop(key, None)
             setattr(self, key, value)
+        if d_model % n_heads:
+            raise InputError(f"d_model {d_model} must be a multiple of n_heads {n_heads}")
         self.d_model, self.n_layers, self.n_heads = d_model, n_layers, n_heads
-        self.n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
-        self.mlp_hidden_size, self.vocab_size = mlp_hidden_size, vocab_size
+        self.n_kv_heads = key_heads(n_heads, n_kv_heads, multi_query_attention)
+        self.mlp_hidden_size = 4 * d_model if mlp_hidden_size is None else mlp_hidden_size
+        self.vocab_size = vocab_size
         self.embedding_size = vocab_size if embedding_size is None else embedding_size
         self.max_sequence_length, self.rope_theta = max_sequence_length, rope_theta
         self.rms_norm_eps, self.mask_token_id, self.init_std = rms_norm_eps, mask_token_id, init_std

@@ -1,6 +1,7 @@
 """Training recipes of the `countdown` models."""
 
 import copy
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,8 +54,13 @@ def build_causal(data: dict[str, torch.Tensor]) -> "L.LightningModule":
 
 
 def publish(module: "L.LightningModule", folder: Path) -> None:
-    """Write the averaged weights in half precision, and the tokenizer, in transformers' format."""
+    """Write the averaged weights in half precision, and the tokenizer, in transformers' format.
+
+    Half precision saves room in the repository; the configuration says that the model runs in single precision.
+    """
     copy.deepcopy(module.average).cpu().half().save_pretrained(folder)
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
     make_tokenizer().save_pretrained(folder)
 
 
