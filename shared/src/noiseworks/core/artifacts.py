@@ -1,15 +1,20 @@
 """Atomic files and the artifact format: a directory with `config.json` and `model.safetensors`.
 
 Whatever a method learns (coefficients, masks, plans) is saved in this form. Every write goes to a temporary
-name beside the target and is renamed, so a reader sees the old version, the new one or nothing.
+name beside the target and takes its place in one step, so a reader sees the old version or the new one. Only a
+folder of the same kind that holds nothing else is ever replaced: see `FolderKind` and `check_folder`.
 """
 
+import ctypes
+import errno
 import json
 import os
+import secrets
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,17 +26,93 @@ if TYPE_CHECKING:
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 FORMAT_VERSION = 1
+# Of Linux, macOS and Windows alike; temporary names and the files of a folder need some of the whole.
+LONGEST_NAME = 255
+LONGEST_PATH = 4096 - 2 * LONGEST_NAME
+
+
+@dataclass(frozen=True)
+class FolderKind:
+    """What tells a folder of one kind from every other, so that only its like is replaced.
+
+    Attributes:
+        name: What the key `kind` of the mark says, such as "linear-ag/coefficients"; None for a folder in a host
+            library's format, which its files alone tell.
+        files: Patterns of the paths of its files, as `fnmatch` reads them.
+        mark: The JSON file that says the kind.
+    """
+
+    name: str | None
+    files: tuple[str, ...] = (CONFIG_NAME, WEIGHTS_NAME)
+    mark: str = CONFIG_NAME
+
+    def stray(self, folder: Path) -> str | None:
+        """Return what keeps an existing folder from being replaced: a phrase that goes on "it holds ...".
+
+        Args:
+            folder: The folder; an empty one holds nothing that could be lost.
+        """
+        if not any(folder.iterdir()):
+            return None
+        for root, folders, files in os.walk(folder):
+            links = [name for name in folders if os.path.islink(os.path.join(root, name))]
+            for name in (*files, *links):
+                path = Path(root, name).relative_to(folder).as_posix()
+                if not any(fnmatchcase(path, pattern) for pattern in self.files):
+                    return f"{path!r}"
+            if not folders and not files:
+                return f"the folder {Path(root).relative_to(folder).as_posix()!r}"
+        if self.name is None:
+            return None
+        try:
+            found = json.loads((folder / self.mark).read_text())["kind"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return f"no {self.mark} that says {self.name!r}"
+        return None if found == self.name else f"an artifact of kind {found!r}"
+
+
+_HOST_NAMES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "model_index.json",
+    "scheduler_config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "normalizer.json",
+    "card.json",
+)
+# What `save_pretrained` of diffusers, transformers and the policies writes, in one folder or one a component.
+HOST_FOLDER = FolderKind(None, (*_HOST_NAMES, *(f"*/{name}" for name in _HOST_NAMES)))
 
 
 def check_writable(path: str | Path) -> Path:
     """Return `path` as a directory that can be created or written, without creating it.
 
     Raises:
-        InputError: When it is a file, or no existing parent may be written.
+        InputError: When it is a file, or no existing parent may be written, or no file system takes its name.
     """
     path = Path(path)
+    if "\0" in str(path):
+        raise InputError(
+            f"the output folder {str(path)!r} has a NUL character in its name; name another folder"
+        )
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+        raise InputError(
+            f"the name of the output folder is longer than {LONGEST_NAME} bytes; name another folder"
+        )
+    if len(os.fsencode(path.absolute())) > LONGEST_PATH:
+        raise InputError(f"the output folder's path is longer than {LONGEST_PATH} bytes; name another folder")
     parent = path
-    while not parent.exists():
+    while not os.path.lexists(parent):
         parent = parent.parent
     if not parent.is_dir():
         raise InputError(f"the output folder {path} cannot be made: {parent} is a file; name another folder")
@@ -40,6 +121,52 @@ def check_writable(path: str | Path) -> Path:
             f"the output folder {path} cannot be written: no permission on {parent}; name another folder"
         )
     return path
+
+
+def check_folder(
+    path: str | Path, kind: str | FolderKind, *, sources: Iterable[str | Path | None] = ()
+) -> Path:
+    """Return `path` as a folder that may be made, or replaced without a loss; to be called before any work.
+
+    Args:
+        path: The folder that will be written with `atomic_directory` or `save_artifact`.
+        kind: What will be written; a folder is replaced by its like only.
+        sources: What the work reads: files, directories, other names of models, or None.
+
+    Raises:
+        InputError: When it cannot be written, is the current folder or one above it, holds anything else than
+            such a folder does, or is or holds one of the sources.
+    """
+    path = Path(path)
+    if path.name in ("", ".."):
+        raise InputError(f"the output folder {str(path)!r} has no name of its own; name a folder to be made")
+    check_writable(path)
+    whole = Path(os.path.realpath(path))
+    if Path.cwd().is_relative_to(whole):
+        raise InputError(f"the output folder {path} is the current folder or above it; name another folder")
+    for source in sources:
+        if source is not None and Path(os.path.realpath(source)).is_relative_to(whole):
+            raise InputError(
+                f"the output folder {path} would replace its source {source}; name another folder"
+            )
+    _check_replaceable(path, kind)
+    return path
+
+
+def _check_replaceable(path: Path, kind: str | FolderKind) -> None:
+    kind = FolderKind(kind) if isinstance(kind, str) else kind
+    stray = kind.stray(path) if path.is_dir() else None
+    if stray is not None:
+        wanted = kind.name or "a model"
+        raise InputError(
+            f"the folder {path} exists and is not replaced: it holds {stray}, expected only {wanted}; "
+            "name another folder"
+        )
+
+
+def _beside(path: Path) -> Path:
+    """Return a new hidden name in the same folder."""
+    return path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}")
 
 
 def atomic_write(path: str | Path, data: str | bytes) -> None:
@@ -51,44 +178,69 @@ def atomic_write(path: str | Path, data: str | bytes) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = _beside(path)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 @contextmanager
-def atomic_directory(path: str | Path) -> Iterator[Path]:
+def atomic_directory(path: str | Path, kind: str | FolderKind) -> Iterator[Path]:
     """Yield an empty temporary directory that takes the place of `path` when the block ends without an error.
 
     Args:
-        path: The directory to make or replace.
+        path: The directory to make, or to replace by its like.
+        kind: What is written.
 
     Yields:
-        The temporary directory, beside `path`.
+        The temporary directory, beside `path`. Its files get the permissions that the umask gives new files.
+
+    Raises:
+        InputError: When `path` holds anything else than such a folder does, before and after the block.
     """
-    path = Path(path)
+    check_folder(path, kind)
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    temporary = _beside(path)
+    temporary.mkdir()
     try:
         yield temporary
-        os.chmod(temporary, 0o755)
+        mode = temporary.stat().st_mode & 0o666
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                file.chmod(mode)  # safetensors makes its files private
+        _check_replaceable(path, kind)
         if path.exists():
-            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-            os.rename(path, old / path.name)
-            os.rename(temporary, path)
-            shutil.rmtree(old)
+            exchange(temporary, path)
         else:
             os.rename(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def exchange(first: Path, second: Path) -> None:
+    """Exchange two directories of one file system.
+
+    One step on Linux, so that neither name is ever without one. Where the system has no such call, three renames.
+    """
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
+    if rename is not None:
+        here, both = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+        if rename(here, os.fsencode(first), here, os.fsencode(second), both) == 0:
+            return
+        number = ctypes.get_errno()
+        if number not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+            raise OSError(number, os.strerror(number), str(first), None, str(second))
+    aside = _beside(second)
+    os.rename(second, aside)
+    os.rename(first, second)
+    os.rename(aside, first)
 
 
 def save_artifact(
@@ -97,14 +249,17 @@ def save_artifact(
     """Write an artifact directory atomically.
 
     Args:
-        path: The directory to make or replace.
+        path: The directory to make, or to replace when it is an artifact of the same kind and nothing else.
         kind: What the artifact is, for example `"linear-ag/coefficients"`; checked by `load_artifact`.
         config: JSON-serialisable settings.
         tensors: Named tensors; moved to the CPU and made contiguous.
+
+    Raises:
+        InputError: When another folder stands there.
     """
     from safetensors.torch import save_file
 
-    with atomic_directory(path) as folder:
+    with atomic_directory(path, kind) as folder:
         record = {"kind": kind, "format_version": FORMAT_VERSION, **config}
         (folder / CONFIG_NAME).write_text(json.dumps(record, indent=2) + "\n")
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / WEIGHTS_NAME)

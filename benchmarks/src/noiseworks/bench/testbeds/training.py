@@ -22,7 +22,7 @@ from lightning.pytorch.callbacks import RichProgressBar  # noqa: TID253
 from lightning.pytorch.loggers import CSVLogger  # noqa: TID253
 from lightning.pytorch.strategies import DDPStrategy  # noqa: TID253
 from noiseworks.bench.testbeds.cards import CARD_NAME, model_size, write_card
-from noiseworks.core.artifacts import atomic_directory, check_writable
+from noiseworks.core.artifacts import HOST_FOLDER, atomic_directory, check_folder, check_writable
 from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.devices import resolve_device
 from noiseworks.core.errors import InputError
@@ -150,7 +150,7 @@ class Budget(L.Callback):
         """Evaluate the model on tuning seeds and keep it when it is the best so far."""
         self.evaluated = self.used
         with torch.random.fork_rng(devices=[]), torch.autocast(module.device.type, enabled=False):
-            with atomic_directory(self.folder / "candidate") as candidate:
+            with atomic_directory(self.folder / "candidate", HOST_FOLDER) as candidate:
                 self.recipe.publish(module, candidate)
             figures = self.recipe.tune(self.folder / "candidate", self.sample)
         for logger in trainer.loggers:
@@ -166,7 +166,7 @@ class Budget(L.Callback):
                 "steps": self.steps(trainer),
                 "batch_size": self.recipe.batch_size,
             }
-            with atomic_directory(self.folder / "model") as kept:
+            with atomic_directory(self.folder / "model", HOST_FOLDER) as kept:
                 shutil.copytree(self.folder / "candidate", kept, dirs_exist_ok=True)
                 write_card(kept, {**self.recipe.about, "training": training})
 
@@ -268,6 +268,8 @@ def train_testbed(
     if not recipe.captioned and (captions != "noisy" or clean_until > 0):
         raise InputError(f"{name} has no captions; leave out captions and clean_until")
     folder = check_writable(out or Path("testbeds") / name)
+    for part in ("candidate", "model"):
+        check_folder(folder / part, HOST_FOLDER)
     last = folder / "checkpoints" / "last.ckpt"
     if last.exists() and not resume:
         raise InputError(f"{folder} holds a run already; resume it or name another folder")

@@ -10,14 +10,14 @@ import torch
 from noiseworks.bac import data as observations_of
 from noiseworks.bac.bubbling import Scope
 from noiseworks.bac.comparison import Arms, compare, make_plans
-from noiseworks.bac.plan import CachePlan, make_plan
+from noiseworks.bac.plan import PLAN_KIND, CachePlan, make_plan
 from noiseworks.bac.plots import check_suffix, plot_errors, plot_plan, plot_similarity
 from noiseworks.bac.profiling import PROFILE_KIND, FeatureProfile, profile
 from noiseworks.bac.report import error_report
 from noiseworks.bac.scheduling import METRICS, Metric, Objective
 from noiseworks.bac.teacache import teacache_threshold
 from noiseworks.bac.video import write_episodes
-from noiseworks.core.artifacts import CONFIG_NAME, check_writable
+from noiseworks.core.artifacts import CONFIG_NAME, check_folder, check_writable
 from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.devices import resolve_device
 from noiseworks.core.errors import InputError
@@ -64,7 +64,7 @@ def profile_policy(
     Returns:
         The profile's size and the most volatile blocks.
     """
-    check_writable(out)
+    check_folder(out, PROFILE_KIND, sources=(model, data))
     chosen: list[Metric] = [name for name in metrics.split(",") if name]
     for name in chosen or [metrics]:
         check_choice("metrics", name, METRICS)
@@ -169,7 +169,7 @@ def plan(
         The plan's view.
     """
     if out is not None:
-        check_writable(out)
+        check_folder(out, PLAN_KIND, sources=(profile,))
     check_choice("method", method, ("block", "unified", "uniform"))
     measured = FeatureProfile.from_pretrained(profile)
     if method == "uniform":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from noiseworks.core.artifacts import atomic_directory, check_writable
+from noiseworks.core.artifacts import CONFIG_NAME, FolderKind, atomic_directory, check_folder
 from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.errors import InputError
 from noiseworks.freecache import data as tasks
@@ -17,6 +17,9 @@ from noiseworks.freecache.guidance import Strategy
 from noiseworks.freecache.guided import Mode
 from noiseworks.freecache.loading import MODES, Loaded, decode, load, make_guided
 from torch import Tensor
+
+_TIMES = FolderKind("freecache/times", ("metrics.csv", CONFIG_NAME))
+_DRIFT = FolderKind("freecache/drift", ("drift.csv", "drift.png", CONFIG_NAME))
 
 if TYPE_CHECKING:
     from noiseworks.freecache.probe import Drift
@@ -178,7 +181,7 @@ def bench(
     Returns:
         One line a length and mode: seconds, speed-up over no cache, ratio of rows, tokens a step.
     """
-    check_writable(out)
+    check_folder(out, _TIMES, sources=(model, guide))
     wanted = [word.strip() for word in modes.split(",")]
     for word in wanted:
         check_choice("modes", word, MODES)
@@ -194,20 +197,21 @@ def bench(
         generator = torch.Generator().manual_seed(seed)
         ids = tasks.random_prompts(loaded.spec, batch_size, length, generator).to(loaded.device)
         found += _time_modes(loaded, ids, wanted, sampling, repeats, commit)
-    with atomic_directory(out) as folder:
+    with atomic_directory(out, _TIMES) as folder:
         text = io.StringIO()
         writer = csv.DictWriter(text, found[0].keys())
         writer.writeheader()
         writer.writerows(found)
         (folder / "metrics.csv").write_text(text.getvalue())
         config = {
+            "kind": _TIMES.name,
             "model": model,
             "guide": guide,
             "commit": commit,
             "batch_size": batch_size,
             **vars(sampling),
         }
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
     lines = {f"{row['prompt']} {row['mode']}": row for row in found}
     return {"out": str(out), **lines}
 
@@ -281,7 +285,7 @@ def probe(
     from noiseworks.freecache.plots import plot_drift
     from noiseworks.freecache.probe import probe_drift
 
-    check_writable(out)
+    check_folder(out, _DRIFT, sources=(model, prompt))
     if steps is not None:
         check_number("steps", steps, low=2, integer=True)
     prompts = tasks.read_prompts(prompt)
@@ -289,11 +293,11 @@ def probe(
     ids, mask = tasks.encode(loaded.tokenizer, prompts, loaded.spec, loaded.device, False)
     sampling = Sampling(gen_length, block_length, steps, early_stop=0)
     drift = probe_drift(loaded.model, ids, sampling, attention_mask=mask, spec=loaded.spec)
-    with atomic_directory(out) as folder:
+    with atomic_directory(out, _DRIFT) as folder:
         plot_drift(drift, folder / "drift.png")
         _write_drift(drift, folder / "drift.csv")
-        config = {"model": model, "prompts": len(prompts), **vars(sampling)}
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        config = {"kind": _DRIFT.name, "model": model, "prompts": len(prompts), **vars(sampling)}
+        (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
     return {"out": str(out), **drift.means()}
 
 

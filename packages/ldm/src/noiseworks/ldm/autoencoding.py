@@ -8,7 +8,7 @@ import lightning as L  # noqa: TID253
 import torch
 from cyclopts import Parameter
 from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: TID253
-from noiseworks.core.artifacts import atomic_directory
+from noiseworks.core.artifacts import HOST_FOLDER, atomic_directory, check_folder
 from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.errors import InputError
 from noiseworks.ldm.data import Rows, holdout, load_images
@@ -224,6 +224,7 @@ def train_autoencoder(
     """
     model, loss, run = model or AutoencoderOptions(), loss or LossOptions(), run or RunOptions()
     out = Path(out)
+    check_folder(out / "vae", HOST_FOLDER, sources=(data,))
     dataset = load_images(data, size)
     training, held = (Rows(dataset, rows) for rows in holdout(dataset, validation_share, run.seed))
     vae = make_autoencoder(model, dataset[0]["image"].shape[-1], run.seed)
@@ -290,6 +291,6 @@ def _finish(
         scale = estimate_scale(vae, images, batches=len(rows))
     vae.register_to_config(scaling_factor=scale)
     if trainer.is_global_zero:
-        with atomic_directory(out / "vae") as folder:
+        with atomic_directory(out / "vae", HOST_FOLDER) as folder:
             vae.save_pretrained(folder)
     return TrainedAutoencoder(out / "vae", module.batches_done, rec_loss, scale)

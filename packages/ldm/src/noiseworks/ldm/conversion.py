@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from noiseworks.core.artifacts import atomic_directory, check_writable
+from noiseworks.core.artifacts import HOST_FOLDER, atomic_directory, check_folder
 from noiseworks.core.errors import InputError
 from noiseworks.ldm.conditioning import ClassConditioner, Conditioner, TextConditioner
 from noiseworks.ldm.export import assemble
@@ -54,12 +54,12 @@ def import_ldm(
     Raises:
         InputError: When files are missing or unreadable, or a weight finds no place.
     """
-    out = check_writable(out)
+    out = check_folder(out, HOST_FOLDER, sources=(checkpoint, config, tokenizer))
     settings, state = read_config(config), read_checkpoint(checkpoint)
     params = settings["model"]["params"]
     if "ddconfig" in params:
         vae = convert_first_stage(state, params, "")
-        with atomic_directory(out) as folder:
+        with atomic_directory(out, HOST_FOLDER) as folder:
             vae.save_pretrained(folder)
         return Imported(out, type(vae).__name__)
     vae = convert_first_stage(
@@ -70,7 +70,7 @@ def import_ldm(
     unet = convert_unet(unet_state(state, ema), params["unet_config"]["params"])
     conditioner = convert_conditioner(_below(state, "cond_stage_model."), params, vae, tokenizer)
     pipeline = assemble(unet, vae, convert_schedule(params), conditioner)
-    with atomic_directory(out) as folder:
+    with atomic_directory(out, HOST_FOLDER) as folder:
         pipeline.save_pretrained(folder)
     return Imported(out, type(pipeline).__name__)
 

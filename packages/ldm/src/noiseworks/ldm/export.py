@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from noiseworks.core.artifacts import atomic_directory, check_writable
+from noiseworks.core.artifacts import HOST_FOLDER, atomic_directory, check_folder
 from noiseworks.core.errors import InputError
 from noiseworks.ldm.conditioning import (
     ClassConditioner,
@@ -130,8 +130,8 @@ def export_diffusers(trainer: "LatentDiffusionTrainer", path: str | Path, *, ema
     Returns:
         The directory.
     """
-    path = check_writable(path)
+    path = check_folder(path, HOST_FOLDER)
     pipeline = to_pipeline(trainer, ema=ema)
-    with atomic_directory(path) as folder:
+    with atomic_directory(path, HOST_FOLDER) as folder:
         pipeline.save_pretrained(folder)
     return path

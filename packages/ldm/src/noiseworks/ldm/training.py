@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from cyclopts import Parameter
+from noiseworks.core.artifacts import HOST_FOLDER, check_folder
 from noiseworks.core.checks import check_number
 from noiseworks.core.errors import ArtifactError, InputError
 from noiseworks.ldm.conditioning import Conditioner, LayoutConditioner, TextConditioner
@@ -237,6 +238,7 @@ def train(
         InputError: When an option is out of range, the data do not fit, or `out` holds another run.
     """
     model, run, out = model or DiffusionOptions(), run or RunOptions(), Path(out)
+    check_folder(out / "pipeline", HOST_FOLDER, sources=(vae, data))
     trainer = make_trainer(out, run, accumulate=run.accumulate)
     first_stage = load_first_stage(vae)
     loaded = load_task_data(task, data, size, scenes)
@@ -302,7 +304,9 @@ def export(run: Path, out: Path, *, ema: bool = True) -> Exported:
 
     Raises:
         ArtifactError: When the folder holds no run with a checkpoint.
+        InputError: When another folder stands at `out`.
     """
+    check_folder(out, HOST_FOLDER, sources=(run,))
     run, checkpoint = Path(run), Path(run) / CHECKPOINT
     if not (run / CONFIG_NAME).is_file() or not checkpoint.is_file():
         raise ArtifactError(

@@ -6,10 +6,11 @@ from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from noiseworks.core.artifacts import atomic_directory, check_writable
+from noiseworks.core.artifacts import FolderKind, atomic_directory, check_folder
 from noiseworks.core.checks import check_number
 from noiseworks.core.errors import InputError
 from noiseworks.linear_ag import calibration, policy_search
+from noiseworks.linear_ag.artifacts import KIND as POLICY
 from noiseworks.linear_ag.artifacts import save_policy
 from noiseworks.linear_ag.comparison import PolicyScore, compare_policies, image_grid
 from noiseworks.linear_ag.diffusers import attach
@@ -22,6 +23,7 @@ from noiseworks.linear_ag.drawing import (
     write_config,
     write_rows,
 )
+from noiseworks.linear_ag.linear import KIND as COEFFICIENTS
 from noiseworks.linear_ag.linear import LinearCoefficients
 from noiseworks.linear_ag.naming import Ingredients, named_policy, needs_coefficients
 from noiseworks.linear_ag.plots import plot_trace
@@ -29,6 +31,15 @@ from noiseworks.linear_ag.policies import AdaptiveGuidance, GuidancePolicy
 from noiseworks.linear_ag.sampling import Prompts, Sampling, record_similarity, sample
 from noiseworks.linear_ag.search import SearchSettings
 from PIL import Image
+
+_CONFIG = "config.yaml"
+_IMAGES = FolderKind(
+    "linear-ag/images", ("[0-9]*.png", "trace.png", "metrics.csv", "report.json", _CONFIG), _CONFIG
+)
+_SIMILARITY = FolderKind("linear-ag/similarity", ("gamma.csv", _CONFIG), _CONFIG)
+_COMPARISON = FolderKind(
+    "linear-ag/comparison", ("comparison.csv", "report.json", "images.png", _CONFIG), _CONFIG
+)
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -62,7 +73,7 @@ def generate(
     Returns:
         The output folder, mean network evaluations a sample, and the share of full guidance that they are.
     """
-    check_writable(out)
+    check_folder(out, _IMAGES, sources=(drawing.pipeline, drawing.prompts, policy, coefs))
     sampling = drawing.sampling
     if policy != "ag" and (perp_neg or uncond_zero):
         raise InputError(f"--perp-neg and --uncond-zero go with --policy ag, got --policy {policy}")
@@ -70,7 +81,7 @@ def generate(
     coefficients = None if coefs is None else LinearCoefficients.from_pretrained(coefs)
     chosen = named_policy(policy, Ingredients(drawing.steps, adaptive, coefficients))
     pipe, texts = load_drawing(drawing)
-    with atomic_directory(out) as folder, attach(pipe, chosen) as handle:
+    with atomic_directory(out, _IMAGES) as folder, attach(pipe, chosen) as handle:
         images: list = []
         with progress_bar("drawing") as progress:
             for batch in sample(pipe, texts, sampling, "pil", progress):
@@ -92,7 +103,9 @@ def generate(
             "perp_neg": perp_neg,
             "uncond_zero": uncond_zero,
         }
-        write_config(folder, pipeline=drawing.pipeline, sampling=vars(sampling), **chosen_by)
+        write_config(
+            folder, kind=_IMAGES.name, pipeline=drawing.pipeline, sampling=vars(sampling), **chosen_by
+        )
     mean = sum(nfe) / len(nfe)
     return {
         "out": str(out),
@@ -116,7 +129,7 @@ def profile(
     Returns:
         Mean similarity per step, by space.
     """
-    check_writable(out)
+    check_folder(out, _SIMILARITY, sources=(drawing.pipeline, drawing.prompts))
     sampling = drawing.sampling
     pipe, texts = load_drawing(drawing)
     from noiseworks.kits.diffusers_hosts.levels import prediction_type_of
@@ -127,10 +140,10 @@ def profile(
         with progress_bar(f"similarity in {space}") as progress:
             gamma = record_similarity(pipe, texts, sampling, space, progress)
         curves[space] = gamma[..., 0].mean(dim=1).tolist()
-    with atomic_directory(out) as folder:
+    with atomic_directory(out, _SIMILARITY) as folder:
         rows = ([k, *(curve[k] for curve in curves.values())] for k in range(drawing.steps))
         write_rows(folder / "gamma.csv", ("step", *curves), rows)
-        write_config(folder, pipeline=drawing.pipeline, sampling=vars(sampling))
+        write_config(folder, kind=_SIMILARITY.name, pipeline=drawing.pipeline, sampling=vars(sampling))
     return {"out": str(out), **curves}
 
 
@@ -154,7 +167,7 @@ def calibrate(
     Returns:
         The threshold and the folder.
     """
-    check_writable(out)
+    check_folder(out, POLICY, sources=(drawing.pipeline, drawing.prompts))
     sampling, policy = drawing.sampling, AdaptiveGuidance(space=space)
     if target_nfe is not None:
         check_number("target_nfe", target_nfe, low=drawing.steps + 1, high=2 * drawing.steps)
@@ -193,11 +206,11 @@ def fit(
     """
     import shutil
 
-    check_writable(out)
+    check_folder(out, COEFFICIENTS, sources=(drawing.pipeline, drawing.prompts))
+    partial = check_folder(out.with_name(f"{out.name}.partial"), calibration.PARTIAL)
     check_number("ridge", ridge, low=0.0)
     sampling = drawing.sampling
     pipe, texts = load_drawing(drawing)
-    partial = out.with_name(f"{out.name}.partial")
     with progress_bar("fitting") as progress:
         found = calibration.fit_linear(
             pipe, texts, sampling, ridge=ridge, intercept=intercept, partial=partial, progress=progress
@@ -247,7 +260,7 @@ def search(
     Returns:
         The policy as digits, its factors on s - 1 where it has any, its evaluations, and the folder.
     """
-    check_writable(out)
+    check_folder(out, POLICY, sources=(drawing.pipeline, drawing.prompts))
     check_number("max_evaluations", max_evaluations, low=1, integer=True)
     sampling = drawing.sampling
     settings = SearchSettings(
@@ -324,7 +337,8 @@ def bench(
     Returns:
         A row a policy.
     """
-    check_writable(out)
+    sources = (drawing.pipeline, drawing.prompts, coefs, calibration_prompts)
+    check_folder(out, _COMPARISON, sources=sources)
     names = [name.strip() for name in policies.split(",") if name.strip()]
     sampling, steps = drawing.sampling, drawing.steps
     adaptive = AdaptiveGuidance(threshold=threshold, space=space)
@@ -369,11 +383,11 @@ def _compare(
     out: Path,
     settings: Mapping[str, Any],
 ) -> list[PolicyScore]:
-    with atomic_directory(out) as folder, progress_bar("comparing") as progress:
+    with atomic_directory(out, _COMPARISON) as folder, progress_bar("comparing") as progress:
         scores, images = compare_policies(pipe, texts, sampling, chosen, progress)
         header = tuple(field.name for field in fields(PolicyScore))
         write_rows(folder / "comparison.csv", header, map(astuple, scores))
         (folder / "report.json").write_text(json.dumps([asdict(score) for score in scores], indent=2) + "\n")
         Image.fromarray(image_grid(images).numpy()).save(folder / "images.png")
-        write_config(folder, **settings, policies=list(chosen))
+        write_config(folder, kind=_COMPARISON.name, **settings, policies=list(chosen))
     return scores

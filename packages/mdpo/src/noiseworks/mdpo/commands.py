@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import yaml
 from cyclopts import Parameter
-from noiseworks.core.artifacts import atomic_write, check_writable
+from noiseworks.core.artifacts import HOST_FOLDER, atomic_write, check_folder, check_writable
 from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.devices import resolve_device, resolve_dtype
 from noiseworks.core.errors import InputError
@@ -235,6 +235,7 @@ def train(*, config: Path, out: Path, resume: bool = False) -> TrainResult:
     """
     check_writable(out)
     run = _read_config(config)
+    check_folder(out / "model", HOST_FOLDER, sources=(run["model"],))
     settings = _settings(run)
     reward, precision = (
         _reward_name(run["task"], run.get("reward")),

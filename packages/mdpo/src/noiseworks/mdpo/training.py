@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric  # noqa: TID253
-from noiseworks.core.artifacts import atomic_directory
+from noiseworks.core.artifacts import HOST_FOLDER, atomic_directory
 from noiseworks.core.checks import check_finite
 from noiseworks.core.errors import InputError
 from noiseworks.core.noise import mix64
@@ -410,7 +410,7 @@ class MDPOTrainer:
         self.order, self.done = PromptOrder(**state["order"]), state["done"]
 
     def _save_model(self) -> str:
-        with atomic_directory(self.out / "model") as folder:
+        with atomic_directory(self.out / "model", HOST_FOLDER) as folder:
             self.policy.model.save_pretrained(folder)
             self.scoring.tokenizer.save_pretrained(folder)
         return str(self.out / "model")

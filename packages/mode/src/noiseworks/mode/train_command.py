@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from noiseworks.core.artifacts import atomic_write, check_writable
+from noiseworks.core.artifacts import atomic_write, check_folder, check_writable
 from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.cli import SPREAD
 from noiseworks.core.errors import InputError
@@ -21,7 +21,7 @@ from noiseworks.mode.config import (
 )
 from noiseworks.mode.edm import Density
 from noiseworks.mode.encoders import StateEncoder
-from noiseworks.mode.model import MoDEModel
+from noiseworks.mode.model import KIND, MoDEModel
 from noiseworks.mode.task_data import TaskData, load_task_data
 from noiseworks.mode.training import MoDEModule, OptimizerName
 from noiseworks.mode.vision import DEPTHS, EncoderName, ImageEncoder, feature_dim
@@ -205,6 +205,7 @@ def train(
             run was made with other settings.
     """
     check_writable(out)
+    check_folder(out / MODEL_NAME, KIND, sources=(data,))
     check_choice("encoder", architecture.encoder, get_args(EncoderName))
     size = None if architecture.encoder == "state" else architecture.image_size
     found = load_task_data(data, episodes=episodes, image_size=size)
@@ -244,6 +245,7 @@ def finetune(
         InputError: When an argument is out of range or the data do not fit the model.
     """
     check_writable(out)
+    check_folder(out / MODEL_NAME, KIND, sources=(model, data))
     host = MoDEModel.from_pretrained(model)
     images = isinstance(host.encoder, ImageEncoder)
     size = (host.encoder.size or Architecture.image_size) if images else None

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from noiseworks.core.artifacts import check_writable
+from noiseworks.core.artifacts import check_folder, check_writable
 from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.errors import InputError
 from noiseworks.core.models import resolve_model
@@ -26,7 +26,7 @@ from noiseworks.kits.policies import (
 )
 from noiseworks.kits.policies.schedulers import Solver
 from noiseworks.kits.policies.video import check_video, write_video
-from noiseworks.streaming_dp.hosts import StreamingHost, convert
+from noiseworks.streaming_dp.hosts import KIND, StreamingHost, convert
 from noiseworks.streaming_dp.levels import DEFAULT_WEIGHTS, ChunkLevels
 from noiseworks.streaming_dp.policy import BufferInit, StreamingPolicy
 from noiseworks.streaming_dp.tabletop_data import RECORDED, TABLETOP, film, load_windows, make_env
@@ -83,7 +83,7 @@ def convert_policy(*, policy: str, out: Path, n_action: int = 1) -> dict[str, An
         out: Directory of the converted policy.
         n_action: Actions of a chunk.
     """
-    check_writable(out)
+    check_folder(out, KIND, sources=(policy,))
     made = streaming_host(policy, n_action)
     made.save_pretrained(out)
     return {"out": str(out), "parameters": sum(p.numel() for p in made.net.parameters())}
@@ -135,6 +135,7 @@ def train_policy(
         strategy: Lightning's strategy.
     """
     check_writable(out)
+    check_folder(out / "model", KIND, sources=(policy, data))
     config = TrainConfig(
         max_steps=max_steps,
         weights=weights,
@@ -182,7 +183,6 @@ def streaming_host(policy: str, n_action: int | None = None) -> StreamingHost:
     import json
 
     from noiseworks.core.artifacts import CONFIG_NAME
-    from noiseworks.streaming_dp.hosts import KIND
 
     folder = Path(resolve_model(policy))
     config = folder / CONFIG_NAME

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from noiseworks.core.artifacts import CONFIG_NAME, WEIGHTS_NAME, atomic_directory
+from noiseworks.core.artifacts import CONFIG_NAME, WEIGHTS_NAME, FolderKind, atomic_directory
 from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.errors import ArtifactError, InputError
 from noiseworks.core.models import resolve_model
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 POLICY_KIND, POLICY_VERSION = "noiseworks-policy", 1
 NORMALIZER_NAME = "normalizer.json"
+POLICY_FOLDER = FolderKind(POLICY_KIND, (CONFIG_NAME, WEIGHTS_NAME, NORMALIZER_NAME))
 NetworkKind = Literal["unet", "transformer"]
 
 
@@ -186,7 +187,7 @@ class NativePolicy(nn.Module):
 
         state = {name: t.detach().cpu().to(dtype).contiguous() for name, t in self.net.state_dict().items()}
         record = {"kind": POLICY_KIND, "format_version": POLICY_VERSION, **asdict(self.config)}
-        with atomic_directory(path) as folder:
+        with atomic_directory(path, POLICY_FOLDER) as folder:
             (folder / CONFIG_NAME).write_text(json.dumps(record, indent=2) + "\n")
             save_file(state, folder / WEIGHTS_NAME)
             both = {"action": self.normalizer, "obs": self.obs_normalizer}

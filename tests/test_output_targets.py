@@ -1,0 +1,74 @@
+"""What stands at the target of a command survives: it is refused in one line, before the model is even looked for."""
+
+import pytest
+from noiseworks.core.cli import dispatched, run
+
+DRAW = "--pipeline nowhere --prompts disc"
+# Commands that write a folder, and the folder that has to be theirs ({out}, or one below it).
+FOLDERS = {
+    "linear-ag generate": (f"linear-ag generate {DRAW} --out {{out}}", "."),
+    "linear-ag profile": (f"linear-ag profile {DRAW} --out {{out}}", "."),
+    "linear-ag calibrate": (f"linear-ag calibrate {DRAW} --out {{out}}", "."),
+    "linear-ag fit": (f"linear-ag fit {DRAW} --out {{out}}", "."),
+    "linear-ag fit, sums": (f"linear-ag fit {DRAW} --out {{out}}/beta", "beta.partial"),
+    "linear-ag search": (f"linear-ag search {DRAW} --out {{out}}", "."),
+    "linear-ag bench": (f"linear-ag bench {DRAW} --out {{out}}", "."),
+    "bac profile": ("bac profile --model nowhere --out {out}", "."),
+    "bac plan": ("bac plan --profile nowhere --out {out}", "."),
+    "freecache probe": ("freecache probe --model nowhere --prompt x --out {out}", "."),
+    "freecache bench": ("freecache bench --model nowhere --out {out}", "."),
+    "streaming-dp convert": ("streaming-dp convert --policy nowhere --out {out}", "."),
+    "streaming-dp train": ("streaming-dp train --policy nowhere --out {out}", "model"),
+    "mode train": ("mode train --data nowhere --out {out}", "model"),
+    "mode finetune": ("mode finetune nowhere nowhere {out}", "model"),
+    "ldm import": ("ldm import nowhere nowhere {out}", "."),
+    "ldm export": ("ldm export nowhere {out}", "."),
+    "ldm train": ("ldm train class nowhere {out} --vae nowhere --batches 1", "pipeline"),
+    "ldm train-ae": ("ldm train-ae nowhere {out} --batches 1", "vae"),
+    "bench train-testbed": ("bench train-testbed shapes --out {out}", "model"),
+}
+
+
+def refusal(line: str, capsys) -> str:
+    """Run a command line in this process and return its one line of refusal."""
+    slug, *words = line.split(" ")
+    with pytest.raises(SystemExit) as stop:
+        run(dispatched()[slug].load(), words)
+    shown = capsys.readouterr()
+    assert stop.value.code == 2
+    assert shown.out == ""
+    assert len(shown.err.splitlines()) == 1
+    return shown.err
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_foreign_file_in_the_folder_survives(tmp_path, monkeypatch, capsys, name):
+    line, below = FOLDERS[name]
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "mine" / below
+    folder.mkdir(parents=True)
+    (folder / "notes.txt").write_text("years of work")
+    error = refusal(line.format(out="mine"), capsys)
+    assert "is not replaced: it holds 'notes.txt'" in error
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["notes.txt"]
+    assert (folder / "notes.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("bad", ["", ".", "..", "/", "below/..", "nul\0byte", "x" * 300])
+@pytest.mark.parametrize(
+    "name", ["linear-ag generate", "bac plan", "freecache bench", "streaming-dp convert"]
+)
+def test_a_folder_without_a_name_of_its_own_is_refused(tmp_path, monkeypatch, capsys, name, bad):
+    monkeypatch.chdir(tmp_path)
+    error = refusal(FOLDERS[name][0].format(out=bad), capsys)
+    assert "output folder" in error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "line", ["streaming-dp convert --policy own --out own", "ldm import own/model.ckpt own/model.yaml own"]
+)
+def test_a_source_is_never_its_own_target(tmp_path, monkeypatch, capsys, line):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own").mkdir()
+    assert "would replace its source own" in refusal(line, capsys)
