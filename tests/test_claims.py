@@ -1,11 +1,14 @@
-"""Every claim is complete as data, judges on judging seeds only, and runs at the smoke scale."""
+"""Every claim is complete as data, light to import, judges on judging seeds only, and runs at the smoke scale."""
 
 import json
+import subprocess
+import sys
 from importlib.metadata import entry_points
 
 import pytest
+from noiseworks.bench.claims import SEEDS
 
-JUDGING_SEEDS_FROM = 1000
+HEAVY = ("torch", "diffusers", "transformers", "lightning", "lerobot", "matplotlib")
 
 
 @pytest.fixture
@@ -33,18 +36,32 @@ def test_targets_compare_arms_that_exist(claim):
     assert claim.targets
     assert not claim.targets[0].guard, "the first target is the effect"
     for target in claim.targets:
-        assert {target.arm, target.against} <= set(roles)
-        assert target.arm != target.against
+        assert {target.arm, *target.rivals} <= set(roles)
+        assert target.arm not in target.rivals
 
 
 def test_scales_are_complete_and_judge_on_judging_seeds(claim):
     assert {"smoke", "quick", "laptop"} <= set(claim.scales)
     for name, scale in claim.scales.items():
         assert scale.seeds, name
-        assert min(scale.seeds) >= JUDGING_SEEDS_FROM, name
+        # In the form without `prepare`, the scales that only look still use judging seeds.
+        allowed = SEEDS[name] if claim.prepare else SEEDS["laptop"]
+        assert set(scale.seeds) <= set(allowed), name
         assert len(set(scale.seeds)) == len(scale.seeds), name
         assert scale.time_limit > 0
     assert len(claim.scales["laptop"].seeds) >= len(claim.scales["quick"].seeds)
+
+
+def test_claim_is_light_to_import(claim, claim_slug):
+    """The runner imports every claim before it runs anything."""
+    if claim.prepare is None:
+        pytest.skip("in the form without `prepare`")
+    (entry,) = entry_points(group="noiseworks.claims", name=claim_slug)
+    code = f"import sys; import {entry.module}; print([name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.slow

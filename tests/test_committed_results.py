@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import warnings
 from importlib.metadata import entry_points
 
 import pytest
+from noiseworks.bench.claims import SEEDS
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +35,20 @@ def test_page_without_a_place_for_the_table_is_refused(root, run, tmp_path):
     assert page.read_text() == "# No place\n"
 
 
-def test_every_claim_has_a_committed_laptop_result(records):
+def test_committed_results_are_judged_laptop_runs_of_the_present_arms(records):
+    """A claim without a result is a draft: a warning, so that a method can grow in the open."""
     for entry in entry_points(group="noiseworks.claims"):
-        assert entry.name in records, f"commit the laptop result of {entry.name}"
-        claim, text = entry.load(), json.dumps(records[entry.name])
-        assert '"scale": "laptop"' in text
-        for arm in claim.arms:
-            assert f'"{arm.name}"' in text
+        if entry.name not in records:
+            warnings.warn(f"{entry.name} is a draft: its laptop result is not committed", stacklevel=1)
+            continue
+        (result,) = records[entry.name]["claims"]
+        assert (result["scale"], result["status"]) == ("laptop", "judged"), entry.name
+        assert set(result["seeds"]) <= set(SEEDS["laptop"]), entry.name
+        assert [arm["name"] for arm in result["arms"]] == [arm.name for arm in entry.load().arms], entry.name
+
+
+def test_no_result_is_left_of_a_claim_that_is_gone(records):
+    assert set(records) <= {entry.name for entry in entry_points(group="noiseworks.claims")}
 
 
 def test_committed_results_keep_no_path_of_the_machine(records):

@@ -19,14 +19,15 @@ def methods(fakes):
 def test_arms_measure_each_method_alone_both_and_the_product(methods, tmp_path):
     claim = pair_claim(methods.HALF, methods.THIRD)
     context = Context("quick", {"prompts": 2}, None, "cpu", Path(tmp_path), lambda *news: None)
-    measured = {arm.name: claim.run(arm.name, 1000, context).metrics for arm in claim.arms}
+    pair = claim.prepare(500, context)
+    measured = {arm.name: claim.run(arm.name, pair, context).metrics for arm in claim.arms}
     calls = {name: metrics["calls"][0] for name, metrics in measured.items()}
     assert calls == pytest.approx(
         {"none": 20.0, "half": 10.0, "third": 20 / 3, "product": 10 / 3, "both": 10 / 3}
     )
     assert measured["both"]["score"][0] == pytest.approx(0.79)
     assert measured["product"]["score"][0] == pytest.approx(0.79)
-    assert claim.run("none", 1001, context).metrics["calls"][0] == 20.0, "the host is restored"
+    assert claim.run("none", pair, context).metrics["calls"][0] == 20.0, "the host is restored"
 
 
 def test_methods_of_different_hosts_are_refused(methods):

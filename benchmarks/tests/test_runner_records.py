@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from noiseworks.bench.claims import Measurement
+from noiseworks.bench.claims import SEEDS, Ceiling, Floor, Measurement
 from noiseworks.bench.runner.records import (
     MAX_POINTS,
     claim_record,
@@ -26,9 +26,37 @@ def claim(fakes):
 def test_claim_survives_as_json(claim):
     record = json.loads(json.dumps(claim_record(claim, "quick")))
     assert targets_of(record) == list(claim.targets)
-    assert record["seeds"] == [1000, 1001]
+    assert record["seeds"] == [500, 501]
     assert record["settings"] == {"prompts": 20}
-    assert not record["has_precondition"]
+    assert record["preconditions"] == []
+
+
+def test_targets_without_a_name_take_the_label_of_their_metric(claim):
+    assert [target.name for target in claim.targets] == ["network calls", "oracle score"]
+    twice = replace(claim, targets=(claim.targets[0], claim.targets[0]))
+    with pytest.raises(InputError, match="two targets of fake-steady are called 'network calls'"):
+        claim_record(twice, "quick")
+
+
+def test_target_against_several_arms_survives_as_json(claim):
+    several = replace(claim, targets=(replace(claim.targets[0], against=["plain", "ours"]),))
+    record = json.loads(json.dumps(claim_record(several, "quick")))
+    assert targets_of(record) == list(several.targets)
+
+
+def test_tuning_is_the_laptop_scale_on_tuning_seeds(claim):
+    laptop, tune = claim_record(claim, "laptop"), claim_record(claim, "tune")
+    assert tune["settings"] == laptop["settings"]
+    assert tune["seeds"] == [100, 101]
+    assert set(tune["seeds"]) <= set(SEEDS["tune"])
+
+
+@pytest.mark.parametrize(
+    "condition", [Floor("nobody", "score", 0, ""), Ceiling("ours", "score", 0, "", against="x")]
+)
+def test_precondition_on_an_unknown_arm_is_refused(claim, condition):
+    with pytest.raises(InputError, match="a precondition of fake-steady"):
+        claim_record(replace(claim, preconditions=(condition,)), "quick")
 
 
 def test_claim_without_the_scale_has_no_seeds(claim):

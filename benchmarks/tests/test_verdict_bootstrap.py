@@ -154,3 +154,32 @@ def test_coverage_falls_short_with_five_seeds_that_do_matter():
         return list(shared + 1 + seeds + 0.3 * generator.normal(size=(5, 20))), list(shared)
 
     assert 0.78 <= coverage(300, draw) <= 0.92
+
+
+@pytest.mark.parametrize("better", ["higher", "lower"])
+def test_best_of_several_arms_is_chosen_anew_in_each_resample(better):
+    """Two equal rivals: the interval of the best lies further from the method than that of either alone."""
+    generator = np.random.default_rng(7)
+    arm, first, second = (generator.normal(size=50) for _ in range(3))
+    first, second = first - first.mean(), second - second.mean()
+    alone = [estimate_contrast("difference", [arm], [one], better=better) for one in (first, second)]
+    both = estimate_contrast("difference", [arm], [first], [second], better=better)
+    assert both.value == pytest.approx(alone[0].value)
+    sign = 1 if better == "higher" else -1
+    middle = [sign * (one.low + one.high) / 2 for one in (both, *alone)]
+    assert middle[0] < min(middle[1:])
+
+
+def test_a_rival_that_is_clearly_best_is_the_only_one_that_counts():
+    generator = np.random.default_rng(8)
+    arm, weak = generator.normal(size=60), generator.normal(size=60) - 9
+    strong = generator.normal(size=60)
+    target = Target("score", "score", "ours", ("weak", "strong"), "difference", 0, "higher")
+    measured = {
+        name: [{"score": values}] for name, values in (("ours", arm), ("weak", weak), ("strong", strong))
+    }
+    several = judge_target(target, measured)
+    only = estimate_contrast("difference", [arm], [strong])
+    assert several.value == only.value
+    # The third column changes no draw of the others.
+    assert (several.low, several.high) == (only.low, only.high)

@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from noiseworks.bench.claims import Arm, Claim, Measurement, Scale, Target
+from noiseworks.bench.claims import Arm, Ceiling, Claim, Data, Measurement, Scale, at_most, no_worse
 from noiseworks.bench.compose import Composable, Host
 
 ARMS = (Arm("plain", "Plain sampling", "baseline"), Arm("ours", "Fewer calls", "method"))
 TARGETS = (
-    Target("network calls", "calls", "ours", "plain", "ratio", 0.75, "lower"),
-    Target("oracle score", "score", "ours", "plain", "difference", -0.02, "higher", guard=True),
+    at_most("calls", "ours", "plain", ratio=0.75),
+    no_worse("score", "ours", "plain", by=0.02),
 )
 
 
@@ -24,10 +24,21 @@ def trace(line):
             file.write(f"{line}\n")
 
 
-def steady(arm, seed, context):
+def prepare(seed, context):
+    trace(f"prepare {seed}")
+    return np.random.default_rng(seed).normal(size=context.settings["prompts"]), seed
+
+
+def steady(arm, shared, context):
+    """One arm on what `prepare` drew for all of them."""
+    noise, seed = shared
+    return measured(arm, seed, noise, context)
+
+
+def measured(arm, seed, noise, context):
     trace(f"{arm} {seed}")
     context.progress(1, 2, "prompts")
-    score = 0.8 + 0.05 * np.random.default_rng(seed).normal(size=context.settings["prompts"])
+    score = 0.8 + 0.05 * noise
     calls = [20.0 if arm == "plain" else 15.0] * len(score)
     (context.folder / f"{arm}.png").write_bytes(PNG)
     return Measurement(
@@ -38,10 +49,10 @@ def steady(arm, seed, context):
     )
 
 
-def crash(arm, seed, context):
-    if seed == 1001:
+def crash(arm, shared, context):
+    if shared[1] == 501:
         raise ValueError("the network exploded")
-    return steady(arm, seed, context)
+    return steady(arm, shared, context)
 
 
 def nan(arm, seed, context):
@@ -52,22 +63,30 @@ def slow(arm, seed, context):
     time.sleep(600)
 
 
-def gated(arm, seed, context):
-    """Seed 1001 waits for a file, and says which process waits."""
+def gated(arm, shared, context):
+    """Seed 501 waits for a file, and says which process waits."""
     gate = Path(os.environ["FAKES_GATE"])
-    while seed == 1001 and not gate.exists():
+    while shared[1] == 501 and not gate.exists():
         gate.with_suffix(".pid").write_text(str(os.getpid()))
         time.sleep(0.05)
-    return steady(arm, seed, context)
+    return steady(arm, shared, context)
 
 
-def without_room(measured):
-    scores = [score for run in measured["plain"] for score in run.metrics["score"]]
-    return f"the baseline already scores {np.mean(scores):.2f}" if np.mean(scores) > 0.5 else None
+def given(arm, shared, context):
+    """Shows the user's file."""
+    found = steady(arm, shared, context)
+    return replace(found, notes=[Path(context.data["problems"]).read_text()])
 
 
-def claim(method, run, *, time_limit=120.0, precondition=None):
-    scale = Scale((1000, 1001), time_limit, {"prompts": 20})
+def old(arm, seed, context):
+    """The form without `prepare`."""
+    noise = np.random.default_rng(seed).normal(size=context.settings["prompts"])
+    return measured(arm, seed, noise, context)
+
+
+def claim(method, run, *, time_limit=120.0, **fields):
+    scale = Scale((500, 501), time_limit, {"prompts": 20})
+    laptop = replace(scale, seeds=(1000, 1001))
     return Claim(
         method=method,
         paper="A made-up paper (2025), arXiv:0000.00000",
@@ -75,11 +94,11 @@ def claim(method, run, *, time_limit=120.0, precondition=None):
         testbed="made-up numbers",
         arms=ARMS,
         targets=TARGETS,
-        scales={"smoke": replace(scale, seeds=(1000,)), "quick": scale, "laptop": scale},
+        scales={"smoke": replace(scale, seeds=(500,)), "quick": scale, "laptop": laptop},
         run=run,
         units="prompt",
         columns={"calls": "network calls", "score": "oracle score"},
-        precondition=precondition,
+        **({"prepare": prepare} | fields),
     )
 
 
@@ -88,7 +107,10 @@ CRASH = claim("fake-crash", crash)
 NAN = claim("fake-nan", nan)
 SLOW = claim("fake-slow", slow, time_limit=1.0)
 GATED = claim("fake-gated", gated)
-VOID = claim("fake-void", steady, precondition=without_room)
+WITHOUT_ROOM = Ceiling("plain", "score", 0.5, "the baseline already scores {:.2f}")
+VOID = claim("fake-void", steady, preconditions=(WITHOUT_ROOM,))
+GIVEN = claim("fake-given", given, data=(Data("problems", "a text file such as GSM8K's", ("quick",)),))
+OLD = claim("fake-old", old, prepare=None)
 
 
 def measure(host, seed, context):
@@ -106,8 +128,8 @@ HOST = Host(
     tolerance=0.05,
     units="prompt",
     scales={
-        "smoke": Scale((1000,), 120.0, {"prompts": 4}),
-        "quick": Scale((1000, 1001), 120.0, {"prompts": 4}),
+        "smoke": Scale((500,), 120.0, {"prompts": 4}),
+        "quick": Scale((500, 501), 120.0, {"prompts": 4}),
     },
     columns={"calls": "network calls", "score": "oracle score"},
 )

@@ -1,4 +1,4 @@
-"""The command line of the runner: `noiseworks bench [compose|table|train-testbed|cards]`."""
+"""The command line of the runner: `noiseworks bench [compose|table|ship|train-testbed|cards]`."""
 
 from noiseworks.bench.runner.session import bench
 from noiseworks.core.cli import Command, make_app, run
@@ -11,6 +11,9 @@ app = make_app(
             "Measure pairs of methods on one host.",
         ),
         "table": Command("noiseworks.bench.runner.tables:table", "Print a folder's results as markdown."),
+        "ship": Command(
+            "noiseworks.bench.shipped:ship", "Copy a laptop run's models into a method's package."
+        ),
         "train-testbed": Command(
             "noiseworks.bench.testbeds.training:train_testbed", "Train a testbed's models again."
         ),

@@ -7,7 +7,7 @@ would reach if the gains multiplied and the changes of quality added.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -88,7 +88,8 @@ def pair_claim(first: Composable, second: Composable) -> Claim:
         ),
         targets=_pair_targets(host, a, b),
         scales=host.scales,
-        run=_PairRun(first, second).run,
+        prepare=lambda seed, context: Pair(seed, host.load(context)),
+        run=lambda arm, pair, context: _run_pair((first, second), arm, pair, context),
         units=host.units,
         columns=host.columns,
     )
@@ -104,30 +105,28 @@ def _pair_targets(host: Host, a: str, b: str) -> tuple[Target, ...]:
     )
 
 
-class _PairRun:
-    """Runs the arms of a pair in order; the arm `product` is computed from the three before it."""
+@dataclass
+class Pair:
+    """What the arms of a pair share: the loaded host, and what the arms before measured."""
 
-    def __init__(self, first: Composable, second: Composable):
-        self._methods = (first, second)
-        self._measured: dict[tuple[int, str], Measurement] = {}
-        self._host: Any = None
+    seed: int
+    loaded: Any
+    measured: dict[str, Measurement] = field(default_factory=dict)
 
-    def run(self, arm: str, seed: int, context: Context) -> Measurement:
-        """Measure the host with the arm's methods attached."""
-        family = self._methods[0].host
-        if arm == "product":
-            names = ("none", *(method.method for method in self._methods))
-            parts = [self._measured[seed, name] for name in names]
-            return Measurement(expected_metrics(family, *(part.metrics for part in parts)))
-        if self._host is None:
-            self._host = family.load(context)
-        with ExitStack() as stack:
-            for method in self._methods:
-                if arm in (method.method, "both"):
-                    stack.enter_context(method.attach(self._host))
-            measurement = family.measure(self._host, seed, context)
-        self._measured[seed, arm] = measurement
-        return measurement
+
+def _run_pair(methods: tuple[Composable, Composable], arm: str, pair: Pair, context: Context) -> Measurement:
+    """Measure the host with the arm's methods attached; `product` is computed from the three arms before it."""
+    family = methods[0].host
+    if arm == "product":
+        parts = [pair.measured[name] for name in ("none", *(method.method for method in methods))]
+        return Measurement(expected_metrics(family, *(part.metrics for part in parts)))
+    with ExitStack() as stack:
+        for method in methods:
+            if arm in (method.method, "both"):
+                stack.enter_context(method.attach(pair.loaded))
+        measurement = family.measure(pair.loaded, pair.seed, context)
+    pair.measured[arm] = measurement
+    return measurement
 
 
 def expected_metrics(

@@ -24,6 +24,8 @@ from noiseworks.core.errors import InputError, NoiseworksError
 
 METHOD_GROUP = "noiseworks.methods"
 COMMAND_GROUP = "noiseworks.commands"
+# An entry gives every method a verb: it names a module whose attribute `<slug>` is the function for that method.
+VERB_GROUP = "noiseworks.verbs"
 EXIT_BAD_INPUT = 2
 EXIT_STOPPED = 130
 # The older spelling of `core.options.Spread`: `drawing: Annotated[Drawing, SPREAD]`.
@@ -43,7 +45,8 @@ def make_app(slug: str, commands: Mapping[str, Command], *, distribution: str | 
 
     Args:
         slug: The method's slug; the command is called `noiseworks-<slug>`.
-        commands: Verb -> command. Targets are imported when their verb runs.
+        commands: Verb -> command. Targets are imported when their verb runs. Installed tools add verbs to those of
+            a method (`claim`, with noiseworks-bench).
         distribution: The distribution whose summary and version are shown, by default `noiseworks-<slug>`.
     """
     about = metadata(distribution or f"noiseworks-{slug}")
@@ -57,6 +60,15 @@ def make_app(slug: str, commands: Mapping[str, Command], *, distribution: str | 
     )
     for verb, command in commands.items():
         app.command(command.target, name=verb, help=command.help, result_action="return_value")
+    installed = entry_points()  # looked for once: it costs time
+    if installed.select(group=METHOD_GROUP, name=slug):
+        for entry in installed.select(group=VERB_GROUP):
+            if entry.name not in commands:
+                target, about_verb = (
+                    f"{entry.value}:{slug}",
+                    entry.dist.metadata["Summary"] if entry.dist else "",
+                )
+                app.command(target, name=entry.name, help=about_verb, result_action="return_value")
     return app
 
 

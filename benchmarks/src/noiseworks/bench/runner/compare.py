@@ -22,6 +22,10 @@ def check_comparable(path: str | Path, sources: Sequence[Source], settings: Sett
     """
     old = read_results(path)
     wanted = {source.method for source in sources}
+    if settings.scale == "tune":
+        raise InputError(
+            "tuning runs are not judged, so there is nothing to compare; compare runs of another scale"
+        )
     shared = [
         claim["method"]
         for claim in old["claims"]

@@ -1,78 +1,65 @@
-"""Asks worker processes what the claims are, whether they are void, and what device is there.
-
-The parent process imports no claim: a claim may import torch, take seconds, fail or crash.
-"""
+"""Imports the claims, which are light, and says what they are; asks a worker what device there is."""
 
 import json
 import os
 import tempfile
+import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 from typing import Any
 
-from noiseworks.bench.runner.discovery import Source
+from noiseworks.bench.claims import Claim
+from noiseworks.bench.runner.discovery import Source, load
+from noiseworks.bench.runner.records import claim_record
 from noiseworks.bench.runner.tasks import LOG_NAME, run_worker
 from noiseworks.core.errors import InputError
 
-IMPORT_SECONDS = 300.0
+DEVICE_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
 class Described:
-    """A claim's record, or the line that says why it cannot be imported and the log of that."""
+    """A claim and its record, or the line that says why it cannot be imported and the trace of that."""
 
     source: Source
     record: dict[str, Any] | None
+    claim: Claim | None = None
     error: str | None = None
-    log: Path | None = None
+    trace: str = ""
 
 
-def describe_claims(sources: Sequence[Source], scale: str, out: Path) -> list[Described]:
-    """Import every claim in one worker and return their records.
-
-    A claim that cannot be imported ends that worker; it is reported and the rest go on in a new one.
-
-    Args:
-        sources: The claims.
-        scale: Name of the scale to describe.
-        out: The output folder, which keeps the logs of failed imports.
-    """
-    found: dict[int, Described] = {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        while len(found) < len(sources):
-            left = [(index, asdict(source)) for index, source in enumerate(sources) if index not in found]
-            job = {"sources": left, "scale": scale, "folder": name}
-            error = _call("describe", job, folder / LOG_NAME)
-            for index, _ in left:
-                path = folder / f"{index}.json"
-                if not path.exists():
-                    found[index] = _failed(sources[index], error or "it was not described", folder, out)
-                    break
-                found[index] = Described(sources[index], json.loads(path.read_text()))
-    return [found[index] for index in range(len(sources))]
-
-
-def void_reason(source: Source, folders: Sequence[Path], log: Path) -> str | None:
-    """Return why a claim's precondition is absent, or None when it is met.
+def load_claim(source: Source) -> Claim:
+    """Return a source's claim, or the claim that measures a pair of composable methods.
 
     Raises:
-        InputError: When the precondition itself fails.
+        InputError: When the object is no `Claim`.
     """
-    with tempfile.TemporaryDirectory() as name:
-        output = Path(name) / "reason.json"
-        job = {
-            "values": source.values,
-            "method": source.method,
-            "folders": [str(folder) for folder in folders],
-            "output": str(output),
-        }
-        error = _call("precondition", job, log)
-        if error:
-            raise InputError(f"the precondition failed: {error}")
-        return json.loads(output.read_text())
+    if len(source.values) == 2:
+        from noiseworks.bench.compose import pair_claim
+
+        return pair_claim(*(load(value) for value in source.values))
+    claim = load(source.values[0])
+    if not isinstance(claim, Claim):
+        raise InputError(
+            f"{source.values[0]} is a {type(claim).__name__}, expected a noiseworks.bench.claims.Claim"
+        )
+    return replace(claim, method=source.method)
+
+
+def describe_claims(sources: Sequence[Source], scale: str) -> list[Described]:
+    """Import every claim and return its record at a scale; one that cannot be imported is described as such."""
+    return [_describe(source, scale) for source in sources]
+
+
+def _describe(source: Source, scale: str) -> Described:
+    try:
+        claim = load_claim(source)
+        return Described(source, claim_record(claim, scale), claim)
+    except (Exception, SystemExit) as error:  # whatever a package does on import, the other claims run
+        line = traceback.format_exception_only(error)[-1].strip()[:400]
+        return Described(source, None, error=line, trace=traceback.format_exc())
 
 
 def check_device(device: str) -> str:
@@ -95,11 +82,4 @@ def _call(mode: str, job: Mapping[str, Any], log: Path) -> str | None:
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(job, file)
         file.flush()
-        return run_worker([mode, file.name], log, IMPORT_SECONDS, os.environ, Event())
-
-
-def _failed(source: Source, error: str, folder: Path, out: Path) -> Described:
-    log = out / "tasks" / source.method / "import.txt"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_bytes((folder / LOG_NAME).read_bytes())
-    return Described(source, None, error, log)
+        return run_worker([mode, file.name], log, DEVICE_SECONDS, os.environ, Event())

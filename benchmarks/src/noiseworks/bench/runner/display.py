@@ -23,6 +23,7 @@ VERDICT_STYLE = {
     "no effect": "dim",
     "worse": "red",
     "void": "magenta",
+    "tuning": "cyan",
     "failed": "bold red",
     "skipped": "dim",
 }
@@ -114,6 +115,14 @@ def estimate_text(target: Mapping[str, Any]) -> str:
     if target["observations"] == 1:
         return f"{effect(target['estimate'], target['kind'])} (one observation)"
     return f"{effect(target['estimate'], target['kind'])} [{low}, {high}]"
+
+
+def rivals_text(target: Mapping[str, Any], labels: Mapping[str, str]) -> str:
+    """Return the labels of the arms that a target's arm is compared with."""
+    against = target["against"]
+    if isinstance(against, str):
+        return labels[against]
+    return "the best of " + ", ".join(labels[name] for name in against)
 
 
 def outcome_word(claim: Mapping[str, Any]) -> str:

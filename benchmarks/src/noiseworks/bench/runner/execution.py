@@ -1,13 +1,13 @@
 """Runs claims: checked settings, the plan of tasks, finished work first, the rest on processes or on Ray."""
 
 import fcntl
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from noiseworks.bench.claims import ScaleName
+from noiseworks.bench.claims import SEEDS, ScaleName
 from noiseworks.bench.runner.describe import Described, check_device, describe_claims
 from noiseworks.bench.runner.discovery import Source, split_names
 from noiseworks.bench.runner.display import Display
@@ -33,6 +33,7 @@ class Settings:
         model: Model that the user named, or None.
         device: Resolved device.
         ray: Address of a Ray cluster, `local`, or None.
+        data: Name -> value of what the user gave with `--data`.
     """
 
     scale: ScaleName
@@ -42,6 +43,7 @@ class Settings:
     model: str | None
     device: str
     ray: str | None = None
+    data: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_settings(
@@ -53,6 +55,7 @@ def check_settings(
     model: str | None,
     device: str,
     ray: str | None = None,
+    data: Sequence[str] | None = None,
 ) -> Settings:
     """Refuse bad settings before any work.
 
@@ -63,6 +66,8 @@ def check_settings(
     if jobs is not None:
         check_number("jobs", jobs, low=1, integer=True)
     chosen_seeds = parse_seeds(seeds)
+    check_seeds(scale, chosen_seeds)
+    given = parse_data(data)
     if model is not None:
         resolve_model(model)
     if ray is not None:
@@ -73,7 +78,7 @@ def check_settings(
     device = check_device(device)
     if jobs is None:
         jobs = 1 if device.startswith("cuda") else min(available_cores(), MAX_DEFAULT_JOBS)
-    return Settings(scale, chosen_seeds, jobs, Path(out).resolve(), model, device, ray)
+    return Settings(scale, chosen_seeds, jobs, Path(out).resolve(), model, device, ray, given)
 
 
 def parse_seeds(seeds: Sequence[str | int] | str | None) -> tuple[int, ...] | None:
@@ -85,10 +90,74 @@ def parse_seeds(seeds: Sequence[str | int] | str | None) -> tuple[int, ...] | No
     if seeds is None:
         return None
     words = split_names(seeds if isinstance(seeds, str) else [str(seed) for seed in seeds])
-    wrong = [word for word in words if not (word.isascii() and word.isdecimal())]
+    wrong = [word for word in words if not (word.isascii() and word.isdecimal() and len(word) < 20)]
     if wrong or not words:
         raise InputError(f"seeds must be whole numbers of at least 0 such as 1000,1001, got {seeds!r}")
     return tuple(int(word) for word in words)
+
+
+def check_seeds(scale: ScaleName, seeds: Sequence[int] | None) -> None:
+    """Refuse seeds outside the scale's range, so that nobody tunes on a judging seed or judges on a tuned one.
+
+    Raises:
+        InputError: Naming the seeds and the range.
+    """
+    allowed = SEEDS[scale]
+    wrong = [seed for seed in seeds or () if seed not in allowed]
+    if wrong:
+        raise InputError(
+            f"seeds at scale {scale!r} lie in {allowed.start} to {allowed.stop - 1}, got {', '.join(map(str, wrong))}"
+        )
+
+
+def parse_data(words: Sequence[str] | None) -> dict[str, str]:
+    """Return what was given as `name=value` words.
+
+    Raises:
+        InputError: When a word has another form, or a name occurs twice.
+    """
+    found: dict[str, str] = {}
+    for word in words or ():
+        name, equals, value = word.partition("=")
+        if not (name and equals and value) or name in found:
+            raise InputError(
+                f"data are given once each as name=path, such as --data test=problems.jsonl, got {word!r}"
+            )
+        found[name] = value
+    return found
+
+
+def check_data(described: Sequence[Described], given: Mapping[str, str]) -> None:
+    """Refuse data that no claim asks for, and files and models that are not there.
+
+    Raises:
+        InputError: Naming what the claims take.
+    """
+    declared = {data.name: data for one in described if one.claim for data in one.claim.data}
+    for name, value in given.items():
+        if name not in declared:
+            known = "; ".join(f"{data.name}: {data.about}" for data in declared.values()) or "none"
+            raise InputError(f"no claim of this run takes data called {name!r}; they take: {known}")
+        if declared[name].kind == "model":
+            resolve_model(value)
+        elif not Path(value).exists():
+            raise InputError(f"no file or folder {value} for --data {name}; name {declared[name].about}")
+
+
+def cannot_run(described: Described, settings: Settings) -> str | None:
+    """Return why a claim is not run with these settings, or None."""
+    record = described.record
+    if described.claim.scale(settings.scale) is None:
+        return f"no scale {settings.scale!r}; it has {', '.join(record['scales'])}"
+    missing = [
+        data
+        for data in described.claim.data
+        if settings.scale in data.scales and data.name not in settings.data
+    ]
+    if missing:
+        wanted = ", ".join(f"--data {data.name}=... ({data.about})" for data in missing)
+        return f"the scale {settings.scale!r} needs {wanted}"
+    return None
 
 
 def run_claims(sources: Sequence[Source], settings: Settings, command: str) -> dict[str, Any]:
@@ -104,14 +173,15 @@ def run_claims(sources: Sequence[Source], settings: Settings, command: str) -> d
     """
     from noiseworks.bench.runner.results import results_document, write_results
 
+    described = describe_claims(sources, settings.scale)
+    check_data(described, settings.data)
+    reasons = {one.source.method: cannot_run(one, settings) for one in described if one.claim}
+    if reasons and all(reasons.values()):
+        raise InputError("; ".join(f"{method}: {reason}" for method, reason in reasons.items()))
     count = f"{len(sources)} claim" + ("s" if len(sources) != 1 else "")
     with exclusive(settings.out), Display() as display:
         display.say(f"noiseworks bench: {count} at scale {settings.scale}, results in {settings.out}")
-        described = describe_claims(sources, settings.scale, settings.out)
-        plans = {claim.source.method: plan_tasks(claim, settings) for claim in described if claim.record}
-        if plans and not any(plans.values()):
-            raise InputError(f"no claim among {', '.join(plans)} has the scale {settings.scale!r}")
-        entries = _run_and_judge(described, plans, settings, display)
+        entries = _run_and_judge(described, reasons, settings, display)
         named = settings.model
         model = Path(named).name if named and Path(named).is_dir() else named
         environment = describe_environment(command)
@@ -121,10 +191,15 @@ def run_claims(sources: Sequence[Source], settings: Settings, command: str) -> d
 
 
 def _run_and_judge(
-    described: Sequence[Described], plans: dict[str, list[Task]], settings: Settings, display: Display
+    described: Sequence[Described], reasons: Mapping[str, str | None], settings: Settings, display: Display
 ) -> list[dict[str, Any]]:
     from noiseworks.bench.runner.results import failed_import, judge_claim, skipped
 
+    plans = {
+        one.source.method: plan_tasks(one, settings)
+        for one in described
+        if one.claim and not reasons[one.source.method]
+    }
     tasks = [task for plan in plans.values() for task in plan]
     display.expect(len(tasks))
     ended: dict[str, Outcome] = {}
@@ -132,22 +207,25 @@ def _run_and_judge(
         display.ended(outcome)
         ended[outcome.task.name] = outcome
     entries = []
-    for claim in described:
-        plan = plans.get(claim.source.method)
-        if plan is None:
-            entries.append(failed_import(claim, settings.out))
-        elif not plan:
-            entries.append(skipped(claim))
+    for one in described:
+        method = one.source.method
+        if one.claim is None:
+            entries.append(failed_import(one, settings.out))
+        elif reasons[method]:
+            entries.append(skipped(one, reasons[method]))
         else:
-            entries.append(judge_claim(claim, [ended[task.name] for task in plan], settings.out))
+            entries.append(judge_claim(one, [ended[task.name] for task in plans[method]], settings.out))
     return entries
 
 
 def plan_tasks(described: Described, settings: Settings) -> list[Task]:
-    """Return a claim's tasks, one a seed; none when it lacks the scale."""
+    """Return a claim's tasks, one a seed."""
     record = described.record
-    if settings.scale not in record["scales"]:
-        return []
+    data = {
+        one.name: value
+        for one in described.claim.data
+        if (value := _absolute(settings.data.get(one.name), one.kind)) is not None
+    }
     return [
         Task(
             source=described.source,
@@ -159,9 +237,19 @@ def plan_tasks(described: Described, settings: Settings) -> list[Task]:
             device=settings.device,
             time_limit=record["time_limit"],
             threads=max(1, available_cores() // settings.jobs),
+            data=data,
         )
         for seed in settings.seeds or record["seeds"]
     ]
+
+
+def _absolute(value: str | None, kind: str) -> str | None:
+    """Return a path that a worker finds from wherever it runs; names of models stay."""
+    return (
+        str(Path(value).resolve())
+        if value is not None and (kind == "path" or Path(value).is_dir())
+        else value
+    )
 
 
 def run_all(tasks: Sequence[Task], settings: Settings, display: Display) -> Iterator[Outcome]:

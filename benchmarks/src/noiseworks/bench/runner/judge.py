@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from noiseworks.bench.claims import Target, Verdict
+from noiseworks.bench.claims import Ceiling, Floor, Target, Verdict
 from noiseworks.core.errors import InputError
 
 RESAMPLES = 4000
@@ -75,26 +75,35 @@ def estimate_mean(values: Values, resamples: int = RESAMPLES) -> Estimate:
     return _interval(float(pooled.mean()), sums / sizes, column)
 
 
-def estimate_contrast(kind: str, arm: Values, against: Values, resamples: int = RESAMPLES) -> Estimate:
+def estimate_contrast(
+    kind: str, arm: Values, *against: Values, better: str = "higher", resamples: int = RESAMPLES
+) -> Estimate:
     """Return the paired difference or ratio of two arms' means, with its interval.
 
     Args:
         kind: `difference` (mean of arm - mean of against) or `ratio` (mean of arm / mean of against).
         arm: One number or list of numbers (one a unit) for each seed.
-        against: The same for the other arm; unit i of seed s belongs to unit i of seed s of `arm`.
+        against: The same for the other arm; unit i of seed s belongs to unit i of seed s of `arm`. Of several
+            arms the best one by mean counts, chosen anew in each resample.
+        better: Whether the best arm is the one of the `higher` or of the `lower` mean.
         resamples: Number of bootstrap resamples.
 
     Raises:
         InputError: When the arms have different seeds or units, or a ratio's denominator can be 0.
     """
-    a, b = as_columns(arm), as_columns(against)
-    if [len(values) for values in a] != [len(values) for values in b]:
-        raise InputError(
-            "the two arms are not paired: their numbers of values a seed are "
-            f"{[len(values) for values in a]} and {[len(values) for values in b]}; measure the same units"
-        )
-    (a_sums, b_sums), sizes = resampled_sums([a, b], resamples)
-    a_mean, b_mean = float(np.concatenate(a).mean()), float(np.concatenate(b).mean())
+    columns = [as_columns(values) for values in (arm, *against)]
+    a = columns[0]
+    for b in columns[1:]:
+        if [len(values) for values in a] != [len(values) for values in b]:
+            raise InputError(
+                "the two arms are not paired: their numbers of values a seed are "
+                f"{[len(values) for values in a]} and {[len(values) for values in b]}; measure the same units"
+            )
+    (a_sums, *rivals), sizes = resampled_sums(columns, resamples)
+    best = np.max if better == "higher" else np.min
+    b_sums = best(rivals, axis=0)
+    a_mean, *means = (float(np.concatenate(column).mean()) for column in columns)
+    b_mean = float(best(means))
     if kind == "difference":
         return _interval(a_mean - b_mean, (a_sums - b_sums) / sizes, a)
     if b_mean == 0 or (np.sign(b_sums) != np.sign(b_mean)).any():
@@ -173,9 +182,46 @@ def judge_target(target: Target, measured: Mapping[str, Sequence[Mapping[str, An
         InputError: Naming the target, when its values cannot be compared.
     """
     columns = [
-        [metrics[target.metric] for metrics in measured[name]] for name in (target.arm, target.against)
+        [metrics[target.metric] for metrics in measured[name]] for name in (target.arm, *target.rivals)
     ]
     try:
-        return estimate_contrast(target.kind, *columns)
+        return estimate_contrast(target.kind, *columns, better=target.better)
     except InputError as error:
         raise InputError(f"target {target.name!r}: {error}") from error
+
+
+def condition_value(condition: Floor | Ceiling, measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> float:
+    """Return what a precondition looks at: a mean over units and then seeds, or the gain or share that it asks for.
+
+    Args:
+        condition: The precondition.
+        measured: Arm -> one mapping of metrics for each seed.
+
+    Raises:
+        InputError: When an arm did not measure what it needs.
+    """
+
+    def mean(arm: str) -> float:
+        missing = {condition.metric, condition.over or condition.metric} - set(measured[arm][0])
+        if missing:
+            raise InputError(f"a precondition needs {', '.join(sorted(missing))}, which arm {arm!r} lacks")
+        values = [np.mean(metrics[condition.metric]) for metrics in measured[arm]]
+        if condition.over is not None:
+            values = [
+                v / np.mean(metrics[condition.over]) for v, metrics in zip(values, measured[arm], strict=True)
+            ]
+        return float(np.mean(values))
+
+    value = mean(condition.arm)
+    return value if condition.against is None else value - mean(condition.against)
+
+
+def void_reason(
+    conditions: Sequence[Floor | Ceiling], measured: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> str | None:
+    """Return why a claim says nothing on what was measured, or None when all preconditions are met."""
+    for condition in conditions:
+        value = condition_value(condition, measured)
+        if not condition.met(value):
+            return condition.sentence.format(value)
+    return None

@@ -7,28 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from noiseworks.bench.claims import Claim, Measurement, Target
+from noiseworks.bench.claims import Ceiling, Claim, Floor, Measurement, Target
 from noiseworks.core.errors import InputError, NonFiniteError
 
 MAX_POINTS = 400
 
 
 def claim_record(claim: Claim, scale: str) -> dict[str, Any]:
-    """Return a claim and one of its scales as JSON values; `run` and `precondition` stay behind.
+    """Return a claim and one of its scales as JSON values; its functions stay behind.
 
     Raises:
-        InputError: When a target names an arm that does not exist, or the claim has no target or no arm.
+        InputError: When a target or precondition names an arm that does not exist, the claim has no target or no
+            arm, or two targets have one name.
     """
-    names = {arm.name for arm in claim.arms}
-    if not claim.targets or not names:
-        raise InputError(f"the claim of {claim.method} needs at least one arm and one target")
-    for target in claim.targets:
-        if not {target.arm, target.against} <= names:
-            raise InputError(
-                f"target {target.name!r} of {claim.method} compares {target.arm!r} with {target.against!r}, "
-                f"its arms are {', '.join(sorted(names))}"
-            )
-    chosen = claim.scales.get(scale)
+    _check_names(claim)
+    chosen = claim.scale(scale)
     return {
         "method": claim.method,
         "paper": claim.paper,
@@ -39,13 +32,40 @@ def claim_record(claim: Claim, scale: str) -> dict[str, Any]:
         "arms": [asdict(arm) for arm in claim.arms],
         "targets": [asdict(target) for target in claim.targets],
         "columns": dict(claim.columns),
-        "has_precondition": claim.precondition is not None,
+        "preconditions": [_condition(condition) for condition in claim.preconditions],
         "scale": scale,
         "seeds": list(chosen.seeds) if chosen else [],
         "time_limit": chosen.time_limit if chosen else 0.0,
         "settings": plain(chosen.settings) if chosen else {},
         "scales": list(claim.scales),
     }
+
+
+def _check_names(claim: Claim) -> None:
+    arms = {arm.name for arm in claim.arms}
+    if not claim.targets or not arms:
+        raise InputError(f"the claim of {claim.method} needs at least one arm and one target")
+    known = ", ".join(sorted(arms))
+    for target in claim.targets:
+        if not target.rivals or not {target.arm, *target.rivals} <= arms:
+            raise InputError(
+                f"target {target.name!r} of {claim.method} compares {target.arm!r} with {target.against!r}, "
+                f"its arms are {known}"
+            )
+    names = [target.name for target in claim.targets]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"two targets of {claim.method} are called {twice!r}; give one a name of its own")
+    for condition in claim.preconditions:
+        if not {condition.arm, condition.against or condition.arm} <= arms:
+            raise InputError(
+                f"a precondition of {claim.method} looks at {condition.arm!r} and {condition.against!r}, its arms "
+                f"are {known}"
+            )
+
+
+def _condition(condition: Floor | Ceiling) -> dict[str, Any]:
+    return {"kind": type(condition).__name__.lower(), **asdict(condition)}
 
 
 def targets_of(record: Mapping[str, Any]) -> list[Target]:

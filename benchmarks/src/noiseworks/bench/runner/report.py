@@ -13,6 +13,7 @@ from noiseworks.bench.runner.display import (
     estimate_text,
     number,
     outcome_word,
+    rivals_text,
     threshold_text,
 )
 from noiseworks.bench.runner.judge import no_effect_value
@@ -49,6 +50,7 @@ def render(document: Mapping[str, Any], out: Path) -> str:
         estimate_text=estimate_text,
         number=number,
         outcome_word=outcome_word,
+        rivals_text=rivals_text,
         threshold_text=threshold_text,
     )
     claims = [

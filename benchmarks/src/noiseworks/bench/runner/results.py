@@ -1,7 +1,8 @@
 """The results file: schema `noiseworks-results/1`, one for a run and one for each claim.
 
 A file holds `schema`, `environment`, `scale`, `model`, `device` and `claims`. A claim holds its description
-(paper, statement, arms, columns), `status` (`judged`, `failed` or `skipped`), `verdict`, `void_reason`, its
+(paper, statement, arms, columns), `status` (`judged`, `failed` or `skipped`), `verdict` (`tuning` at the scale
+`tune`, which judges nothing), `void_reason`, its
 targets with estimate, interval and verdict, `summary` (arm -> metric -> mean and interval), `measurements`
 (arm -> one a seed, with metrics, series, images, notes, seconds) and `failures`.
 """
@@ -13,14 +14,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from noiseworks.bench.runner.describe import Described, void_reason
-from noiseworks.bench.runner.judge import claim_verdict, estimate_mean, judge_target, target_verdict
-from noiseworks.bench.runner.records import targets_of
+from noiseworks.bench.claims import Measurement, Verdict
+from noiseworks.bench.runner.describe import Described
+from noiseworks.bench.runner.judge import (
+    claim_verdict,
+    estimate_mean,
+    judge_target,
+    target_verdict,
+    void_reason,
+)
+from noiseworks.bench.runner.records import measurement_of, targets_of
 from noiseworks.bench.runner.tasks import LOG_NAME, Outcome
 from noiseworks.core.artifacts import atomic_write
 from noiseworks.core.errors import InputError
 
 SCHEMA = "noiseworks-results/1"
+IMPORT_LOG_NAME = "import.txt"
 
 
 def judge_claim(described: Described, outcomes: Sequence[Outcome], out: Path) -> dict[str, Any]:
@@ -66,19 +75,22 @@ def judge_claim(described: Described, outcomes: Sequence[Outcome], out: Path) ->
 
 def _judge(entry: dict[str, Any], described: Described, done: Sequence[Outcome], out: Path) -> None:
     """Add verdicts to an entry whose seeds all finished."""
-    log = out / "tasks" / described.source.method / "precondition.txt"
-    targets = targets_of(described.record)
+    targets, claim = targets_of(described.record), described.claim
     measured = {arm: [run["metrics"] for run in entry["measurements"][arm]] for arm in entry["measurements"]}
     try:
-        reason = None
-        if described.record["has_precondition"]:
-            reason = void_reason(described.source, [outcome.folder for outcome in done], log)
+        reason = void_reason(claim.preconditions, measured)
+        if reason is None and claim.precondition is not None:
+            reason = claim.precondition(_measurements(done))
         estimates = [judge_target(target, measured) for target in targets]
     except InputError as error:
+        log = str((done[0].folder / LOG_NAME).relative_to(out))
         entry["status"] = "failed"
-        entry["failures"] = [{"seed": None, "error": str(error), "log": str(log.relative_to(out))}]
+        entry["failures"] = [{"seed": None, "error": str(error), "log": log}]
         return
-    verdicts = [target_verdict(*pair) for pair in zip(targets, estimates, strict=True)]
+    tuning = entry["scale"] == "tune"
+    verdicts: list[Verdict] = [
+        "tuning" if tuning else target_verdict(*pair) for pair in zip(targets, estimates, strict=True)
+    ]
     entry["targets"] = [
         {
             **asdict(target),
@@ -90,21 +102,25 @@ def _judge(entry: dict[str, Any], described: Described, done: Sequence[Outcome],
         for target, estimate, verdict in zip(targets, estimates, verdicts, strict=True)
     ]
     entry["void_reason"] = reason
-    entry["verdict"] = "void" if reason else claim_verdict(targets, verdicts)
+    entry["verdict"] = "tuning" if tuning else "void" if reason else claim_verdict(targets, verdicts)
+
+
+def _measurements(done: Sequence[Outcome]) -> dict[str, list[Measurement]]:
+    arms = done[0].result["arms"]
+    return {arm: [measurement_of(o.result["arms"][arm], o.folder) for o in done] for arm in arms}
 
 
 def failed_import(described: Described, out: Path) -> dict[str, Any]:
-    """Return the entry of a claim that could not be imported."""
-    log = str(described.log.relative_to(out))
-    failure = {"seed": None, "error": described.error, "log": log}
+    """Return the entry of a claim that could not be imported, and write the trace into the output folder."""
+    log = out / "tasks" / described.source.method / IMPORT_LOG_NAME
+    atomic_write(log, described.trace)
+    failure = {"seed": None, "error": described.error, "log": str(log.relative_to(out))}
     return {**_empty(described.source.method, "failed"), "failures": [failure]}
 
 
-def skipped(described: Described) -> dict[str, Any]:
-    """Return the entry of a claim that has no such scale."""
-    record = described.record
-    note = f"no scale {record['scale']!r}; it has {', '.join(record['scales'])}"
-    return {**_empty(described.source.method, "skipped"), **record, "notes": [note]}
+def skipped(described: Described, why: str) -> dict[str, Any]:
+    """Return the entry of a claim that is not run, with the reason."""
+    return {**_empty(described.source.method, "skipped"), **described.record, "notes": [why]}
 
 
 def _empty(method: str, status: str) -> dict[str, Any]:

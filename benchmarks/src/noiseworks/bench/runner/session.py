@@ -70,6 +70,7 @@ def bench(
     model: str | None = None,
     device: str = "cpu",
     compare: Path | None = None,
+    data: Names = None,
     ray: str | None = None,
     open_report: OpenFlag = None,
 ) -> BenchResult:
@@ -80,14 +81,16 @@ def bench(
 
     Args:
         methods: Methods to run, as `--methods a,b`; by default every installed one.
-        scale: How much is run: `smoke` only proves that it runs, `quick` is a first look, `laptop` judges,
-            `full` takes a real model and real data.
-        seeds: Seeds instead of those of the scale, as `--seeds 1000,1001`.
+        scale: How much is run: `smoke` only proves that it runs, `quick` is a first look, `tune` is `laptop` on
+            seeds for tuning and judges nothing, `laptop` judges, `full` takes a real model and real data.
+        seeds: Seeds instead of those of the scale, as `--seeds 1003,1004`: 0 to 499 for `tune`, 500 to 999 for
+            `smoke` and `quick`, 1000 and above for `laptop` and `full`.
         jobs: Processes at a time; by default the number of cores, at most 4, and 1 on a CUDA device.
         out: Folder of results and report.
         model: Model instead of the testbed's: a directory, a hub id or `testbed:<name>`.
         device: `cpu`, `cuda`, `cuda:<n>`, `mps` or `auto`.
         compare: An earlier `results.json`; regressions are named and end with status 1.
+        data: What claims need of the user's at a scale, as `--data test=problems.jsonl`; once for each.
         ray: Address of a Ray cluster to run on, or `local`.
         open_report: Whether to open the report in the browser; by default on a terminal only.
 
@@ -99,7 +102,7 @@ def bench(
     """
     sources = select_claims(split_names(methods))
     settings = check_settings(
-        scale=scale, seeds=seeds, jobs=jobs, out=out, model=model, device=device, ray=ray
+        scale=scale, seeds=seeds, jobs=jobs, out=out, model=model, device=device, ray=ray, data=data
     )
     return _run("noiseworks bench", methods, sources, settings, compare, open_report)
 
@@ -125,7 +128,7 @@ def compose(
         methods: Methods in the order in which they attach, as `--methods a,b`; by default every installed
             one that can be composed.
         scale: How much is run.
-        seeds: Seeds instead of those of the scale, as `--seeds 1000,1001`.
+        seeds: Seeds instead of those of the scale, as `--seeds 500,501`.
         jobs: Processes at a time; by default the number of cores, at most 4, and 1 on a CUDA device.
         out: Folder of results and report.
         model: Model instead of the testbed's: a directory, a hub id or `testbed:<name>`.
@@ -156,7 +159,12 @@ def _run(
     open_report: bool | None,
 ) -> BenchResult:
     old = None if compare is None else check_comparable(compare, sources, settings)
-    document = run_claims(sources, settings, typed_command(command, methods, settings))
+    try:
+        document = run_claims(sources, settings, typed_command(command, methods, settings))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            "stopped; finished work is kept, run the same command again to go on"
+        ) from None
     from noiseworks.bench.runner.report import write_report
 
     report = write_report(document, settings.out)
@@ -175,5 +183,11 @@ def typed_command(command: str, methods: Sequence[str] | None, settings: Setting
     if settings.seeds is not None:
         words += ["--seeds", ",".join(map(str, settings.seeds))]
     if settings.model is not None:
-        words += ["--model", Path(settings.model).name if Path(settings.model).is_dir() else settings.model]
+        words += ["--model", _without_folders(settings.model)]
+    for name, value in settings.data.items():
+        words += ["--data", f"{name}={_without_folders(value)}"]
     return " ".join(words if settings.device == "cpu" else [*words, "--device", settings.device])
+
+
+def _without_folders(name: str) -> str:
+    return Path(name).name if Path(name).exists() else name

@@ -34,6 +34,11 @@ def results_markdown(folder: Path | str, method: str | None = None) -> str:
         claims = [claim for claim in claims if claim["method"] == method]
     if not claims:
         return "No results yet."
+    tuned = [claim["method"] for claim in claims if claim.get("scale") == "tune"]
+    if tuned:
+        raise InputError(
+            f"{', '.join(tuned)} in {folder}: tuning runs are no results; name a folder of judged ones"
+        )
     skipped = 2 if method is not None else 0
     lines = [HEADER[skipped:], ("---",) * (len(HEADER) - skipped)]
     for claim in claims:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -40,6 +40,7 @@ class Task:
         device: "cpu", "cuda", ...
         time_limit: Seconds.
         threads: CPU threads of the process; not part of the identity.
+        data: Name -> path or model that the user gave for the claim.
     """
 
     source: Source
@@ -51,6 +52,7 @@ class Task:
     device: str
     time_limit: float
     threads: int = 1
+    data: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -68,6 +70,7 @@ class Task:
             "seed": self.seed,
             "model": self.model,
             "device": self.device,
+            **({"data": dict(self.data)} if self.data else {}),
         }
 
     def folder(self, out: Path) -> Path:
@@ -133,6 +136,7 @@ def run_task(task: Task, out: Path, progress: Progress, stop: Event) -> Outcome:
         "seed": task.seed,
         "model": task.model,
         "device": task.device,
+        "data": dict(task.data),
         "folder": str(folder.resolve()),
         "fingerprint": task.fingerprint(),
     }
@@ -211,7 +215,8 @@ def worker_environment(task: Task) -> dict[str, str]:
     threads = environment.get("OMP_NUM_THREADS", str(task.threads))
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         environment.setdefault(name, threads)
-    if task.model is None or task.model.startswith("testbed:") or Path(task.model).is_dir():
+    named = [name for name in (task.model, *task.data.values()) if name is not None]
+    if all(name.startswith("testbed:") or Path(name).exists() for name in named):
         environment["HF_HUB_OFFLINE"] = "1"
     return environment
 

@@ -1,8 +1,7 @@
 """What runs inside a worker process: `python -m noiseworks.bench.runner.worker MODE JOB.json`.
 
-Modes: `describe` writes claims as JSON, `run` runs every arm of a claim on one seed, `precondition` asks a
-claim whether its measurements can be judged, `device` resolves a device name. A failure is a traceback on
-stderr and status 1.
+Modes: `run` runs every arm of a claim on one seed, `device` resolves a device name. A failure is a traceback
+on stderr and status 1.
 """
 
 import json
@@ -12,13 +11,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from noiseworks.bench.claims import Claim, Context, Measurement
-from noiseworks.bench.runner.discovery import load
-from noiseworks.bench.runner.records import claim_record, measurement_of, measurement_record
+from noiseworks.bench.runner.describe import load_claim
+from noiseworks.bench.runner.discovery import Source
+from noiseworks.bench.runner.records import measurement_record
 from noiseworks.bench.runner.tasks import PROGRESS_NAME, RESULT_NAME
 from noiseworks.core.artifacts import atomic_write
 from noiseworks.core.errors import InputError
@@ -26,41 +25,25 @@ from noiseworks.core.errors import InputError
 PROGRESS_SECONDS = 0.2
 
 
-def load_claim(values: list[str], method: str) -> Claim:
-    """Return the claim at an import path, or the claim that measures a pair of composable methods.
-
-    Raises:
-        InputError: When the object is no `Claim`.
-    """
-    if len(values) == 2:
-        from noiseworks.bench.compose import pair_claim
-
-        return pair_claim(*(load(value) for value in values))
-    claim = load(values[0])
-    if not isinstance(claim, Claim):
-        raise InputError(f"{values[0]} is a {type(claim).__name__}, expected a noiseworks.bench.claims.Claim")
-    return replace(claim, method=method)
-
-
-def describe(job: dict[str, Any]) -> None:
-    """Write each source's claim record to `<folder>/<index>.json`, one after the other."""
-    for index, source in job["sources"]:
-        claim = load_claim(source["values"], source["method"])
-        atomic_write(Path(job["folder"]) / f"{index}.json", json.dumps(claim_record(claim, job["scale"])))
-
-
 def run(job: dict[str, Any]) -> None:
     """Run every arm of a claim on one seed and write the result."""
     folder = Path(job["folder"])
     start = time.perf_counter()
-    claim = load_claim(job["values"], job["method"])
-    arms = {}
-    for index, arm in enumerate(claim.arms):
-        progress = _progress_writer(folder / PROGRESS_NAME, index, len(claim.arms), arm.label)
-        context = Context(job["scale"], job["settings"], job["model"], job["device"], folder, progress)
+    claim = load_claim(Source(job["method"], tuple(job["values"]), ""))
+    given = (job["scale"], job["settings"], job["model"], job["device"], folder)
+    shared, arms = job["seed"], {}
+    # Preparing is a share of the bar, as an arm is.
+    steps = len(claim.arms) + (claim.prepare is not None)
+    if claim.prepare is not None:
+        progress = _progress_writer(folder / PROGRESS_NAME, 0, steps, "preparing")
+        progress(0, 1, "")
+        shared = claim.prepare(job["seed"], Context(*given, progress, job["data"]))
+    for index, arm in enumerate(claim.arms, start=steps - len(claim.arms)):
+        progress = _progress_writer(folder / PROGRESS_NAME, index, steps, arm.label)
+        context = Context(*given, progress, job["data"])
         progress(0, 1, "")
         arm_start = time.perf_counter()
-        measurement = claim.run(arm.name, job["seed"], context)
+        measurement = claim.run(arm.name, shared, context)
         arms[arm.name] = {
             **measurement_record(measurement, folder),
             "seconds": time.perf_counter() - arm_start,
@@ -73,18 +56,6 @@ def run(job: dict[str, Any]) -> None:
         "machine": machine(job["device"]),
     }
     atomic_write(folder / RESULT_NAME, json.dumps(result))
-
-
-def precondition(job: dict[str, Any]) -> None:
-    """Write the reason why a claim is void, or null, to `job["output"]`."""
-    claim = load_claim(job["values"], job["method"])
-    measured: dict[str, list[Measurement]] = {arm.name: [] for arm in claim.arms}
-    for name in job["folders"]:
-        arms = json.loads((Path(name) / RESULT_NAME).read_text())["arms"]
-        for arm, record in arms.items():
-            measured[arm].append(measurement_of(record, Path(name)))
-    reason = claim.precondition(measured) if claim.precondition else None
-    atomic_write(job["output"], json.dumps(reason))
 
 
 def device(job: dict[str, Any]) -> None:
@@ -120,7 +91,7 @@ def die_with_parent() -> None:
 
 def _check_metrics(claim: Claim, arm: str, measurement: Measurement) -> None:
     for target in claim.targets:
-        if arm in (target.arm, target.against) and target.metric not in measurement.metrics:
+        if arm in (target.arm, *target.rivals) and target.metric not in measurement.metrics:
             raise InputError(
                 f"arm {arm!r} did not measure {target.metric!r}, which target {target.name!r} needs; "
                 f"it measured {', '.join(measurement.metrics) or 'nothing'}"
@@ -144,7 +115,7 @@ def _progress_writer(path: Path, arm: int, arms: int, label: str) -> Callable[[i
     return progress
 
 
-MODES = {"describe": describe, "run": run, "precondition": precondition, "device": device}
+MODES = {"run": run, "device": device}
 
 if __name__ == "__main__":
     die_with_parent()
