@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from noiseworks.core.errors import InputError, UnsupportedHostError
+from noiseworks.core.errors import InputError, NonFiniteError, UnsupportedHostError
 from noiseworks.kits.policies import (
     ActionPolicy,
     DiffusionPolicy,
@@ -137,9 +137,44 @@ def test_a_plan_on_its_own_changes_no_environment():
     assert policy.stats.nfes == [5]
 
 
+def test_every_step_is_held_to_the_first_observation_where_the_host_states_none():
+    policy = Labels(Host(), num_envs=2)
+    first = {"obs": torch.zeros(2, 2)}
+    policy.act(first)
+    for wrong, words in (
+        ({"seen": torch.zeros(2, 2)}, "lacks obs"),
+        ({"obs": torch.zeros(2, 3)}, r"\[2, 2\]"),
+    ):
+        with pytest.raises(InputError, match=words):
+            policy.act(wrong)
+    with pytest.raises(NonFiniteError, match=r"environments \[1\]"):
+        policy.act({"obs": torch.tensor([[0.0, 0.0], [0.0, torch.nan]])})
+    with pytest.raises(NonFiniteError, match=r"environments \[1\]"):
+        policy.act({"obs": torch.tensor([[torch.nan, 0.0]])}, [1])
+    with pytest.raises(NonFiniteError):
+        policy.predict_chunk({"obs": torch.full((1, 3, 2), torch.inf)})
+    assert policy.stats.executed == 2
+    assert torch.equal(
+        policy.act({"obs": torch.zeros(2, 2, dtype=torch.float64)}), torch.tensor([[3.0], [3.0]])
+    )
+    policy.reset()
+    policy.act({"obs": torch.zeros(2, 3)})
+
+
+def test_a_native_policy_refuses_another_width_in_the_first_step_and_later():
+    policy = DiffusionPolicy(small_policy(), num_inference_steps=2)
+    with pytest.raises(InputError, match=r"\[1, 2\], got \[1, 3\]"):
+        policy.act({"obs": torch.zeros(1, 3)})
+    policy.act({"obs": torch.zeros(1, 2)})
+    with pytest.raises(InputError, match=r"\[1, 2\], got \[1, 3\]"):
+        policy.act({"obs": torch.zeros(1, 3)})
+
+
 @pytest.mark.parametrize(
     "call",
     [
+        lambda p: p.act(None),
+        lambda p: p.act({}),
         lambda p: p.act({"obs": torch.zeros(2, 2)}),
         lambda p: p.act(observed(0), [1]),
         lambda p: p.reset([0], [1, 2]),

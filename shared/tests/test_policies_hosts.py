@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from noiseworks.core.errors import ArtifactError, InputError, UnsupportedHostError
+from noiseworks.core.errors import ArtifactError, InputError, NonFiniteError, UnsupportedHostError
 from noiseworks.kits.policies import (
     ConditionalUnet1D,
     DiffusionPolicy,
@@ -160,6 +160,11 @@ class LeRobotPolicy(nn.Module):
             n_obs_steps=2,
             n_action_steps=4,
             action_feature=SimpleNamespace(shape=(2,)),
+            input_features={
+                "observation.state": SimpleNamespace(shape=(1,)),
+                "observation.images.top": SimpleNamespace(shape=(3, 4, 4)),
+                "observation.images.wrist": SimpleNamespace(shape=(3, 4, 4)),
+            },
             image_features={"observation.images.top": None, "observation.images.wrist": None},
         )
 
@@ -201,7 +206,7 @@ def test_a_lerobot_observation_that_lacks_something_is_refused():
     host, obs = as_host(LeRobotPolicy()), lerobot_obs()
     with pytest.raises(InputError, match=r"images\.wrist"):
         host.encode({name: value for name, value in obs.items() if not name.endswith("wrist")})
-    with pytest.raises(InputError, match="must hold 2 steps"):
+    with pytest.raises(InputError, match=r"\[3, 2, 1\], got \[3, 1, 1\]"):
         host.encode({name: value[:, :1] for name, value in obs.items()})
     with pytest.raises(UnsupportedHostError, match="_prepare_global_conditioning"):
         LeRobotHost(SimpleNamespace(diffusion=SimpleNamespace(unet=None, noise_scheduler=None)))
@@ -244,6 +249,37 @@ def test_the_real_lerobot_policy_samples_the_same_actions(real_lerobot):
     )
     torch.testing.assert_close(ours.prediction, theirs)
     torch.testing.assert_close(ours.actions, theirs[:, 1:5])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (lambda o: o.pop("observation.state"), InputError, r"lacks observation\.state, .* it holds obs"),
+        (lambda o: o.update({"observation.state": torch.zeros(1, 4)}), InputError, r"\[1, 3\], got \[1, 4\]"),
+        (lambda o: o.update({"observation.state": torch.zeros(3)}), InputError, r"\[1, 3\], got \[3\]"),
+        (lambda o: o.update({"observation.state": [0.0] * 3}), InputError, "tensor, got list"),
+        (
+            lambda o: o["observation.environment_state"].fill_(torch.inf),
+            NonFiniteError,
+            r"environment_state holds NaN or infinity in environments \[0\]",
+        ),
+    ],
+    ids=["missing", "wide", "flat", "list", "infinite"],
+)
+def test_every_step_of_a_lerobot_policy_checks_what_it_is_given(real_lerobot, change, error, words):
+    policy = DiffusionPolicy(as_host(real_lerobot))
+    obs = {"observation.state": torch.ones(1, 3), "observation.environment_state": torch.ones(1, 5)}
+    policy.act(obs)  # the rest of the chunk is in the queue: no network would notice
+    before = policy.state_dict()
+    broken = {name: value.clone() for name, value in obs.items()}
+    change(broken)
+    with pytest.raises(error, match=words) as refusal:
+        policy.act(broken)
+    assert "\n" not in str(refusal.value)
+    after = policy.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert policy.act(obs | {"task": "further entries are not read"}).shape == (1, 2)
 
 
 @torch.inference_mode()

@@ -177,6 +177,7 @@ def test_clip_snaps_the_guess_and_decides_the_action():
     policy = RTIPolicy(make_host(), discrete=DiscreteSpec((2,), "clip", 5))
     action = policy.act(observe(0, [0]))
     assert action[0, 2].abs() == 1
+    assert RTIPolicy(make_host(), discrete="2:clip:5").discrete == policy.discrete
     torch.testing.assert_close(policy.guess[..., 2].abs(), torch.full((1, 8), 0.2))
 
 
@@ -203,6 +204,10 @@ def test_a_guess_that_is_not_finite_starts_cold_and_is_counted():
     assert policy.stats.nfes == [100, 3, 100]
     with pytest.raises(NonFiniteError, match=r"\[2\]"):
         policy.act({"obs": torch.tensor([0.0, 0.0, torch.nan])[:, None].repeat(1, 4)})
+    policy = RTIPolicy(make_host(), num_envs=3)
+    policy.host.denoise = lambda x, k, cond: x * torch.tensor([1.0, torch.nan, 1.0])[:, None, None]
+    with pytest.raises(NonFiniteError, match=r"full denoising of environments \[1\]"):
+        policy.act(observe(0))
 
 
 def test_refreshing_by_number_and_by_rule():
@@ -326,6 +331,8 @@ def test_the_policies_run_the_testbed():
         ({"noise": "much"}, "noise"),
         ({"initial_steps": 101}, "num_inference_steps"),
         ({"discrete": DiscreteSpec((3,), "clip")}, "0 to 2"),
+        ({"discrete": "2:snap"}, "clip, scale"),
+        ({"discrete": {"dims": 2}}, "DiscreteSpec or words"),
         ({"schedule": "other"}, "schedule"),
     ],
 )

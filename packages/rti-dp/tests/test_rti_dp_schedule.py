@@ -45,6 +45,7 @@ def small_lerobot():
         n_obs_steps=2,
         n_action_steps=4,
         action_feature=SimpleNamespace(shape=(3,)),
+        input_features={"observation.state": SimpleNamespace(shape=(5,))},
         image_features={},
     )
     config.beta_schedule, config.num_train_timesteps = "squaredcos_cap_v2", 100

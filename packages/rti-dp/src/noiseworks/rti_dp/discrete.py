@@ -38,6 +38,19 @@ class DiscreteSpec:
             raise InputError(f"discrete mode {self.mode!r} needs at least one dimension")
 
     @classmethod
+    def of(cls, given: "DiscreteSpec | str | None") -> "DiscreteSpec":
+        """Return the spec itself, of the words of `parse`, or the one without dimensions for None.
+
+        Raises:
+            InputError: When it is something else or the words have another form.
+        """
+        if given is None or isinstance(given, DiscreteSpec):
+            return given or cls()
+        if isinstance(given, str):
+            return cls.parse(given)
+        raise InputError(f"discrete must be a DiscreteSpec or words such as 2:clip:10, got {given!r}")
+
+    @classmethod
     def parse(cls, text: str) -> "DiscreteSpec":
         """Return the spec of `none`, or of `DIMS:MODE[:FACTOR]` such as `2:clip:10` or `9,19:scale`.
 

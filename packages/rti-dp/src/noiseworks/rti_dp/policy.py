@@ -33,7 +33,8 @@ class RTIPolicy(ReplanningPolicy):
         steps: Denoising indices, decreasing, ending in 0.
         stepping: Where a step leads to: `consistent`, the list's next index; `reference`, k - 1, as the authors'
             code does.
-        discrete: Discrete dimensions of an action, such as a gripper.
+        discrete: Discrete dimensions of an action, such as a gripper: a `DiscreteSpec`, or its words as at the
+            command line, such as `2:clip:10`.
         execute: Actions executed of each prediction; under an inference delay of d control steps at least d + 1.
         solver: `ddpm` or `ddim`.
         noise: `posterior`, or `none` for the mean of the warm DDPM steps.
@@ -65,7 +66,7 @@ class RTIPolicy(ReplanningPolicy):
         steps: Sequence[int] = (2, 1, 0),
         *,
         stepping: Stepping = "consistent",
-        discrete: DiscreteSpec | None = None,
+        discrete: DiscreteSpec | str | None = None,
         execute: int = 1,
         solver: Solver = "ddpm",
         noise: StepNoise = "posterior",
@@ -83,7 +84,7 @@ class RTIPolicy(ReplanningPolicy):
         check_number("num_envs", num_envs, low=1, integer=True)
         if refresh_every is not None:
             check_number("refresh_every", refresh_every, low=1, integer=True)
-        self.discrete = DiscreteSpec() if discrete is None else discrete
+        self.discrete = DiscreteSpec.of(discrete)
         self.discrete.check(host.action_dim, host.normalizer)
         scheduler = choose_schedule(host, schedule)
         self.table = step_table(scheduler, steps, stepping=stepping, solver=solver, noise=noise)

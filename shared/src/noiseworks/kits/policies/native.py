@@ -151,6 +151,11 @@ class NativePolicy(nn.Module):
         return self.config.chunk
 
     @property
+    def observation_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of a single observation by name."""
+        return {"obs": (self.config.obs_dim,)}
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.net.parameters()).device

@@ -27,7 +27,9 @@ class ActionNormalizer(Protocol):
 class DenoiserHost(Protocol):
     """A trained policy's parts: network, observation encoder, scheduler, normaliser and time window.
 
-    Not checkable with `isinstance`, which does not see the submodules of a torch module; `as_host` checks it.
+    Not checkable with `isinstance`, which does not see the submodules of a torch module; `as_host` checks it. A host
+    that knows what it reads has `observation_shapes` as well, the shape of a single observation by name: policies then
+    refuse others from the first step on, else they hold an episode to its first observation's.
 
     Attributes:
         scheduler: A diffusers scheduler on the checkpoint's own schedule.

@@ -15,6 +15,7 @@ from noiseworks.core.checks import check_number
 from noiseworks.core.errors import InputError
 from noiseworks.core.noise import mix64
 from noiseworks.kits.policies.chunking import ChunkSpec
+from noiseworks.kits.policies.observing import Shapes, check_observation
 from noiseworks.kits.policies.protocols import Chunk, DenoiserHost, Generators, Obs
 from noiseworks.kits.policies.schedulers import Solver, sampling_scheduler
 from torch import Tensor
@@ -93,6 +94,7 @@ class ReplanningPolicy:
         current = getattr(getattr(host, "chunk", None), "start_at_current", True)
         self.chunk = ChunkSpec(host.horizon, host.n_obs_steps, steps, current)
         self.host, self.num_envs, self.seed = host, num_envs, seed
+        self._stated: Shapes = getattr(host, "observation_shapes", None) or {}
         self.stats = PolicyStats()
         self.generators = [torch.Generator().manual_seed(mix64(seed, i) >> 1) for i in range(num_envs)]
         self._history: dict[str, Tensor] = {}
@@ -135,11 +137,19 @@ class ReplanningPolicy:
         for i, seed in zip(ids, [] if seeds is None else seeds, strict=seeds is not None):
             self.generators[i].manual_seed(int(seed))
         self._fresh[ids], self._left[ids], self.since[ids] = True, 0, 0
+        if bool(self._fresh.all()):  # the next observations may be of another kind
+            self._history = {}
         self.forget(ids)
 
     @torch.inference_mode()
     def predict_chunk(self, obs: Obs, generator: Generators = None) -> Chunk:
-        """Plan for observations [B, To, ...] without reading or changing any environment's past."""
+        """Plan for observations [B, To, ...] without reading or changing any environment's past.
+
+        Raises:
+            InputError: When an entry is missing or has another shape.
+            NonFiniteError: When one holds NaN or infinity.
+        """
+        obs = check_observation(obs, self._stated, (None, self.chunk.n_obs_steps))
         return self._replan(obs, None, generator)
 
     @torch.inference_mode()
@@ -151,13 +161,11 @@ class ReplanningPolicy:
             ids: The environments of the rows; by default all of them.
 
         Raises:
-            InputError: When the number of rows is not the number of environments.
+            InputError: When an entry that the policy reads is missing or has another shape, or the number of rows is
+                not the number of environments; nothing is remembered or executed then.
+            NonFiniteError: When an entry holds NaN or infinity, likewise.
         """
         ids = self._ids(ids)
-        if any(len(value) != len(ids) for value in obs.values()):
-            raise InputError(
-                f"expected observations of {len(ids)} environments; reset before the batch changes"
-            )
         index = torch.as_tensor(ids)
         self.remember(obs, ids)
         empty = index[self._left[index] == 0]
@@ -176,6 +184,11 @@ class ReplanningPolicy:
         self.since[list(ids)] = 0
         self.stats.add(chunk, len(ids))
         return chunk
+
+    @property
+    def observation_shapes(self) -> Shapes:
+        """Shape of one observation by name: what the host states, else those of the first one since a full reset."""
+        return self._stated or {name: tuple(value.shape[2:]) for name, value in self._history.items()}
 
     def past(self, ids: Sequence[int]) -> dict[str, Tensor]:
         """Return the remembered observations [B, To, ...] of some environments."""
@@ -218,13 +231,20 @@ class ReplanningPolicy:
 
     @torch.inference_mode()
     def remember(self, obs: Obs, ids: Sequence[int]) -> None:
-        """Append observations [B, ...] to the histories; a new episode's first one fills its whole history."""
+        """Append observations [B, ...] to the histories; a new episode's first one fills its whole history.
+
+        Raises:
+            InputError: When an entry that the policy reads is missing or has another shape.
+            NonFiniteError: When one holds NaN or infinity.
+        """
+        obs = check_observation(obs, self.observation_shapes, (len(ids),), ids)
         steps, index = self.chunk.n_obs_steps, torch.as_tensor(ids)
         for name, value in obs.items():
             if name not in self._history:
                 shape = (self.num_envs, steps, *value.shape[1:])
                 self._history[name] = torch.zeros(shape, dtype=value.dtype)
-            old, value = self._history[name][index], value.cpu()
+            old = self._history[name][index]
+            value = value.to("cpu", old.dtype)
             moved = torch.cat((old[:, 1:], value[:, None]), dim=1)
             fresh = self._fresh[index].reshape(-1, *[1] * value.ndim)
             self._history[name][index] = torch.where(fresh, value[:, None].expand_as(moved), moved)

@@ -50,9 +50,13 @@ class OriginalHost:
         """Return the condition: [B, G] for a U-Net, [B, To, G] for a transformer.
 
         Raises:
-            InputError: When the number of steps is wrong.
+            InputError: When `obs` of a low-dimensional policy is missing or the number of steps is wrong.
         """
         device = next(self.model.parameters()).device
+        if not self.image and "obs" not in obs:
+            raise InputError(
+                f"the observation lacks obs, which the policy reads; it holds {', '.join(sorted(obs))}"
+            )
         for name, value in obs.items():
             if value.shape[1] != self.n_obs_steps:
                 raise InputError(f"{name} must hold {self.n_obs_steps} steps, got {value.shape[1]}")

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from noiseworks.core.errors import ArtifactError, InputError, UnsupportedHostError
+from noiseworks.core.errors import ArtifactError, UnsupportedHostError
 from noiseworks.kits.policies.normalizer import LinearNormalizer
+from noiseworks.kits.policies.observing import check_observation
 from torch import Tensor
 
 if TYPE_CHECKING:
     from noiseworks.kits.policies.protocols import ActionNormalizer
 
-_IMAGES = "observation.images"
+_IMAGES, _STATES = "observation.images", ("observation.state", "observation.environment_state")
 # The two numbers that each of LeRobot's modes maps to -1 and 1 (or, for the moments, to 0 and 1).
 _MODES = {"MIN_MAX": ("min", "max"), "QUANTILES": ("q01", "q99"), "QUANTILE10": ("q10", "q90")}
 
@@ -74,10 +75,16 @@ class LeRobotHost:
                 f"{type(policy).__name__} lacks diffusion.{', diffusion.'.join(missing)}"
             )
         config = policy.config
+        if not hasattr(config, "input_features"):
+            raise UnsupportedHostError(f"{type(policy).__name__} lacks config.input_features: update LeRobot")
         self.policy, self.model, self.scheduler = policy, policy.diffusion, policy.diffusion.noise_scheduler
         self.horizon, self.n_obs_steps = config.horizon, config.n_obs_steps
         self.n_action_steps, self.action_dim = config.n_action_steps, config.action_feature.shape[0]
         self.image_keys = list(config.image_features or ())
+        read = {*self.image_keys, *_STATES}
+        self.observation_shapes = {
+            name: tuple(feature.shape) for name, feature in config.input_features.items() if name in read
+        }
         self.normalizer = normalizer or LinearNormalizer.identity(self.action_dim)
         self.observations = dict(observations or {})
         policy.eval()
@@ -86,16 +93,12 @@ class LeRobotHost:
         """Return the condition [B, G] of observations with a time axis.
 
         Raises:
-            InputError: When an image of the configuration is missing or the number of steps is wrong.
+            InputError: When an entry of the configuration is missing or has another shape.
+            NonFiniteError: When one holds NaN or infinity.
         """
         device = next(self.model.parameters()).device
-        batch = {name: value.to(device) for name, value in obs.items()}
-        absent = [key for key in self.image_keys if key not in batch]
-        if absent:
-            raise InputError(f"the observation lacks {', '.join(absent)}, which the policy was trained with")
-        for name, value in batch.items():
-            if value.shape[1] != self.n_obs_steps:
-                raise InputError(f"{name} must hold {self.n_obs_steps} steps, got {value.shape[1]}")
+        found = check_observation(obs, self.observation_shapes, (None, self.n_obs_steps))
+        batch = {name: value.to(device) for name, value in found.items()}
         for name, statistics in self.observations.items():
             if name in batch:
                 batch[name] = statistics.normalize(batch[name])
