@@ -13,6 +13,7 @@ from functools import cache, cached_property
 from pathlib import Path
 
 import pytest
+from contracts import contract_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -67,6 +68,17 @@ def workspace() -> tuple[Member, ...]:
     return tuple(Member(folder) for folder in folders)
 
 
+# What a contract promises, by the fixture that a test of it takes.
+PROMISES = {
+    "contract": lambda contract: [contract],
+    "good_line": lambda contract: contract.good,
+    "bad_line": lambda contract: contract.bad,
+    "attached_host": lambda contract: contract.attach,
+    "artifact_name": lambda contract: contract.artifacts,
+    "trainer": lambda contract: contract.resume,
+}
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     members = workspace()
     families = {
@@ -75,6 +87,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         "command": {name: name for member in members for name in member.scripts},
         "claim_slug": {slug: slug for member in members for slug in member.entry_points("noiseworks.claims")},
     }
+    promised = next((name for name in PROMISES if name in metafunc.fixturenames), None)
+    if promised:
+        pairs = [
+            (method, promise)
+            for method in families["method"].values()
+            if (contract := contract_of(method.folder)) is not None
+            for promise in PROMISES[promised](contract)
+        ]
+        ids = [f"{method.folder.name}-{index}" for index, (method, _) in enumerate(pairs)]
+        metafunc.parametrize(("method", promised), pairs, ids=ids)
+        return
     for fixture, values in families.items():
         if fixture in metafunc.fixturenames:
             metafunc.parametrize(fixture, list(values.values()), ids=list(values))

@@ -1,9 +1,14 @@
 """Every installed command answers `--help` at once and refuses bad input with one line and exit status 2."""
 
+import json
 import re
 import sys
+from importlib import import_module
+from importlib.metadata import entry_points
 
 import pytest
+from contracts import contract_of, typed
+from noiseworks.core.cli import root_app
 
 
 def loaded_modules(importtime: str) -> set[str]:
@@ -20,16 +25,56 @@ def assert_refused(done, *words):
         assert str(word) in done.stderr
 
 
-def test_help_answers_without_loading_torch(command, run):
-    done = run(command, "--help", PYTHONPROFILEIMPORTTIME="1")
+@pytest.fixture(scope="session")
+def cold(members, run, root):
+    """What one cold process found out about the command lines of all methods that keep a contract."""
+    slugs = [m.folder.name for m in members if m.is_method and contract_of(m.folder) is not None]
+    done = run("python", root / "tests/cold_commands.py", *slugs, PYTHONPATH=str(root / "tests"))
     assert done.returncode == 0, done.stderr
-    assert command in done.stdout
-    assert not loaded_modules(done.stderr) & {"torch", "diffusers", "transformers", "lightning", "matplotlib"}
+    return json.loads(done.stdout)
 
 
-def test_noiseworks_dispatches_to_every_method(method, run):
-    slug = method.folder.name
-    assert run("noiseworks", slug, "--help").stdout == run(f"noiseworks-{slug}", "--help").stdout
+def test_help_and_refusals_load_nothing_heavy(cold):
+    """Help of every verb and a value outside of each bound of each option, in a process that had loaded nothing."""
+    assert {slug: record["heavy"] for slug, record in cold.items() if record["heavy"]} == {}
+
+
+def test_every_verb_explains_each_of_its_options(cold):
+    for slug, record in cold.items():
+        assert record["help"], f"{slug} has no verb"
+        for verb, shown in record["help"].items():
+            assert "Usage" in shown["text"], f"{slug} {verb}"
+            assert shown["lost"] == [], f"{slug} {verb}: a docstring's text does not survive rendering"
+
+
+def test_values_out_of_range_are_one_line_that_names_the_option(cold):
+    for slug, record in cold.items():
+        for refused in record["refused"]:
+            assert refused["status"] == 2, f"{slug} {refused}"
+            assert refused["stdout"] == "", f"{slug} {refused}"
+            assert len(refused["stderr"].splitlines()) == 1, f"{slug} {refused}"
+            assert refused["option"].replace("_", "-") in refused["stderr"].replace("_", "-"), (
+                f"{slug} {refused}"
+            )
+
+
+def test_help_of_the_shared_commands_loads_no_torch(run):
+    for command in (("noiseworks",), ("noiseworks", "bench")):
+        done = run(*command, "--help", PYTHONPROFILEIMPORTTIME="1")
+        assert done.returncode == 0, done.stderr
+        assert command[-1] in done.stdout
+        assert not loaded_modules(done.stderr) & {
+            "torch",
+            "diffusers",
+            "transformers",
+            "lightning",
+            "matplotlib",
+        }
+
+
+def test_noiseworks_dispatches_to_its_methods(members, run):
+    for slug in [member.folder.name for member in members if member.is_method][::8]:
+        assert run("noiseworks", slug, "--help").stdout == run(f"noiseworks-{slug}", "--help").stdout
 
 
 def test_noiseworks_lists_every_method_with_its_summary(members, run):
@@ -40,27 +85,16 @@ def test_noiseworks_lists_every_method_with_its_summary(members, run):
             assert f"{member.folder.name}: {member.pyproject['project']['description']}" in done.stdout
 
 
-def test_every_verb_of_a_method_explains_itself(method, run):
-    """Each verb's target exists, takes command-line arguments and describes each of them."""
-    code = (
-        "import io, sys, contextlib\n"
-        f"from {method.modules[0]}.cli import app\n"
-        "for verb in [name for name in app if not name.startswith('-')]:\n"
-        "    text = io.StringIO()\n"
-        "    with contextlib.redirect_stdout(text):\n"
-        "        app([verb, '--help'], exit_on_error=False)\n"
-        "    assert 'Usage' in text.getvalue(), verb\n"
-        "    print(verb)\n"
-    )
-    done = run("python", "-c", code)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split(), "a method has at least one verb"
-
-
 @pytest.mark.parametrize("words", [["no-such-verb"], ["--no-such-option"]])
-def test_unknown_words_are_refused(command, words, run, tmp_path):
-    assert_refused(run(command, *words, cwd=tmp_path), words[0])
+def test_unknown_words_are_refused(command, words, tmp_path):
+    (entry,) = entry_points(group="console_scripts", name=command)
+    app = root_app() if command == "noiseworks" else import_module(entry.module).app
+    assert_refused(typed(app, words, tmp_path), words[0])
     assert not list(tmp_path.iterdir())
+
+
+def test_program_refuses_as_its_app_does(run, tmp_path):
+    assert_refused(run("noiseworks", "no-such-verb", cwd=tmp_path), "no-such-verb")
 
 
 def test_debug_shows_the_trace(run, tmp_path):
@@ -70,8 +104,6 @@ def test_debug_shows_the_trace(run, tmp_path):
 
 
 def test_json_output_is_json(run):
-    import json
-
     listed = json.loads(run("noiseworks", "list", "--json").stdout)
     assert set(listed) >= {"ldm", "linear-ag"}
 

@@ -65,26 +65,3 @@ def test_elbo_bounds_texts(model, capsys):
     found = json.loads(printed)
     assert found["tokens"] == 7
     assert found["nats"][0] > 0
-
-
-@pytest.mark.parametrize(
-    ("words", "part"),
-    [
-        (["precision", "--probs", "0.5,x"], "probs"),
-        (["precision", "--probs", "0.5,0.6"], "sum to 1"),
-        (["precision", "--delta", "2"], "delta"),
-        (["precision", "--dtype", "int8"], "dtype"),
-        (["sample", "--model", "missing", "--prompt", "x"], "missing"),
-        (["sample", "--model", "MODEL", "--prompt", "x", "--steps", "2"], "exact"),
-        (["sample", "--model", "MODEL", "--prompt", "x", "--gen-length", "0"], "gen_length"),
-        (["compare", "--model", "MODEL", "--grid", "4,b"], "grid"),
-        (["elbo", "--model", "MODEL", "--prompt", " "], "prompt"),
-    ],
-)
-def test_bad_input_is_one_line(words, part, model, capsys):
-    words = [model if word == "MODEL" else word for word in words]
-    status, printed, error = call(capsys, *words)
-    assert status == 2
-    assert printed == ""
-    assert len(error.strip().splitlines()) == 1
-    assert part in error

@@ -1,0 +1,124 @@
+"""Asks every installed method's command line for help and gives it values out of range, in one cold process.
+
+Prints one JSON object: slug -> what each verb's help says, how each value out of range was refused, and which heavy
+modules were loaded on the way. Run by `test_commands.py`; slugs are its arguments.
+"""
+
+import contextlib
+import inspect
+import io
+import json
+import sys
+import typing
+from dataclasses import MISSING, fields, is_dataclass
+
+from contracts import app_of
+from docstring_parser import parse
+from noiseworks.core.cli import run
+from noiseworks.core.options import Bound, Options
+
+HEAVY = (
+    "torch",
+    "triton",
+    "diffusers",
+    "transformers",
+    "lightning",
+    "peft",
+    "matplotlib",
+    "sklearn",
+    "lerobot",
+)
+STEP = 1e-6
+
+
+def call(app, words):
+    out, error = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+            run(app, words)
+    except SystemExit as stop:
+        return {
+            "words": words,
+            "status": stop.code or 0,
+            "stdout": out.getvalue(),
+            "stderr": error.getvalue(),
+        }
+
+
+def option(name):
+    return "--" + name.replace("_", "-").strip("-")
+
+
+def groups(function):
+    """Yield the option groups of a command with their hints resolved."""
+    for hint in typing.get_type_hints(function).values():
+        if is_dataclass(hint) and issubclass(hint, Options):
+            yield hint
+
+
+def required(function):
+    """Return words that fill the options without a default."""
+    words = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.default is inspect.Parameter.empty and parameter.kind is parameter.KEYWORD_ONLY:
+            words += [f"{option(name)}=1"]
+    for group in groups(function):
+        words += [
+            f"{option(f.name)}=1"
+            for f in fields(group)
+            if f.default is MISSING and f.default_factory is MISSING
+        ]
+    return words
+
+
+def described(function):
+    """Return the texts that a verb's help has to show, without white space."""
+    texts = [p.description for p in parse(function.__doc__).params if p.arg_name not in group_names(function)]
+    for group in groups(function):
+        texts += [p.description for p in parse(group.__doc__).params]
+    return ["".join(text.split()) for text in texts]
+
+
+def group_names(function):
+    hints = typing.get_type_hints(function)
+    return {name for name, hint in hints.items() if is_dataclass(hint) and issubclass(hint, Options)}
+
+
+def out_of_range(function):
+    """Yield the option and a word outside each bound of a command's option groups."""
+    for group in groups(function):
+        for name, hint in typing.get_type_hints(group, include_extras=True).items():
+            whole = any(kind in str(hint) for kind in ("int", "Wholes"))
+            for bound in getattr(hint, "__metadata__", ()):
+                if isinstance(bound, Bound):
+                    low = bound.low is not None
+                    edge = bound.low if low else bound.high
+                    open_edge = bound.low_open if low else bound.high_open
+                    move = (0 if open_edge else 1 if whole else STEP) * (-1 if low else 1)
+                    value = int(edge) + move if whole else float(edge) + move
+                    yield name, f"{value}"
+
+
+def main():
+    found = {}
+    for slug in sys.argv[1:]:
+        app = app_of(slug)
+        record = {"help": {}, "refused": []}
+        for verb in [name for name in app if not name.startswith("-")]:
+            text = call(app, [verb, "--help"])["stdout"]
+            function = app[verb].default_command
+            shown = "".join(text.replace("│", " ").split())
+            lost = [wanted for wanted in described(function) if wanted not in shown]
+            record["help"][verb] = {"text": text, "lost": lost}
+            for name, word in out_of_range(function):
+                filled = [w for w in required(function) if not w.startswith(f"{option(name)}=")]
+                record["refused"].append(
+                    {"option": name, **call(app, [verb, *filled, f"{option(name)}={word}"])}
+                )
+        record["heavy"] = [name for name in HEAVY if name in sys.modules]
+        found[slug] = record
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Every package keeps its contract: lines that work, lines that are refused, hosts, artifacts, resumed training."""
+
+import fnmatch
+import json
+import shutil
+
+import pytest
+from contracts import app_of, contract_of, same, typed, words_of, written
+from noiseworks.core.errors import InputError
+
+GENERATED_VERBS = {"claim"}  # the claims' own tests run it
+
+
+@pytest.fixture
+def desk(method, tmp_path):
+    """A working folder, and the files that a contract's lines name."""
+    (tmp_path / "files").mkdir()
+    (tmp_path / "work").mkdir()
+    return tmp_path / "work", contract_of(method.folder).files(tmp_path / "files")
+
+
+def test_every_verb_has_a_line_that_works(method, contract):
+    verbs = {verb for verb in app_of(method.folder.name) if not verb.startswith("-")} - GENERATED_VERBS
+    assert verbs == {line.split()[0] for line in contract.good}
+    assert contract.bad
+
+
+def test_line_that_works(method, good_line, desk):
+    """Ends with status 0, prints valid JSON with --json, and leaves the files that it names and no others."""
+    work, files = desk
+    done = typed(app_of(method.folder.name), [*words_of(good_line, files), "--json"], work)
+    assert done.returncode == 0, done.stderr
+    if done.stdout:
+        json.loads(done.stdout, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    patterns = contract_of(method.folder).good[good_line]
+    left = written(work)
+    assert all(fnmatch.filter(left, pattern) for pattern in patterns), sorted(left)
+    roots = {pattern.split("/")[0] for pattern in patterns}
+    assert not [name for name in left if not any(fnmatch.fnmatch(name.split("/")[0], root) for root in roots)]
+
+
+def test_line_that_is_refused(method, bad_line, desk):
+    """One line on stderr that names the mistake, exit status 2, nothing on stdout, nothing written."""
+    work, files = desk
+    line, part = bad_line
+    before = written(work.parent)
+    done = typed(app_of(method.folder.name), words_of(line, files), work)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert part in done.stderr
+    assert done.stdout == ""
+    assert written(work.parent) == before
+
+
+def test_host_is_attached_and_left_as_it_was(method, attached_host):
+    contract_of(method.folder).attach[attached_host]()
+
+
+def test_artifact_round_trips_and_a_cut_one_is_refused(method, artifact_name, tmp_path):
+    artifact = contract_of(method.folder).artifacts[artifact_name]
+    artifact.save(tmp_path / "saved")
+    assert same(artifact.load(tmp_path / "saved"), artifact.load(tmp_path / "saved"))
+    for file in sorted((tmp_path / "saved").iterdir()):
+        for damage in ("cut", "gone", "list"):
+            shutil.rmtree(tmp_path / "damaged", ignore_errors=True)
+            shutil.copytree(tmp_path / "saved", tmp_path / "damaged")
+            damaged = tmp_path / "damaged" / file.name
+            if damage == "gone":
+                damaged.unlink()
+            else:
+                damaged.write_bytes(
+                    b"[]" if damage == "list" else file.read_bytes()[: file.stat().st_size // 2]
+                )
+            with pytest.raises(InputError) as refused:
+                artifact.load(tmp_path / "damaged")
+            assert "\n" not in str(refused.value)
+
+
+def test_resumed_training_equals_uninterrupted_training(method, trainer, tmp_path):
+    resume = contract_of(method.folder).resume[trainer]
+    whole = resume.train(tmp_path / "whole", None)
+    resume.train(tmp_path / "parts", resume.stop_after)
+    assert same(resume.train(tmp_path / "parts", None), whole)
