@@ -18,8 +18,10 @@ EXTRA_FILES = {
     "train": ("*/bench/testbeds/*",),
     "masked-lm": ("*/kits/masked_lm/*",),
     "policies": ("*/kits/policies/*",),
+    "rl": ("*/kits/rl/*",),
     "metaworld": ("*/testbeds/metaworld/*",),
     "tabletop": ("*/testbeds/tabletop/*",),
+    "maze": ("*/testbeds/maze/*",),
 }
 # Declared for a library that looks it up at run time instead of importing it.
 NEEDED_INDIRECTLY = {
@@ -37,6 +39,8 @@ HOSTS = {
     "ray",
     "lerobot",
     "gymnasium",
+    "stable_baselines3",
+    "minari",
     "torchvision",
 }
 

@@ -1,0 +1,11 @@
+"""What methods of reinforcement learning share: recorded experience, acting, scores, offline learners.
+
+Environments, vector environments and spaces are Gymnasium's, data sets on disk Minari's, online learners and replay
+buffers stable-baselines3's; this kit joins them (the extra `[rl]`).
+
+- `transitions`: `Transitions`, recorded experience with its rules, windows and chunks; D4RL's dictionaries.
+- `minari`: from and to Minari's data sets.
+- `stepping`: recording and evaluation in vector environments of every autoreset mode, chunks of actions.
+- `sb3`: a Gymnasium vector environment as stable-baselines3's, transitions as its replay buffer.
+- `scores`: normalised scores and their intervals.
+"""
