@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from noiseworks.bac import commands
 from noiseworks.bac.cli import app
 from noiseworks.bac.data import load_observations
 from noiseworks.bac.plan import CachePlan, make_plan
@@ -45,17 +46,40 @@ def made(home):
     return home / "profile", home / "plan"
 
 
-def test_profile_goes_on_where_it_was_stopped(home, tmp_path, capsys):
-    words = ["profile", "--model", home / "policy", "--data", home / "obs.npz", "--json"]
-    status, _, error = call(capsys, *words, "--out", tmp_path / "one", "--observations", "1")
-    assert status == 0, error
-    status, _, error = call(capsys, *words, "--out", tmp_path / "one", "--observations", "3", "--resume")
-    assert status == 0, error
-    status, printed, _ = call(capsys, *words, "--out", tmp_path / "all", "--observations", "3")
-    assert json.loads(printed)["observations"] == 3
-    resumed, whole = (FeatureProfile.from_pretrained(tmp_path / name) for name in ("one", "all"))
-    assert resumed.observations == 3
-    assert np.allclose(resumed.matrices["cosine"], whole.matrices["cosine"], atol=1e-6)
+def test_profile_goes_on_where_it_was_stopped_and_with_nothing_else(home, tmp_path, capsys, monkeypatch):
+    words = [
+        "profile",
+        "--model",
+        home / "policy",
+        "--data",
+        home / "obs.npz",
+        "--observations",
+        "3",
+        "--json",
+    ]
+    status, printed, error = call(capsys, *words, "--out", tmp_path / "all")
+    assert (status, json.loads(printed)["observations"]) == (0, 3), error
+    whole, calls = commands.profile, []
+
+    def stopping(*args, **kwargs):
+        calls.append(None)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(commands, "profile", stopping)
+    out = tmp_path / "stopped"
+    assert call(capsys, *words, "--out", out)[0] == 130
+    assert FeatureProfile.from_pretrained(out).observations == 1
+    fewer = ["2" if word == "3" else word for word in words]
+    for other in ([*words, "--solver", "ddim"], [*words, "--seed", "12"], [*words, "--metrics", "l1"], fewer):
+        status, _, error = call(capsys, *other, "--out", out)
+        assert (status, error.count("\n")) == (2, 1)
+        assert "made otherwise" in error
+    assert call(capsys, *words, "--out", out)[0] == 0
+    resumed, expected = (FeatureProfile.from_pretrained(path) for path in (out, tmp_path / "all"))
+    assert (resumed.observations, len(calls)) == (3, 4)
+    assert np.array_equal(resumed.matrices["cosine"], expected.matrices["cosine"])
 
 
 def test_plan_shows_a_table_and_writes_what_it_shows(made, tmp_path, capsys):

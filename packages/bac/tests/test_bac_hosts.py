@@ -1,12 +1,16 @@
+import copy
+import functools
+import threading
 import types
 
 import numpy as np
 import pytest
 import torch
-from noiseworks.bac.attaching import attach
+from noiseworks.bac.attaching import CachedPolicy, attach
 from noiseworks.bac.hosts import find_stack
 from noiseworks.bac.plan import CachePlan
 from noiseworks.core.errors import InputError, UnsupportedHostError
+from noiseworks.kits import attachments
 from noiseworks.kits.policies.native import NativePolicy, PolicyConfig
 from noiseworks.kits.policies.replanning import DiffusionPolicy
 from torch import nn
@@ -203,13 +207,116 @@ def test_removal_leaves_nothing_behind():
         if host is policy:
             cached = DiffusionPolicy(policy).predict_chunk(obs, torch.Generator().manual_seed(1)).actions
             assert not torch.equal(cached, before)
-        handle.remove()
-        handle.remove()
+        handle.detach()
+        handle.detach()
     assert network.forward is own
     overridden = [name for m in policy.modules() for name in ("forward", "encode") if name in vars(m)]
     assert overridden == []
     after = DiffusionPolicy(policy).predict_chunk(obs, torch.Generator().manual_seed(1)).actions
     assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_observer_sees_every_computed_block_and_changes_no_bit(fused):
+    policy = native()
+    blocks = find_stack(policy).blocks
+    x, cond = torch.randn(2, 8, 3), torch.randn(2, 2, 5)
+    mixed = np.zeros((len(blocks), K), bool)
+    mixed[:, [0, 1, 4]] = mixed[::2, 7] = True  # nothing of step 0 is reused
+    for table in (np.ones((len(blocks), K), bool), mixed):
+        plan = CachePlan(table, blocks, "block")
+        seen: list[tuple[int, int]] = []
+        with attach(policy, plan, fused=fused):
+            unseen = calls(policy.net, x, cond)
+        watch = functools.partial(lambda kept, step, block, _: kept.append((block, step)), seen)
+        with attach(policy, plan, fused=fused, observer=watch):
+            assert torch.equal(calls(policy.net, x, cond), unseen)
+        assert sorted(seen) == list(zip(*(index.tolist() for index in np.nonzero(table)), strict=True))
+
+
+def doubled(policy, name="twice"):
+    def twice(beneath, *args, **kwargs):
+        return 2 * beneath(*args, **kwargs)
+
+    return attachments.attach(name, [attachments.Wrap(policy.net, twice)])
+
+
+@pytest.mark.parametrize("first_off", [0, 1])
+@pytest.mark.parametrize("plan_first", [True, False])
+def test_another_method_on_the_same_network_stays_whichever_leaves_first(plan_first, first_off):
+    policy = native()
+    x, cond = torch.randn(2, 8, 3), torch.randn(2, 2, 5)
+    plan = random_plan(find_stack(policy).blocks, 1)
+
+    def outputs():
+        with torch.inference_mode():
+            return torch.stack([policy.net(x, torch.tensor(t), cond) for t in range(K - 1, -1, -1)])
+
+    plain = outputs()
+    with attach(policy, plan):
+        cached = outputs()
+    makers = [lambda: attach(policy, plan), lambda: doubled(policy)]
+    handles = [make() for make in (makers if plan_first else makers[::-1])]
+    torch.testing.assert_close(outputs(), 2 * cached, rtol=1e-5, atol=1e-5)
+    handles.pop(first_off).detach()
+    if isinstance(handles[0], CachedPolicy):
+        torch.testing.assert_close(outputs(), cached, rtol=1e-5, atol=1e-5)
+    else:
+        assert torch.equal(outputs(), 2 * plain)
+    handles[0].detach()
+    assert torch.equal(outputs(), plain)
+    assert not any("forward" in vars(module) for module in policy.net.modules())
+
+
+def test_a_method_that_drops_rows_is_refused_beside_a_plan():
+    policy = native()
+    plan = random_plan(find_stack(policy).blocks, 1)
+    drop = [attachments.Wrap(policy.net, lambda beneath, *args: beneath(*args))]
+    with attach(policy, plan), pytest.raises(UnsupportedHostError, match="drops batch rows"):
+        attachments.attach("rows", drop, rows="drops")
+    with attachments.attach("rows", drop, rows="drops"), pytest.raises(UnsupportedHostError, match="bac"):
+        attach(policy, plan)
+
+
+def test_an_old_handles_second_detach_leaves_the_new_plan_and_a_copy_is_refused():
+    policy = native()
+    plan = random_plan(find_stack(policy).blocks, 1)
+    x, cond = torch.randn(2, 8, 3), torch.randn(2, 2, 5)
+    old = attach(policy, plan)
+    cached = calls(policy.net, x, cond)
+    old.detach()
+    with attach(policy, plan):
+        old.detach()
+        assert torch.equal(calls(policy.net, x, cond), cached)
+        with pytest.raises(InputError, match="copied"):
+            copy.deepcopy(policy)
+    twin = copy.deepcopy(policy)
+    assert torch.equal(calls(twin.net, x, cond), calls(policy.net, x, cond))
+
+
+def test_two_threads_in_one_replan_are_refused():
+    policy = native()
+    plan = random_plan(find_stack(policy).blocks, 1)
+    x, cond, found = torch.randn(2, 8, 3), torch.randn(2, 2, 5), []
+
+    def call(time):
+        with torch.inference_mode():
+            policy.net(x, torch.tensor(time), cond)
+
+    def elsewhere(time):
+        try:
+            call(time)
+        except InputError as error:
+            found.append(str(error))
+
+    with attach(policy, plan):
+        call(11)
+        for time in (10, 11):  # within the replan, and a new one
+            thread = threading.Thread(target=elsewhere, args=(time,))
+            thread.start()
+            thread.join()
+    assert len(found) == 1
+    assert "two threads" in found[0]
 
 
 def test_replans_do_not_leak_into_each_other():

@@ -7,9 +7,11 @@ from typing import Any
 
 from noiseworks.bac.cache import BlockCache, Observer
 from noiseworks.bac.decoder import has_decoder_layout, make_decoder_forward
-from noiseworks.bac.hosts import Overrides, Stack, find_stack
+from noiseworks.bac.hosts import Stack, eager_parts, find_stack
 from noiseworks.bac.plan import CachePlan
 from noiseworks.core.errors import InputError, UnsupportedHostError
+from noiseworks.kits import attachments
+from noiseworks.kits.attachments import Wrap, attached_to
 from torch import Tensor, nn
 
 _TIME_NAMES = ("timestep", "timesteps", "t", "noise", "time", "k")
@@ -18,8 +20,8 @@ _TIME_NAMES = ("timestep", "timesteps", "t", "noise", "time", "k")
 class CachedPolicy:
     """A policy whose network reuses block outputs; made by `attach`.
 
-    The policy itself is changed: everything that calls its network is faster, and `remove()`, or leaving a
-    `with` block, gives the original back bit for bit.
+    The policy itself is changed: everything that calls its network is faster, and `detach()`, or leaving a
+    `with` block, gives the original back bit for bit, whatever else was attached before or since.
 
     Attributes:
         policy: What was given to `attach`.
@@ -28,31 +30,30 @@ class CachedPolicy:
     """
 
     def __init__(
-        self, policy: Any, stack: Stack, plan: CachePlan, cache: BlockCache, fused: bool, exact: bool = True
+        self, policy: Any, stack: Stack, cache: BlockCache, fused: bool = True, exact: bool = True
     ) -> None:
-        self.policy, self.plan, self.cache = policy, plan, cache
-        self._stack = stack
-        self._overrides = Overrides()
-        self._overrides.call_eagerly(stack)
+        self.policy, self.plan, self.cache = policy, cache.plan, cache
         network = stack.network
-        original = network.forward
-        if fused and has_decoder_layout(network, stack):
-            forward = make_decoder_forward(network, stack, cache, original, exact)
+        if fused and has_decoder_layout(network, stack) and not attached_to(network):
+            forward = make_decoder_forward(network, stack, cache, exact)
+            # The network's own forward pass runs the steps that reuse nothing; an observer sees those too.
+            watched = cache.observer is not None and exact
         else:
-            for index, layer in enumerate(stack.layers):
-                self._overrides.set(layer, "forward", _layer_forward(layer, index, stack, cache))
-            forward = _counted(network, original, cache)
-        self._overrides.set(network, "forward", _clearing(forward, cache))
+            forward, watched = _counted(network, cache), True
+        parts = [*eager_parts(stack), Wrap(network, _clearing(forward, cache))]
+        for index, layer in enumerate(stack.layers if watched else ()):
+            parts.append(Wrap(layer, _layer_forward(layer, index, stack, cache)))
         if stack.host is not None:
-            self._overrides.set(stack.host, "encode", _restarting(stack.host.encode, cache))
+            parts.append(Wrap(stack.host, _restarting(cache), "encode"))
+        self._attachment = attachments.attach("bac", parts, rows="keeps")
 
     def restart(self) -> None:
         """Start a new replan: the next network call is step 0. Hosts do it when they encode an observation."""
         self.cache.restart()
 
-    def remove(self) -> None:
+    def detach(self) -> None:
         """Give the policy its own methods back and drop the stored outputs; a second call does nothing."""
-        self._overrides.restore()
+        self._attachment.detach()
         self.cache.restart()
 
     def __enter__(self) -> "CachedPolicy":
@@ -62,8 +63,8 @@ class CachedPolicy:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Remove the plan."""
-        self.remove()
+        """Detach."""
+        self.detach()
 
 
 def attach(
@@ -79,7 +80,7 @@ def attach(
         policy: A `DenoiserHost`, a policy of a known library, or a network; see `find_stack`.
         plan: The plan; made for this network, or for any network with these blocks.
         fused: Whether the diffusion policies' transformer skips what a step does not need (condition, masks);
-            other networks only skip blocks.
+            other networks, and those with another method attached, only skip blocks.
         exact: With `fused`, whether steps whose outputs nobody reuses run the network's own forward pass, so
             that a plan that computes everything changes no bit.
         observer: Called as (step, block, output) for every computed block.
@@ -89,11 +90,9 @@ def attach(
 
     Raises:
         InputError: When the plan is another network's, a plan is attached already or the network trains.
-        UnsupportedHostError: When the network cannot be cached.
+        UnsupportedHostError: When the network cannot be cached, or a method is attached to it that drops rows.
     """
     stack = find_stack(policy)
-    if getattr(vars(stack.network).get("forward"), "bac_attached", False):
-        raise InputError("a plan is attached to this network already; call its handle's remove() first")
     if plan.blocks != stack.blocks:
         raise InputError(
             f"the plan is for {len(plan.blocks)} blocks ({plan.blocks[0]} to {plan.blocks[-1]}), the network has "
@@ -103,47 +102,46 @@ def attach(
         raise InputError(
             f"the plan was made for the weights {plan.fingerprint}, these are {found}; profile this policy"
         )
-    return CachedPolicy(policy, stack, plan, BlockCache(plan, stack, observer), fused, exact)
+    return CachedPolicy(policy, stack, BlockCache(plan, stack, observer), fused, exact)
 
 
-def _counted(network: nn.Module, original: Callable, cache: BlockCache) -> Callable:
-    names = [*inspect.signature(original).parameters]
+def _counted(network: nn.Module, cache: BlockCache) -> Callable:
+    names = [*inspect.signature(network.forward).parameters]
     name = next((name for name in names if name in _TIME_NAMES), names[1] if len(names) > 1 else None)
     if name is None:
         raise UnsupportedHostError(f"{type(network).__name__}.forward takes no time argument")
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    def forward(beneath: Callable, *args: Any, **kwargs: Any) -> Any:
         sample = args[0] if args else kwargs[names[0]]
         cache.begin(args[1] if len(args) > 1 else kwargs[name], sample)
-        return original(*args, **kwargs)
+        return beneath(*args, **kwargs)
 
     return forward
 
 
 def _layer_forward(layer: nn.Module, index: int, stack: Stack, cache: BlockCache) -> Callable:
-    bind = stack.family.bind
+    bind, branches = stack.family.bind, tuple(stack.family.branches.values())
 
-    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return cache.run_layer(layer, index, x, bind(layer, *args, **kwargs))
+    def forward(beneath: Callable, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return cache.run_layer(layer, index, x, bind(layer, *args, **kwargs), branches)
 
     return forward
 
 
 def _clearing(forward: Callable, cache: BlockCache) -> Callable:
-    def guarded(*args: Any, **kwargs: Any) -> Any:
+    def guarded(beneath: Callable, *args: Any, **kwargs: Any) -> Any:
         try:
-            return forward(*args, **kwargs)
+            return forward(beneath, *args, **kwargs)
         except BaseException:
             cache.restart()  # so that no later call meets what a broken replan left
             raise
 
-    guarded.bac_attached = True
     return guarded
 
 
-def _restarting(encode: Callable, cache: BlockCache) -> Callable:
-    def restarted(obs: Any) -> Any:
+def _restarting(cache: BlockCache) -> Callable:
+    def restarted(beneath: Callable, obs: Any) -> Any:
         cache.restart()
-        return encode(obs)
+        return beneath(obs)
 
     return restarted

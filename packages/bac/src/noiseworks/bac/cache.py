@@ -5,12 +5,13 @@ their stored outputs is built when one of them has changed and kept otherwise, s
 block adds a single tensor.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any, NamedTuple
 
 import torch
-from noiseworks.bac.hosts import Stack
+from noiseworks.bac.hosts import Branch, Stack
 from noiseworks.bac.plan import CachePlan
 from noiseworks.core.errors import InputError
 from torch import Tensor
@@ -110,8 +111,7 @@ class BlockCache:
 
     def __init__(self, plan: CachePlan, stack: Stack, observer: Observer | None = None) -> None:
         self.plan, self.observer = plan, observer
-        self.branches = tuple(stack.family.branches.values())
-        self.program = compile_plan(plan, len(self.branches))
+        self.program = compile_plan(plan, len(stack.family.branches))
         slots = [one.slot for step in self.program for layer in step.layers for one in layer if len(one) == 4]
         self._slots = 1 + max(slots, default=-1)
         self.restart()
@@ -124,6 +124,7 @@ class BlockCache:
         self.time = self._first = 0.0
         self.kept: list[Any] = [None] * calls
         self._shape: torch.Size | None = None
+        self._thread: int | None = None
         self._stores: list[Tensor | None] = [None] * calls
         self._sums: list[list[Tensor | None]] = [[None] * self._slots for _ in range(calls)]
 
@@ -135,7 +136,8 @@ class BlockCache:
             sample: Noisy actions [B, T, Da].
 
         Raises:
-            InputError: When a replan has more calls than the plan, comes to one time twice, or its batch changes.
+            InputError: When a replan has more calls than the plan, comes to one time twice, its batch changes, or
+                another thread has begun it.
         """
         time = float(timestep.reshape(-1)[0]) if isinstance(timestep, Tensor) else float(timestep)
         if self.position >= 0 and self._starts_anew(time):
@@ -144,6 +146,13 @@ class BlockCache:
             raise InputError(
                 f"the batch changed from {tuple(self._shape)} to {tuple(sample.shape)} within a replan; call "
                 "restart() first"
+            )
+        if self.position < 0:
+            self._thread = get_ident()
+        elif self._thread != get_ident():
+            raise InputError(
+                "two threads call one network with a plan at once, which would mix their stored outputs; attach the "
+                "plan to a copy for each thread, or let them take turns by whole replans"
             )
         self.call = (self.call + 1) % self.plan.calls_per_step
         self.time, self._shape = time, sample.shape
@@ -181,13 +190,21 @@ class BlockCache:
             )
         return self.program[self.position]
 
-    def run_layer(self, layer: Any, index: int, x: Tensor, call: Any) -> Tensor:
-        """Return the residual stream [B, T, D] after the instructions that start in a layer."""
+    def run_layer(self, layer: Any, index: int, x: Tensor, call: Any, branches: Sequence[Branch]) -> Tensor:
+        """Return the residual stream [B, T, D] after the instructions that start in a layer.
+
+        Args:
+            layer: The layer.
+            index: Its place.
+            x: The residual stream [B, T, D].
+            call: What the branches read.
+            branches: What the layer adds, in order.
+        """
         for one in self.step.layers[index]:
             if len(one) == 4:
                 x = x + self.sum_of(one)
                 continue
-            output = self.branches[one.block % len(self.branches)](layer, x, call)
+            output = branches[one.block % len(branches)](layer, x, call)
             if self.observer is not None:
                 self.observer(self.position, one.block, output)
             if one.keep:

@@ -1,6 +1,6 @@
 """What `noiseworks-bac` runs: each verb is one of these functions."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,6 +10,7 @@ import torch
 from noiseworks.bac import data as observations_of
 from noiseworks.bac.bubbling import Scope
 from noiseworks.bac.comparison import Arms, compare, make_plans
+from noiseworks.bac.hosts import find_stack
 from noiseworks.bac.plan import PLAN_KIND, CachePlan, make_plan
 from noiseworks.bac.plots import check_suffix, plot_errors, plot_plan, plot_similarity
 from noiseworks.bac.profiling import PROFILE_KIND, FeatureProfile, profile
@@ -42,12 +43,11 @@ def profile_policy(
     solver: Solver = "ddpm",
     metrics: str = "cosine",
     seed: int = 11,
-    resume: bool = False,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Measure how alike each block's outputs are at all pairs of denoising steps.
 
-    The profile is written after every observation, so that a stopped run goes on with --resume.
+    The profile is written after every observation; a run that was stopped goes on with the same command.
 
     Args:
         model: A policy: a directory or testbed:<name>.
@@ -58,7 +58,6 @@ def profile_policy(
         solver: ddpm or ddim.
         metrics: Comma-separated: cosine, mse, l1, l2, wasserstein.
         seed: Which observations and which noise; below 1000.
-        resume: Go on with the profile in `out`.
         device: auto, cpu, cuda or cuda:<n>.
 
     Returns:
@@ -70,7 +69,11 @@ def profile_policy(
         check_choice("metrics", name, METRICS)
     host = load_host(model, device=str(resolve_device(device)))
     obs = observations_of.load_observations(data, host, observations, seed)["obs"]
-    found = FeatureProfile.from_pretrained(out) if resume and out.is_dir() else None
+    made_with = {"data": data, "asked": observations, "seed": seed, "metrics": sorted(chosen)}
+    settings = made_with | {"solver": solver, "steps": steps, "fingerprint": find_stack(host).fingerprint()}
+    found = FeatureProfile.from_pretrained(out) if out.exists() else None
+    if found is not None and found.settings.get("command") != settings:
+        raise InputError(f"{out} holds a profile made otherwise; name another folder, or remove that one")
     done = 0 if found is None else found.observations
     with Progress(transient=True) as bars:
         task = bars.add_task("profiling", total=observations, completed=done)
@@ -84,6 +87,7 @@ def profile_policy(
                 metrics=chosen,
                 generator=generator,
             )
+            one = replace(one, settings=one.settings | {"command": settings})
             found = one if found is None else found.merged(one)
             found.save_pretrained(out)
             bars.advance(task)

@@ -127,27 +127,30 @@ def _feed_forward(layer: nn.Module, x: Tensor, call: "Condition") -> Tensor:
 
 
 def make_decoder_forward(
-    network: nn.Module, stack: Stack, cache: BlockCache, original: Callable[..., Tensor], exact: bool
+    network: nn.Module, stack: Stack, cache: BlockCache, exact: bool
 ) -> Callable[..., Tensor]:
-    """Return the forward pass that takes the place of the network's own while a plan is attached.
+    """Return what is wrapped around the network's own forward pass while a plan is attached, and replaces it.
 
     Args:
         network: The transformer; its weights must not change while the plan is attached.
         stack: Its layers.
         cache: The compiled plan.
-        original: The network's own forward pass.
-        exact: Whether it runs the steps whose outputs nobody reuses.
+        exact: Whether the network's own runs the steps whose outputs nobody reuses.
     """
-    cache.branches = lean_branches(stack.layers)
+    branches = lean_branches(stack.layers)
     embedding, norm, head = network.input_emb, network.ln_f, network.head
     times: dict[float, Tensor] = {}
 
     def forward(
-        sample: Tensor, timestep: Tensor | float, cond: Tensor | None = None, **kwargs: Any
+        beneath: Callable[..., Tensor],
+        sample: Tensor,
+        timestep: Tensor | float,
+        cond: Tensor | None = None,
+        **kwargs: Any,
     ) -> Tensor:
         step = cache.begin(timestep, sample)
         if exact and step.untouched:
-            return original(sample, timestep, cond, **kwargs)
+            return beneath(sample, timestep, cond, **kwargs)
         x = embedding(sample) + network.pos_emb[:, : sample.shape[1]]
         if step.reused is not None:
             x = x + cache.sum_of(step.reused)
@@ -157,7 +160,7 @@ def make_decoder_forward(
                 condition = cache.kept[cache.call] = Condition(network, sample.shape[1], times)
             condition.at(cache.time, timestep, cond)
             for index, layer in enumerate(stack.layers):
-                x = cache.run_layer(layer, index, x, condition)
+                x = cache.run_layer(layer, index, x, condition, branches)
         return head(norm(x))
 
     return forward

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from noiseworks.core.errors import InputError, UnsupportedHostError
+from noiseworks.kits.attachments import Replace
 from noiseworks.kits.policies.hosts import as_host
 from torch import Tensor, nn
 
@@ -208,34 +209,13 @@ def find_stack(policy: Any) -> Stack:
     return Stack(network, tuple(layers), family, host, None if called is network else called)
 
 
-class Overrides:
-    """Attributes of objects replaced for a while, and put back as they were."""
-
-    def __init__(self) -> None:
-        self._own: list[tuple[Any, str, Any]] = []
-
-    def set(self, target: Any, name: str, value: Any) -> None:
-        """Replace an attribute."""
-        # A method that the object itself holds (a compiled forward) is put back; others are the class's.
-        self._own.append((target, name, vars(target).get(name)))
-        setattr(target, name, value)
-
-    def call_eagerly(self, stack: Stack) -> None:
-        """Let calls of a compiled network run its Python code, in which alone blocks can be skipped."""
-        if stack.wrapper is not None:
-            self.set(stack.wrapper, "forward", stack.network.__call__)
-        for module in stack.network.modules():
-            if vars(module).get("_compiled_call_impl") is not None:
-                self.set(module, "_compiled_call_impl", None)
-
-    def restore(self) -> None:
-        """Put everything back; a second call does nothing."""
-        for target, name, value in reversed(self._own):
-            if value is None:
-                delattr(target, name)
-            else:
-                setattr(target, name, value)
-        self._own = []
+def eager_parts(stack: Stack) -> list[Replace]:
+    """Return what lets calls of a compiled network run its Python code, in which alone blocks can be skipped."""
+    parts = [] if stack.wrapper is None else [Replace(stack.wrapper, "forward", stack.network.__call__)]
+    for module in stack.network.modules():
+        if vars(module).get("_compiled_call_impl") is not None:
+            parts.append(Replace(module, "_compiled_call_impl", None))
+    return parts
 
 
 def _network(policy: Any) -> tuple[nn.Module, "DenoiserHost | None"]:

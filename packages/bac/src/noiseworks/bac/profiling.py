@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from noiseworks.bac.attaching import attach
-from noiseworks.bac.hosts import Overrides, Stack, find_stack
+from noiseworks.bac.hosts import Stack, eager_parts, find_stack
 from noiseworks.bac.plan import CachePlan, layer_of
 from noiseworks.bac.scheduling import METRICS, Metric
 from noiseworks.core.artifacts import load_artifact, save_artifact
 from noiseworks.core.checks import check_choice, check_finite, check_number
 from noiseworks.core.errors import ArtifactError, InputError
+from noiseworks.kits import attachments
 from noiseworks.kits.policies.protocols import Generators, Obs
 from noiseworks.kits.policies.replanning import DiffusionPolicy
 from noiseworks.kits.policies.schedulers import Solver
@@ -89,12 +90,16 @@ class FeatureProfile:
         """Return the average with a profile of other observations of the same policy.
 
         Raises:
-            InputError: When policy, steps or metrics differ.
+            InputError: When policy, steps, metrics or settings (the solver) differ.
         """
-        same = (self.fingerprint, self.calls_per_step) == (other.fingerprint, other.calls_per_step)
+        same = (self.fingerprint, self.calls_per_step, self.settings) == (
+            other.fingerprint,
+            other.calls_per_step,
+            other.settings,
+        )
         same = same and np.array_equal(self.times, other.times)
         if not same or set(self.matrices) != set(other.matrices):
-            raise InputError("profiles of another policy, other steps or other metrics cannot be merged")
+            raise InputError("profiles of another policy, other steps, metrics or settings cannot be merged")
         total = self.observations + other.observations
 
         def mean(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -209,14 +214,13 @@ def record_calls(stack: Stack, run: Callable[[], object]) -> list[Call]:
     def keep(_: Any, args: tuple, kwargs: dict) -> None:
         calls.append((tuple(map(_copy, args)), {name: _copy(value) for name, value in kwargs.items()}))
 
-    hook, eager = stack.network.register_forward_pre_hook(keep, with_kwargs=True), Overrides()
+    hook = stack.network.register_forward_pre_hook(keep, with_kwargs=True)
     try:
-        eager.call_eagerly(stack)  # compiled calls run no hooks that came later
-        with torch.inference_mode():
+        # Compiled calls run no hooks that came later.
+        with attachments.attach("bac recording", eager_parts(stack)), torch.inference_mode():
             run()
     finally:
         hook.remove()
-        eager.restore()
     if not calls:
         raise InputError("the run called the network not once; pass a run that plans with this policy")
     return calls

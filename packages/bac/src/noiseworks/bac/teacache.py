@@ -78,8 +78,7 @@ def attach_teacache(policy: Any, threshold: float, num_steps: int) -> CachedPoli
     check_number("threshold", threshold, low=0)
     check_number("num_steps", num_steps, low=1, integer=True)
     stack = _embedding_stack(policy)
-    cache = ThresholdCache(stack, threshold, num_steps)
-    return CachedPolicy(policy, stack, cache.plan, cache, fused=True)
+    return CachedPolicy(policy, stack, ThresholdCache(stack, threshold, num_steps))
 
 
 def teacache_threshold(
