@@ -137,13 +137,16 @@ def distributions_of(module: str) -> set[str]:
     return {normalised(name) for name in providers().get(parts[0], [parts[0]])}
 
 
-def allowed_distributions(member, file: Path) -> set[str]:
-    """Return what a file may import: itself, the dependencies, and the extras that count for this file."""
+def allowed_distributions(member, file: Path, found: Import) -> set[str]:
+    """Return what a file may import: itself, the dependencies, and the extras that count for this file.
+
+    An annotation may name a type of any extra.
+    """
     project = member.pyproject["project"]
     allowed = {member.name, *map(requirement_name, project["dependencies"])}
     for extra, requirements in project.get("optional-dependencies", {}).items():
         patterns = (*EXTRA_FILES.get(extra, ()), f"*/{extra}.py", f"*/{extra}/*")
-        if any(fnmatch(file.as_posix(), pattern) for pattern in patterns):
+        if found.for_types_only or any(fnmatch(file.as_posix(), pattern) for pattern in patterns):
             allowed |= set(map(requirement_name, requirements))
     return allowed
 
@@ -154,7 +157,7 @@ def test_imports_only_what_the_pyproject_lists(member):
         for file in member.sources
         for found in imports_of(file)
         if (providers := distributions_of(found.module))
-        and not providers & allowed_distributions(member, file)
+        and not providers & allowed_distributions(member, file, found)
     ]
     assert not wrong, "\n".join(wrong)
 
@@ -206,7 +209,7 @@ def test_layers_only_look_downward(member, members):
             parts = found.module.split(".")
             if parts[0] != "noiseworks" or parts[1] in layers_below(module):
                 continue
-            lazy = not found.at_module_level
+            lazy = not found.at_module_level  # or for types only
             trains_a_testbed = ".testbeds." in module and parts[1] == "ldm"
             loads_testbed_data = lazy and found.module.startswith("noiseworks.bench.testbeds")
             if not (trains_a_testbed and (lazy or module not in always_loaded)) and not loads_testbed_data:
