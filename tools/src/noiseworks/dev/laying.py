@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,10 @@ def new(slug: str, *, family: str, paper: str, summary: str | None = None) -> di
     atomic_write(made / f"src/noiseworks/{module}/py.typed", "")
     shutil.copy(root / "LICENSE", made / "LICENSE")
     os.rename(made, target)
+    # The order of imports and the length of lines depend on the package's name.
+    for step in (("check", "--fix"), ("format",)):
+        command = (sys.executable, "-m", "ruff", *step, "--quiet", str(target))
+        subprocess.run(command, cwd=root, check=True)
     atomic_write(root / "pyproject.toml", with_member((root / "pyproject.toml").read_text(), slug))
     return {
         "files": [str(path.relative_to(root)) for path in sorted(target.rglob("*")) if path.is_file()],
