@@ -11,7 +11,6 @@ from noiseworks.kits.diffusers_hosts import (
     DenoiserHook,
     attach_hook,
     denoiser_of,
-    detach_hook,
     layout_of,
     load_pipeline,
     noise_level,
@@ -57,10 +56,9 @@ def test_layout_is_what_the_host_feeds(family):
     pipe = tiny_pipeline(family)
     plain = draw(pipe, family)
     hook = Recorder(pipe)
-    attach_hook(pipe, hook, "recorder")
-    assert torch.equal(draw(pipe, family), plain)
-    draw(pipe, family, scale=1.0)
-    detach_hook(pipe, "recorder")
+    with attach_hook(hook, "recorder"):
+        assert torch.equal(draw(pipe, family), plain)
+        draw(pipe, family, scale=1.0)
     assert torch.equal(draw(pipe, family), plain)
     layout = layout_of(pipe)
     if layout.calls == "contexts":
@@ -86,7 +84,7 @@ def test_uncond_rows_are_where_the_layout_says():
     for family in ("sd", "sdxl", "sd3", "pixart", "dit", "instruct-pix2pix"):
         pipe = tiny_pipeline(family)
         hook = Prompts(pipe)
-        attach_hook(pipe, hook, "prompts")
+        attach_hook(hook, "prompts")
         draw(pipe, family, steps=2)
         blocks = dict(zip(layout_of(pipe).roles, hook.text.chunk(len(layout_of(pipe).roles)), strict=True))
         assert torch.equal(blocks["uncond"][0], blocks["uncond"][1]), family
@@ -96,7 +94,7 @@ def test_uncond_rows_are_where_the_layout_says():
 def test_identical_latents_without_guidance_are_not_taken_for_guidance():
     pipe = tiny_pipeline("sd")
     hook = Recorder(pipe)
-    attach_hook(pipe, hook, "recorder")
+    attach_hook(hook, "recorder")
     latents = seeded_latents([5, 5], (4, 8, 8))
     pipe(**tiny_inputs("sd", 2, 1.0), num_inference_steps=1, latents=latents, output_type="latent")
     assert hook.seen == [(0, 1, 2, False, None)]
@@ -221,7 +219,7 @@ def test_image_to_image_counts_only_the_steps_it_runs():
     parts = {k: v for k, v in tiny_pipeline("sd").components.items() if k != "image_encoder"}
     pipe = StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
     hook = Recorder(pipe)
-    attach_hook(pipe, hook, "recorder")
+    attach_hook(hook, "recorder")
     pipe(
         "a red circle",
         image=torch.rand(1, 3, 32, 32),
@@ -238,14 +236,13 @@ def test_latents_of_a_seed_do_not_depend_on_the_batch():
 
 def test_unknown_hosts_double_names_and_copies_are_refused():
     pipe = tiny_pipeline("dit")
-    hook = Recorder(pipe)
-    attach_hook(pipe, hook, "one")
+    handle = attach_hook(Recorder(pipe), "one")
     with pytest.raises(InputError, match="already"):
-        attach_hook(pipe, Recorder(pipe), "one")
+        attach_hook(Recorder(pipe), "one")
     with pytest.raises(InputError, match="detach"):
         copy.deepcopy(pipe.transformer)
-    detach_hook(pipe, "one")
-    detach_hook(pipe, "one")
+    handle.detach()
+    handle.detach()
     copy.deepcopy(pipe.transformer)
     with pytest.raises(UnsupportedHostError, match="object is not supported"):
         layout_of(object())

@@ -5,8 +5,11 @@ import copy
 import pytest
 import torch
 from noiseworks.core.errors import InputError, NonFiniteError, UnsupportedHostError
+from noiseworks.kits.attachments import attached_to
 from noiseworks.kits.diffusers_hosts import (
     FAMILIES,
+    DenoiserHook,
+    attach_hook,
     denoiser_of,
     sample_generators,
     tiny_inputs,
@@ -20,7 +23,6 @@ from noiseworks.linear_ag import (
     ReuseGuidance,
     attach,
 )
-from noiseworks.linear_ag.diffusers import HOOK_NAME
 from noiseworks.linear_ag.thresholds import candidate_thresholds, nfe_of_traces
 
 STEPS = 6
@@ -47,7 +49,7 @@ def full_rows(family, batch=2, steps=STEPS):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_threshold_above_one_and_detach_are_bit_equal(pipes, family):
     pipe = pipes[family]
-    plain = draw(pipe, family)
+    plain, before = draw(pipe, family), set(vars(denoiser_of(pipe)))
     with attach(pipe, AdaptiveGuidance(threshold=1.5)) as ag:
         first, second = draw(pipe, family), draw(pipe, family)
     assert torch.equal(first, plain)
@@ -57,8 +59,7 @@ def test_threshold_above_one_and_detach_are_bit_equal(pipes, family):
     evaluations = (3 if family == "instruct-pix2pix" else 2) * STEPS
     assert ag.report.nfe == [evaluations] * 2
     assert torch.equal(draw(pipe, family), plain)
-    assert "forward" not in denoiser_of(pipe).__dict__
-    assert not hasattr(denoiser_of(pipe), "_diffusers_hook") or family == "flux"
+    assert set(vars(denoiser_of(pipe))) == before
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -183,6 +184,11 @@ def test_guidance_scale_of_one_passes_through(pipes):
         assert torch.equal(draw(pipes["sd"], "sd", scale=1.0), plain)
         with pytest.raises(InputError, match="guidance_scale above 1"):
             _ = ag.report
+        draw(pipes["sd"], "sd")
+        assert ag.report.nfe == [STEPS + 1] * 2
+        draw(pipes["sd"], "sd", scale=1.0)
+        with pytest.raises(InputError, match="no guided run"):  # the last run's report is not an older one's
+            _ = ag.report
 
 
 def test_guidance_rescale_is_unaffected(pipes):
@@ -201,6 +207,8 @@ def test_second_order_solver_keeps_one_action_per_step():
     assert ag.rows == [4, 4, 4, 2, 2]
     assert ag.report.actions == ["221"] * 2
     assert ag.report.nfe == [8, 8]
+    assert ag.report.full_nfe == 10
+    assert ag.report.of_full_guidance == 0.8
 
 
 @pytest.mark.parametrize(
@@ -268,11 +276,20 @@ def test_changed_batch_size_and_interrupted_run_start_anew(pipes):
     assert ag.rows == [4, 2, 6, 3, 3, 3, 3, 3]
 
 
-def test_not_finite_predictions_stop_the_run():
-    pipe = tiny_pipeline("sd")
-    pipe.unet.conv_out.bias.fill_(float("nan"))
-    with attach(pipe, AdaptiveGuidance()), pytest.raises(NonFiniteError, match="step 0"):
-        draw(pipe, "sd")
+@pytest.mark.parametrize("family", ["sd", "flux"])
+@pytest.mark.parametrize("policy", [AdaptiveGuidance(), FixedPolicy("111111"), IntervalGuidance(0.5, 1.0)])
+def test_not_finite_predictions_stop_the_run(family, policy):
+    pipe = tiny_pipeline(family)
+    next(denoiser_of(pipe).parameters()).fill_(float("nan"))
+    with attach(pipe, policy), pytest.raises(NonFiniteError, match="step 0"):
+        draw(pipe, family)
+
+
+def test_positional_arguments_are_those_that_the_names_promise():
+    assert AdaptiveGuidance(0.95) == AdaptiveGuidance(threshold=0.95)
+    assert IntervalGuidance(0.2, 0.6) == IntervalGuidance(start=0.2, stop=0.6)
+    assert FixedPolicy("21") == FixedPolicy(actions="21")
+    assert ReuseGuidance(3) == ReuseGuidance(every=3)
 
 
 def test_bad_hosts_and_policies_are_refused(pipes):
@@ -281,6 +298,10 @@ def test_bad_hosts_and_policies_are_refused(pipes):
 
     with pytest.raises(UnsupportedHostError, match="Other is not supported"):
         attach(Other(), AdaptiveGuidance())
+    empty = tiny_pipeline("sd")
+    empty.unet = None
+    with pytest.raises(UnsupportedHostError, match="has no unet: load"):
+        attach(empty, AdaptiveGuidance())
     with pytest.raises(InputError, match="flow"):
         attach(pipes["sd3"], AdaptiveGuidance(space="x_minus_eps"))
     with pytest.raises(InputError, match="GuidancePolicy"):
@@ -307,19 +328,16 @@ def test_a_feature_cache_is_refused(pipes):
 
 
 def test_hooks_of_others_survive_detaching_in_any_order(pipes):
-    from noiseworks.kits.diffusers_hosts import DenoiserHook, attach_hook, detach_hook
-
     pipe = pipes["sd"]
     plain = draw(pipe, "sd")
     ag = attach(pipe, AdaptiveGuidance(threshold=-1.0))
-    outer = DenoiserHook(pipe)
-    attach_hook(pipe, outer, "outer")
+    outer = attach_hook(DenoiserHook(pipe), "outer")
     draw(pipe, "sd")
     ag.detach()
     before = len(ag.rows)
     assert torch.equal(draw(pipe, "sd"), plain)
     assert len(ag.rows) == before
-    assert len(outer.counters.rows) == 2 * STEPS
-    detach_hook(pipe, "outer")
+    assert len(outer.rows) == 2 * STEPS
+    outer.detach()
     assert torch.equal(draw(pipe, "sd"), plain)
-    assert HOOK_NAME not in getattr(pipe.unet, "_diffusers_hook", {})
+    assert attached_to(pipe.unet) == ()

@@ -52,15 +52,6 @@ def test_calibrate_then_generate(model, prompts, tmp_path, capsys):
     assert [len(report["nfe"]) for report in reports] == [2, 1]
 
 
-def test_perpendicular_negative_prompt_and_uncond_zero(model, prompts, tmp_path, capsys):
-    words = ["--pipeline", model, "--prompts", prompts, *SMALL, "--negative", "large", "--perp-neg", "1"]
-    words += ["--out", tmp_path / "images", "--threshold", "-1", "--uncond-zero", "0.9", "--json"]
-    status, out, _ = call(capsys, "generate", *words)
-    assert (status, json.loads(out)["mean_nfe"]) == (0, 6.0)
-    status, _, error = call(capsys, "generate", *words, "--policy", "cfg")
-    assert (status, "--policy ag" in error) == (2, True)
-
-
 def test_every_shared_option_is_shown_with_its_help(capsys):
     status, out, _ = call(capsys, "search", "--help")
     assert status == 0
@@ -108,8 +99,6 @@ def test_profile_and_search(model, prompts, tmp_path, capsys):
         (["--policy", "2211"], "--steps 20"),
         (["--policy", "nothing"], "policy"),
         (["--policy", "linear"], "--coefs"),
-        (["--perp-neg", "-1"], "perp_neg"),
-        (["--uncond-zero", "nan"], "uncond_zero"),
         (["--pipeline", "no-such-folder"], "no model"),
         (["--pipeline", "testbed:unheard-of"], "unknown testbed"),
         (["--prompts", "gone.txt"], "gone.txt"),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from noiseworks.core.errors import InputError, UnsupportedHostError
-from noiseworks.kits.diffusers_hosts import sample_generators, tiny_inputs, tiny_pipeline
+from noiseworks.kits.diffusers_hosts import attach_hook, sample_generators, tiny_inputs, tiny_pipeline
 from noiseworks.linear_ag import (
     AdaptiveGuidance,
     FixedPolicy,
@@ -40,12 +40,9 @@ def test_recorded_similarity_equals_recomputation_from_saved_predictions(pipe):
             super()._measure(call, sample, actions, filled)
             seen.append((filled.clone(), sample.clone(), self.level(call)))
 
-    from noiseworks.kits.diffusers_hosts import attach_hook, detach_hook
-
     hook = Spy(pipe, AdaptiveGuidance(threshold=2.0, space="x0"))
-    attach_hook(pipe, hook, "spy")
-    list(sample(pipe, PROMPTS[:3], SAMPLING))
-    detach_hook(pipe, "spy")
+    with attach_hook(hook, "spy"):
+        list(sample(pipe, PROMPTS[:3], SAMPLING))
     assert len(seen) == 6
     for step, (predictions, x, level) in enumerate(seen):
         again = cosine(*(in_space(p.double(), x.double(), "x0", level) for p in predictions))

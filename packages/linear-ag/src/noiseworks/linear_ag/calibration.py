@@ -10,8 +10,8 @@ import torch
 from noiseworks.core.artifacts import load_artifact, save_artifact
 from noiseworks.core.checks import check_number
 from noiseworks.core.errors import InputError, UnsupportedHostError
-from noiseworks.kits.diffusers_hosts.hooks import DenoiserCall, attach_hook, detach_hook
-from noiseworks.linear_ag.diffusers import HOOK_NAME, GuidanceHook, check_host, run_settings
+from noiseworks.kits.diffusers_hosts.hooks import DenoiserCall, attach_hook
+from noiseworks.linear_ag.diffusers import HOOK_NAME, GuidanceHook, GuidedRun, check_host, run_settings
 from noiseworks.linear_ag.linear import (
     LinearCoefficients,
     LinearGuidance,
@@ -63,7 +63,7 @@ def calibrate(
         pipe: The pipeline.
         prompts: Some tens of typical prompts.
         sampling: Steps, scale and seed that will be used.
-        target_nfe: Mean evaluations a sample to aim at, between T + 1 and 2 T (T + 2 and 3 T with `perp_neg`).
+        target_nfe: Mean evaluations a sample to aim at, between T + 1 and 2 T.
         max_quality_loss: Largest allowed mean of |z - z_cfg|^2 / |z_cfg|^2 over final latents.
         policy: Everything but the threshold, by default `AdaptiveGuidance()`.
         progress: Called with (samples done, samples in all) for each pass.
@@ -76,10 +76,10 @@ def calibrate(
     policy = policy or AdaptiveGuidance()
     if max_quality_loss is not None:
         check_number("max_quality_loss", max_quality_loss, low=0.0)
-    gamma = record_similarity(pipe, prompts, sampling, policy.space, progress, policy.perp_neg)
+    gamma = record_similarity(pipe, prompts, sampling, policy.space, progress)
     if target_nfe is not None:
         return replace(policy, threshold=threshold_for_nfe(gamma, target_nfe, policy))
-    guided = AdaptiveGuidance(threshold=2.0, perp_neg=policy.perp_neg)
+    guided = AdaptiveGuidance(threshold=2.0)
     target = sample_latents(pipe, prompts, sampling, guided, progress)
 
     def loss(threshold: float) -> float:
@@ -111,23 +111,23 @@ class _FitHook(GuidanceHook):
     """Adds each finished run to a Gram matrix; with `closed` it runs LinearAG but measures the truth."""
 
     def __init__(self, pipe: "DiffusionPipeline", policy: GuidancePolicy, closed: bool):
-        super().__init__(pipe, policy, record=self._keep, shadow=closed)
+        super().__init__(pipe, policy, observe=self._keep, shadow=closed)
         self.closed = closed
         self.gram: Tensor | None = None
         self.settings: RunSettings | None = None
         self._rows: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def _begin_guided(self, call: DenoiserCall) -> None:
-        super()._begin_guided(call)
+    def _begin_guided(self, call: DenoiserCall, run: GuidedRun) -> None:
+        super()._begin_guided(call, run)
         self.settings = run_settings(self, call)
         self._rows = []
 
-    def _keep(self, step: int, predictions: Tensor, handed: Tensor) -> None:
+    def _keep(self, call: DenoiserCall, predictions: Tensor, handed: Tensor) -> None:
         channels = slice(None) if self.channels is None else slice(self.channels)
         self._rows.append(
             (predictions[0][:, channels], handed[-1][:, channels], predictions[-1][:, channels])
         )
-        if step == self._state.num_steps - 1:
+        if call.run.is_last:
             cond, fed, true = (torch.stack(rows) for rows in zip(*self._rows, strict=True))
             gram = gram_matrix(cond, fed, true if self.closed else None).cpu()
             self.gram = gram if self.gram is None else self.gram + gram
@@ -194,8 +194,7 @@ def collect_gram(
         raise UnsupportedHostError("LinearAG is defined for two predictions, not for InstructPix2Pix")
     key = fit_key(prompts, sampling, policy)
     done = 0 if partial is None else _resume(hook, Path(partial), key)
-    attach_hook(pipe, hook, HOOK_NAME)
-    try:
+    with attach_hook(hook, HOOK_NAME):
         for batch in sample(pipe, prompts, sampling, start=done):
             done += len(batch)
             if partial is not None:
@@ -205,8 +204,6 @@ def collect_gram(
                 )
             if progress is not None:
                 progress(done, len(prompts))
-    finally:
-        detach_hook(pipe, HOOK_NAME)
     return hook.gram, hook.settings
 
 

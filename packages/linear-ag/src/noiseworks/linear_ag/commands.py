@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from noiseworks.core.artifacts import FolderKind, atomic_directory, check_folder
 from noiseworks.core.checks import check_number
-from noiseworks.core.errors import InputError
 from noiseworks.linear_ag import calibration, policy_search
 from noiseworks.linear_ag.artifacts import KIND as POLICY
 from noiseworks.linear_ag.artifacts import save_policy
@@ -54,8 +53,6 @@ def generate(
     space: str = "auto",
     policy: str = "ag",
     coefs: Path | None = None,
-    perp_neg: float = 0.0,
-    uncond_zero: float = 0.0,
 ) -> dict[str, Any]:
     """Draw images under a guidance policy and report what it cost.
 
@@ -67,17 +64,13 @@ def generate(
         policy: ag, cfg, cond, alternating, linear or linear-all (with --coefs), first:0.5 (StepAG), last:0.5,
             interval:0.2-0.8, reuse:2, one digit a step, or a folder that calibrate or search wrote.
         coefs: Folder of LinearAG coefficients.
-        perp_neg: With policy ag: weight of --negative as a perpendicular negative prompt, 0 for a plain one.
-        uncond_zero: With policy ag: scale of uncond-zero once guidance has ended, 0 for off.
 
     Returns:
         The output folder, mean network evaluations a sample, and the share of full guidance that they are.
     """
     check_folder(out, _IMAGES, sources=(drawing.pipeline, drawing.prompts, policy, coefs))
     sampling = drawing.sampling
-    if policy != "ag" and (perp_neg or uncond_zero):
-        raise InputError(f"--perp-neg and --uncond-zero go with --policy ag, got --policy {policy}")
-    adaptive = AdaptiveGuidance(threshold=threshold, space=space, perp_neg=perp_neg, uncond_zero=uncond_zero)
+    adaptive = AdaptiveGuidance(threshold=threshold, space=space)
     coefficients = None if coefs is None else LinearCoefficients.from_pretrained(coefs)
     chosen = named_policy(policy, Ingredients(drawing.steps, adaptive, coefficients))
     pipe, texts = load_drawing(drawing)
@@ -97,12 +90,7 @@ def generate(
             zip(range(len(nfe)), texts, nfe, actions, strict=True),
         )
         (folder / "report.json").write_text(json.dumps([vars(report) for report in handle.reports]) + "\n")
-        chosen_by = {
-            "policy": policy,
-            "threshold": threshold,
-            "perp_neg": perp_neg,
-            "uncond_zero": uncond_zero,
-        }
+        chosen_by = {"policy": policy, "threshold": threshold}
         write_config(
             folder, kind=_IMAGES.name, pipeline=drawing.pipeline, sampling=vars(sampling), **chosen_by
         )
@@ -111,7 +99,7 @@ def generate(
         "out": str(out),
         "images": len(nfe),
         "mean_nfe": mean,
-        "of_full_guidance": mean / (2 * drawing.steps),
+        "of_full_guidance": mean / handle.report.full_nfe,
     }
 
 

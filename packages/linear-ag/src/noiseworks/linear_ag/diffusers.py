@@ -11,26 +11,21 @@ from noiseworks.core.errors import InputError, NonFiniteError, UnsupportedHostEr
 from noiseworks.kits.diffusers_hosts.hooks import (
     DenoiserCall,
     DenoiserHook,
+    HookHandle,
     attach_hook,
-    denoiser_of,
-    detach_hook,
     latent_channels_of,
 )
-from noiseworks.kits.diffusers_hosts.layouts import layout_of
+from noiseworks.kits.diffusers_hosts.layouts import denoiser_of
 from noiseworks.kits.diffusers_hosts.levels import prediction_type_of
 from noiseworks.kits.diffusers_hosts.rows import prediction_of, replace_prediction, scatter_rows
-from noiseworks.linear_ag.empty_prompt import check_extras, empty_condition, with_condition
 from noiseworks.linear_ag.guidance import (
     Action,
     GuidanceState,
-    evaluations,
     fill,
     measure,
     measured,
-    perpendicular_negative,
     required,
     strengthen,
-    uncond_zero,
 )
 from noiseworks.linear_ag.policies import GuidancePolicy, RunSettings
 from torch import Tensor
@@ -39,8 +34,6 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 HOOK_NAME = "noiseworks-linear-ag"
-
-Recorder = Callable[[int, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -51,23 +44,30 @@ class GuidanceReport:
         gamma: Similarity per step and sample, `[T][B]` (of the first pair of roles); None where not measured.
         actions: One text of digits a sample, as in `Action`.
         nfe: Network evaluations of each sample.
+        full_nfe: What a sample costs with guidance at every call of the solver.
     """
 
     gamma: list[list[float | None]]
     actions: list[str]
     nfe: list[int]
+    full_nfe: int
 
     @property
     def mean_nfe(self) -> float:
         """Mean network evaluations a sample."""
         return sum(self.nfe) / len(self.nfe)
 
+    @property
+    def of_full_guidance(self) -> float:
+        """Mean network evaluations as a share of full guidance's."""
+        return self.mean_nfe / self.full_nfe
+
     @classmethod
     def of(cls, state: GuidanceState) -> "GuidanceReport":
         """Return the report of a run's state."""
         rows = [[None if g != g else g for g in row] for row in state.gamma[..., 0].tolist()]
         actions = ["".join(str(a) for a in column if a >= 0) for column in state.actions.T.tolist()]
-        return cls(rows, actions, state.nfe.tolist())
+        return cls(rows, actions, state.nfe.tolist(), state.full_nfe)
 
 
 def check_host(pipe: "DiffusionPipeline", policy: GuidancePolicy) -> None:
@@ -75,14 +75,33 @@ def check_host(pipe: "DiffusionPipeline", policy: GuidancePolicy) -> None:
 
     Raises:
         InputError: When the policy's space has no meaning for the model.
-        UnsupportedHostError: When guidance is distilled into the model, so that no second pass exists, or the
-            host cannot take the policy's perpendicular negative prompt or uncond-zero.
+        UnsupportedHostError: When guidance is distilled into the model, so that no second pass exists.
     """
-    check_extras(layout_of(pipe), *policy.extras)
     if denoiser_of(pipe).config.get("time_cond_proj_dim") is not None:
         raise UnsupportedHostError("guidance is distilled into this UNet: there is no second pass to save")
     if policy.space == "x_minus_eps" and prediction_type_of(pipe.scheduler) == "flow_prediction":
         raise InputError('space "x_minus_eps" has no meaning for a flow model: use "x0" or "auto"')
+
+
+@dataclass(eq=False)
+class GuidedRun:
+    """What the hook keeps for one run.
+
+    Attributes:
+        record: Similarities, actions and evaluations so far.
+        begun: Whether the run is known to be guided.
+        memory: Conditional and unconditional predictions of the steps that LinearAG regresses on,
+            `[2, history, B, ...]`.
+        difference: e_c - e_r of each role r at the last guided step, `[R, B, ...]`.
+    """
+
+    record: GuidanceState
+    begun: bool = False
+    memory: Tensor | None = None
+    difference: Tensor | None = None
+
+
+Recorder = Callable[[DenoiserCall, Tensor, Tensor], None]
 
 
 class GuidanceHook(DenoiserHook):
@@ -93,37 +112,46 @@ class GuidanceHook(DenoiserHook):
         policy: The policy.
         row_multiple: Row counts are padded to a multiple of this, for compiled models that dislike many
             shapes.
-        record: Called at each guided step with (k, evaluated predictions, predictions handed to the host),
-            both `[R, B, ...]` in chain order.
+        observe: Called at each guided step with (call, evaluated predictions, predictions handed to the
+            host), both `[R, B, ...]` in chain order.
         shadow: Evaluate everything, whatever the policy skips; for fitting.
     """
+
+    batch_rows = "drops"
 
     def __init__(
         self,
         pipe: "DiffusionPipeline",
         policy: GuidancePolicy,
         row_multiple: int = 1,
-        record: Recorder | None = None,
+        observe: Recorder | None = None,
         shadow: bool = False,
     ):
         super().__init__(pipe)
-        self.policy, self.row_multiple, self.record, self.shadow = policy, row_multiple, record, shadow
+        self.policy, self.row_multiple, self.observe, self.shadow = policy, row_multiple, observe, shadow
         self.states: list[GuidanceState] = []
+        self.last: GuidanceState | None = None
         self.channels = latent_channels_of(pipe) if self.layout.calls == "rows" else None
         self.order = [self.layout.roles.index(role) for role in self.layout.chain]
-        self._state: GuidanceState | None = None
-        self._memory: Tensor | None = None
-        self._difference: Tensor | None = None
-        self._cond_output: Any = None
-        self._empty: dict[str, Any] | None = None
 
-    def begin_run(self, call: DenoiserCall) -> None:
-        """Start a new record and forget all predictions."""
-        self._state = GuidanceState.empty(call.run.num_steps, call.run.batch, len(self.order) - 1)
-        self._memory = self._difference = self._cond_output = None
+    def begin_run(self, call: DenoiserCall) -> GuidedRun:
+        """Start a new record; nothing of another run is left."""
+        record = GuidanceState.empty(call.run.num_steps, call.run.batch, len(self.order) - 1)
+        self.last, run = None, GuidedRun(record)
         self.level(call)  # refuses a scheduler without a known noise level before any work
         if call.run.guided:
-            self._begin_guided(call)
+            self._begin_guided(call, run)
+        return run
+
+    def report(self) -> GuidanceReport:
+        """Return the report of the last run.
+
+        Raises:
+            InputError: When there was none, or it had no guidance.
+        """
+        if self.last is None:
+            raise InputError("no guided run yet: call the pipeline with guidance_scale above 1 first")
+        return GuidanceReport.of(self.last)
 
     def denoise(self, call: DenoiserCall) -> Any:
         """Evaluate what the policy asks for and hand all predictions to the host."""
@@ -144,18 +172,17 @@ class GuidanceHook(DenoiserHook):
         back[self.order] = filled
         return replace_prediction(output, back.flatten(0, 1))
 
-    def _begin_guided(self, call: DenoiserCall) -> None:
-        self.states.append(self._state)
+    def _begin_guided(self, call: DenoiserCall, run: GuidedRun) -> None:
         self.policy.check_run(run_settings(self, call))
-        if self.policy.extras[0]:
-            self._empty = empty_condition(self.pipe, call)
+        run.begun, self.last = True, run.record
+        self.states.append(run.record)
 
     def _decide(self, call: DenoiserCall) -> Tensor:
-        step, state = call.run.step, self._state
+        step, record = call.run.step, call.run.state.record
         # A second-order solver comes twice in a step; the action stays.
-        if bool((state.actions[step] < 0).all()):
-            state.actions[step] = self.policy.decide(step, state)
-        return state.actions[step]
+        if bool((record.actions[step] < 0).all()):
+            record.actions[step] = self.policy.decide(step, record)
+        return record.actions[step]
 
     def _predict(self, call: DenoiserCall, need: Tensor) -> tuple[Any, Tensor]:
         """Return the host's output object and the predictions `[R, B, ...]` in chain order."""
@@ -178,17 +205,17 @@ class GuidanceHook(DenoiserHook):
     def _cond_call(self, call: DenoiserCall) -> Any:
         if bool((self._decide(call) == Action.UNCOND).any()):
             raise InputError("this host asks for cond first, so no step can be unconditional")
-        self._cond_output = self.evaluate(call)
-        return self._cond_output
+        return self.evaluate(call)
 
     def _uncond_call(self, call: DenoiserCall) -> Any:
-        if self._cond_output is None:
+        output = call.run.cond_output
+        if output is None:
             raise UnsupportedHostError(
-                f"{type(self.pipe).__name__} called uncond before cond: unknown layout"
+                f"{type(call.run.pipe).__name__} called uncond before cond: unknown layout"
             )
-        if not any(state is self._state for state in self.states):
-            self._begin_guided(call)
-        actions, output = self._decide(call), self._cond_output
+        if not call.run.state.begun:
+            self._begin_guided(call, call.run.state)
+        actions = self._decide(call)
         cond = prediction_of(output)
         wanted = torch.ones(call.rows, dtype=torch.bool) if self.shadow else actions == Action.CFG
         uncond = torch.zeros_like(cond)
@@ -201,50 +228,20 @@ class GuidanceHook(DenoiserHook):
         self, call: DenoiserCall, sample: Tensor, actions: Tensor, predictions: Tensor
     ) -> Tensor | None:
         """Measure, remember and replace; returns None when the host's own predictions stand."""
-        step, state = call.run.step, self._state
-        filled = fill(predictions, actions, self._estimate(step, actions, predictions), self._difference)
+        run, step = call.run.state, call.run.step
+        estimate = self._estimate(run, step, actions, predictions)
+        filled = fill(predictions, actions, estimate, run.difference)
         strength = self.policy.strength(step)
         handed = filled if strength == 1.0 else strengthen(filled, strength)
-        perp_neg, zero_scale = self.policy.extras
-        if perp_neg:
-            handed = self._against_empty(call, actions, handed, perp_neg)
-        if zero_scale:
-            handed = self._centred(call, sample, actions, handed, zero_scale)
-        state.nfe += evaluations(actions, len(self.order), perp_neg > 0)
+        if estimate is not None:
+            call.run.check_finite(handed)
+        run.record.nfe += required(actions, len(self.order)).sum(dim=0)
+        run.record.full_nfe += len(self.order)
         self._measure(call, sample, actions, filled)
-        self._remember(step, actions, filled)
-        if self.record is not None:
-            self.record(step, predictions, handed)
-        untouched = strength == 1.0 and not perp_neg and bool((actions == Action.CFG).all())
-        return None if untouched else handed
-
-    def _against_empty(
-        self, call: DenoiserCall, actions: Tensor, predictions: Tensor, weight: float
-    ) -> Tensor:
-        """Return guided rows as (e_c less the perpendicular negative, e_0), for the host's own formula."""
-        guided = (actions == Action.CFG).nonzero().flatten()
-        if not len(guided):
-            return predictions
-        rows = guided + self.layout.roles.index("uncond") * call.run.batch
-        empty = prediction_of(self.evaluate(with_condition(call, rows, self.layout, self._empty)))
-        guided, handed = guided.to(predictions.device), predictions.clone()
-        latents = slice(self.channels)  # a learned variance behind them has no part in guidance
-        cond, negative = predictions[:, guided, latents]
-        handed[0, guided, latents] = perpendicular_negative(cond, negative, empty[:, latents], weight)
-        handed[-1, guided] = empty
-        return handed
-
-    def _centred(
-        self, call: DenoiserCall, sample: Tensor, actions: Tensor, predictions: Tensor, scale: float
-    ) -> Tensor:
-        """Return the predictions with uncond-zero in every place of the rows without guidance."""
-        rows = (actions == Action.COND).nonzero().flatten().to(predictions.device)
-        if not len(rows):
-            return predictions
-        latents, handed = slice(self.channels), predictions.clone()
-        moved = uncond_zero(predictions[0, rows, latents], sample[rows, latents], scale, self.level(call))
-        handed[:, rows, latents] = moved
-        return handed
+        self._remember(run, step, actions, filled)
+        if self.observe is not None:
+            self.observe(call, predictions, handed)
+        return None if strength == 1.0 and bool((actions == Action.CFG).all()) else handed
 
     def _measure(self, call: DenoiserCall, sample: Tensor, actions: Tensor, filled: Tensor) -> None:
         valid = measured(actions, len(self.order))
@@ -255,40 +252,40 @@ class GuidanceHook(DenoiserHook):
         gamma = measure(filled, sample, self.policy.space, self.level(call)).double().cpu()
         if not bool(gamma[valid].isfinite().all()):
             raise NonFiniteError(f"the denoiser's prediction is not finite at step {call.run.step}")
-        self._state.gamma[call.run.step] = torch.where(valid, gamma, float("nan"))
+        call.run.state.record.gamma[call.run.step] = torch.where(valid, gamma, float("nan"))
 
-    def _estimate(self, step: int, actions: Tensor, predictions: Tensor) -> Tensor | None:
+    def _estimate(self, run: GuidedRun, step: int, actions: Tensor, predictions: Tensor) -> Tensor | None:
         """Return the regressed unconditional prediction where a row needs it; keep the conditional one."""
         length = self.policy.history
         if step >= length:
             return None
-        if self._memory is None:
-            self._memory = predictions.new_zeros(2, length, *predictions.shape[1:])
-        self._memory[0, step] = predictions[0]
+        if run.memory is None:
+            run.memory = predictions.new_zeros(2, length, *predictions.shape[1:])
+        run.memory[0, step] = predictions[0]
         if not bool((actions == Action.LINEAR).any()):
             return None
-        return self.policy.estimate(step, self._memory[0, : step + 1], self._memory[1, :step])
+        return self.policy.estimate(step, run.memory[0, : step + 1], run.memory[1, :step])
 
-    def _remember(self, step: int, actions: Tensor, filled: Tensor) -> None:
-        if self._memory is not None and step < self.policy.history:
-            self._memory[1, step] = filled[-1]
+    def _remember(self, run: GuidedRun, step: int, actions: Tensor, filled: Tensor) -> None:
+        if run.memory is not None and step < self.policy.history:
+            run.memory[1, step] = filled[-1]
         if self.policy.reuses:
             fresh = (actions == Action.CFG).to(filled.device)
-            if self._difference is None:
-                self._difference = torch.zeros_like(filled)
-            self._difference[:, fresh] = (filled[0] - filled)[:, fresh]
+            if run.difference is None:
+                run.difference = torch.zeros_like(filled)
+            run.difference[:, fresh] = (filled[0] - filled)[:, fresh]
 
 
 def run_settings(hook: GuidanceHook, call: DenoiserCall) -> RunSettings:
     """Return what a policy may depend on, read at a guided call of a run."""
-    denoiser, scheduler = denoiser_of(hook.pipe), hook.pipe.scheduler
+    denoiser, scheduler = hook.denoiser, call.run.scheduler
     config = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
     row = 0 if call.role else hook.layout.roles.index("uncond") * call.run.batch
     embedding = call.kwargs.get("encoder_hidden_states")
     weights = next(denoiser.parameters()).detach()
     return RunSettings(
         num_steps=call.run.num_steps,
-        guidance_scale=None if call.role else getattr(hook.pipe, "_guidance_scale", None),
+        guidance_scale=None if call.role else getattr(call.run.pipe, "_guidance_scale", None),
         scheduler=f"{type(scheduler).__name__} {json.dumps(config, sort_keys=True, default=str)}",
         model=f"{type(denoiser).__name__} with {sum(p.numel() for p in denoiser.parameters())} parameters",
         checksum=float(weights.float().abs().mean()),
@@ -297,58 +294,31 @@ def run_settings(hook: GuidanceHook, call: DenoiserCall) -> RunSettings:
     )
 
 
-class GuidanceHandle:
-    """An attached policy: reports, counters, and `detach`. A context manager that detaches at its end."""
-
-    def __init__(self, pipe: "DiffusionPipeline", hook: GuidanceHook):
-        self._pipe, self._hook = pipe, hook
-
-    def __enter__(self) -> "GuidanceHandle":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.detach()
-
-    def detach(self) -> None:
-        """Take the policy off; the pipeline is then bit for bit what it was before."""
-        detach_hook(self._pipe, HOOK_NAME)
+class GuidanceHandle(HookHandle[GuidanceHook]):
+    """An attached policy: `report` of the last run, counters, and `detach`. A context manager."""
 
     @property
     def policy(self) -> GuidancePolicy:
         """The attached policy."""
-        return self._hook.policy
+        return self.hook.policy
 
     @property
     def states(self) -> list[GuidanceState]:
         """The record of each guided run so far."""
-        return self._hook.states
+        return self.hook.states
 
     @property
     def reports(self) -> list[GuidanceReport]:
         """One report a guided run so far."""
-        return [GuidanceReport.of(state) for state in self._hook.states]
-
-    @property
-    def report(self) -> GuidanceReport:
-        """The report of the last guided run.
-
-        Raises:
-            InputError: When no guided run has happened (guidance_scale <= 1, or no run at all).
-        """
-        if not self._hook.states:
-            raise InputError("no guided run yet: call the pipeline with guidance_scale above 1 first")
-        return GuidanceReport.of(self._hook.states[-1])
-
-    @property
-    def rows(self) -> list[int]:
-        """Batch rows of each forward pass of the denoiser so far."""
-        return self._hook.counters.rows
+        return [GuidanceReport.of(state) for state in self.hook.states]
 
 
 def attach(pipe: "DiffusionPipeline", policy: GuidancePolicy, *, row_multiple: int = 1) -> GuidanceHandle:
-    """Attach a guidance policy to a pipeline: its next runs follow it until `detach`.
+    """Attach a guidance policy to a pipeline's denoiser: its next runs follow it until `detach`.
 
     The user goes on calling the pipeline as before, with guidance on. Runs without guidance pass through.
+    Pipelines that share the denoiser, such as those made by `from_pipe`, follow the policy too, each over
+    its own steps.
 
     Args:
         pipe: A Stable Diffusion (1, 2, XL, 3), InstructPix2Pix, PixArt, DiT or FLUX (true CFG) pipeline.
@@ -367,5 +337,4 @@ def attach(pipe: "DiffusionPipeline", policy: GuidancePolicy, *, row_multiple: i
     check_number("row_multiple", row_multiple, low=1, integer=True)
     hook = GuidanceHook(pipe, policy, row_multiple)
     check_host(pipe, policy)
-    attach_hook(pipe, hook, HOOK_NAME)
-    return GuidanceHandle(pipe, hook)
+    return attach_hook(hook, HOOK_NAME, GuidanceHandle)

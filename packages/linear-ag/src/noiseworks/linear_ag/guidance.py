@@ -42,11 +42,13 @@ class GuidanceState:
         gamma: Cosine similarity, float64 `[T, B, pairs]`; NaN where it was not measured.
         actions: Decided actions, int64 `[T, B]`; -1 for steps not reached.
         nfe: Network evaluations of each sample so far, int64 `[B]`.
+        full_nfe: What they would be with guidance at every call: second-order solvers call twice a step.
     """
 
     gamma: Tensor
     actions: Tensor
     nfe: Tensor
+    full_nfe: int = 0
 
     @classmethod
     def empty(cls, num_steps: int, batch: int, pairs: int = 1) -> "GuidanceState":
@@ -80,18 +82,6 @@ def required(actions: Tensor, num_roles: int) -> Tensor:
     need[-1] = (actions == Action.UNCOND) | (actions == Action.CFG) | (actions == Action.PAIR)
     need[1:-1] = actions == Action.CFG
     return need
-
-
-def evaluations(actions: Tensor, num_roles: int, perp_neg: bool = False) -> Tensor:
-    """Return the network evaluations of a step, int64 `[B]`.
-
-    Args:
-        actions: Int64 `[B]` of `Action`.
-        num_roles: R, 2 or 3.
-        perp_neg: Whether guided samples also evaluate the empty prompt (`perpendicular_negative`).
-    """
-    count = required(actions, num_roles).sum(dim=0)
-    return count + (actions == Action.CFG) if perp_neg else count
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -199,45 +189,3 @@ def strengthen(predictions: Tensor, strength: float) -> Tensor:
         strength: 1 keeps the host's scale, 0 turns guidance off.
     """
     return predictions[0] - strength * (predictions[0] - predictions)
-
-
-def perpendicular_negative(cond: Tensor, negative: Tensor, empty: Tensor, weight: float) -> Tensor:
-    """Return the prediction that takes the place of e_c under a perpendicular negative prompt.
-
-    With p = e_c - e_0 and n = e_n - e_0, only the part of n that is perpendicular to p is subtracted, so that a
-    negative prompt cannot work against the prompt itself: e_c - w (n - (<n, p> / <p, p>) p). Guided against
-    e_0 this gives e_0 + s (p - w n_perp) (Perp-Neg, arXiv 2304.04968, equation 7).
-
-    Args:
-        cond: e_c, `[B, ...]`.
-        negative: e_n, the prediction for the negative prompt.
-        empty: e_0, the prediction for the empty prompt.
-        weight: w, 0 or more.
-    """
-    wide = torch.promote_types(cond.dtype, torch.float32)
-    p, n = ((e.to(wide) - empty.to(wide)).flatten(1) for e in (cond, negative))
-    share = (n * p).sum(dim=1, keepdim=True) / p.square().sum(dim=1, keepdim=True).clamp_min(1e-20)
-    return (cond.to(wide) - weight * (n - share * p).reshape(cond.shape)).to(cond.dtype)
-
-
-def uncond_zero(prediction: Tensor, sample: Tensor, scale: float, level: tuple[float, float, str]) -> Tensor:
-    """Return the conditional prediction with its denoised sample centred and rescaled.
-
-    x_0 becomes c (x_0 - mean) / sqrt(std) per sample, which moves the standard deviation d to c sqrt(d): for
-    steps without guidance, whose samples lose contrast. It costs no evaluation. An extra of another
-    implementation, not of the paper.
-
-    Args:
-        prediction: What the network returned, `[B, ...]`.
-        sample: x_t, `[B, ...]`.
-        scale: c; 1 leaves samples of unit variance and zero mean as they are.
-        level: (alpha, sigma, prediction type) at this timestep.
-    """
-    alpha, sigma, prediction_type = level
-    x0 = to_x0(prediction, sample, alpha, sigma, prediction_type)
-    axes = tuple(range(1, x0.ndim))
-    centred = x0 - x0.mean(dim=axes, keepdim=True)
-    moved = scale * centred / centred.std(dim=axes, keepdim=True).clamp_min(1e-12).sqrt()
-    # Every prediction is affine in x_0 at a given x_t: x_0 itself, or with slope -alpha / sigma or -1 / sigma.
-    slope = {"epsilon": -alpha / sigma, "sample": 1.0}.get(prediction_type, -1.0 / sigma)
-    return prediction + slope * (moved - x0)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from noiseworks.core.artifacts import load_artifact, save_artifact
-from noiseworks.core.checks import check_number
+from noiseworks.core.checks import check_finite, check_number
 from noiseworks.core.errors import ArtifactError, InputError
 from noiseworks.linear_ag.guidance import GuidanceState
 from noiseworks.linear_ag.policies import GuidancePolicy, RunSettings
@@ -39,6 +39,10 @@ class LinearCoefficients:
     r2: Tensor
     r2_copy: Tensor
     settings: RunSettings | None = None
+
+    def __post_init__(self):
+        for name in ("beta_cond", "beta_uncond", "intercept"):
+            check_finite(name, getattr(self, name))
 
     @property
     def num_steps(self) -> int:

@@ -1,7 +1,7 @@
 """Guidance policies: Adaptive Guidance and the fixed rules that it is compared with."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from noiseworks.core.checks import check_choice, check_number
@@ -41,15 +41,10 @@ class GuidancePolicy:
         space: The vectors whose similarity is recorded (and used, by Adaptive Guidance); one of `SPACES`.
     """
 
-    space: str = "auto"
+    space: str = field(default="auto", kw_only=True)
 
     def __post_init__(self):
         check_choice("space", self.space, SPACES)
-
-    @property
-    def extras(self) -> tuple[float, float]:
-        """Weight of a perpendicular negative prompt, and uncond-zero's scale; 0 means off."""
-        return 0.0, 0.0
 
     def decide(self, step: int, state: GuidanceState) -> Tensor:
         """Return the actions of a step, int64 `[B]`.
@@ -115,10 +110,6 @@ class AdaptiveGuidance(GuidancePolicy):
         armed: Count a gamma above the threshold only after one below it.
         start: Fraction of the steps, from the noisiest, that run without guidance before anything else
             ("CFG start").
-        perp_neg: Weight of a perpendicular negative prompt, 0 for the host's plain one. A guided step then
-            evaluates the empty prompt too, so it costs 3; similarity is still that of prompt and negative
-            prompt, and both extra evaluations end together.
-        uncond_zero: Scale c of uncond-zero on steps without guidance, 0 for off.
     """
 
     threshold: float = 0.99
@@ -127,22 +118,13 @@ class AdaptiveGuidance(GuidancePolicy):
     sticky: bool = True
     armed: bool = False
     start: float = 0.0
-    perp_neg: float = 0.0
-    uncond_zero: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
         check_number("threshold", self.threshold, low=-1.0)
-        check_number("perp_neg", self.perp_neg, low=0.0)
-        check_number("uncond_zero", self.uncond_zero, low=0.0)
         if self.min_step is not None:
             check_number("min_step", self.min_step, low=0, integer=True)
         check_number("start", self.start, low=0.0, high=1.0)
-
-    @property
-    def extras(self) -> tuple[float, float]:
-        """`perp_neg` and `uncond_zero`."""
-        return self.perp_neg, self.uncond_zero
 
     def decide(self, step: int, state: GuidanceState) -> Tensor:
         """Return CFG for samples that have not converged, COND for those that have, PAIR in between."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.errors import InputError
-from noiseworks.kits.diffusers_hosts.hooks import DenoiserCall, DenoiserHook, attach_hook, detach_hook
+from noiseworks.kits.diffusers_hosts.hooks import DenoiserCall, DenoiserHook, attach_hook
 from noiseworks.kits.diffusers_hosts.layouts import layout_of
 from noiseworks.kits.diffusers_hosts.loading import sample_generators
 from noiseworks.kits.diffusers_hosts.rows import prediction_of, replace_prediction
@@ -41,7 +41,6 @@ class _MixtureHook(DenoiserHook):
         super().__init__(pipe)
         self.scales, self.guidance_scale = scales, guidance_scale
         self.weights = torch.empty(0)
-        self._cond: Tensor | None = None
 
     def denoise(self, call: DenoiserCall) -> Any:
         """Evaluate all predictions and return the mixture."""
@@ -51,24 +50,24 @@ class _MixtureHook(DenoiserHook):
         output = checkpoint(self.evaluate, call, use_reentrant=False)
         weights = self.weights[call.run.step]
         if call.role == "cond":
-            self._cond = prediction_of(output)
             return output
         if call.role == "uncond":
-            return replace_prediction(output, self._beside_cond(prediction_of(output), weights))
+            cond = prediction_of(call.run.cond_output)
+            return replace_prediction(output, self._beside_cond(cond, prediction_of(output), weights))
         blocks = dict(
             zip(self.layout.roles, prediction_of(output).chunk(len(self.layout.roles)), strict=True)
         )
         if "image" in blocks:
-            image_scale = self.pipe.image_guidance_scale
+            image_scale = call.run.pipe.image_guidance_scale
             mixed = mixture_of_three(**blocks, weights=weights, scale=self.scales[0], image_scale=image_scale)
         else:
             mixed = mixture(**blocks, weights=weights, scales=self.scales)
         return replace_prediction(output, mixed.repeat(len(blocks), *[1] * (mixed.ndim - 1)))
 
-    def _beside_cond(self, uncond: Tensor, weights: Tensor) -> Tensor:
+    def _beside_cond(self, cond: Tensor, uncond: Tensor, weights: Tensor) -> Tensor:
         """Return u' with u' + s (c - u') = u + a (c - u): the host holds c already when u is asked for."""
         share = (guidance_position(weights, self.scales) - 1.0) / (self.guidance_scale - 1.0)
-        return self._cond - share.to(uncond.dtype) * (self._cond - uncond)
+        return cond - share.to(uncond.dtype) * (cond - uncond)
 
 
 def search_policy(
@@ -188,8 +187,5 @@ def unrolled(
             output_type="pt" if layout.family == "dit" else output_type,
         ).images
 
-    attach_hook(pipe, hook, HOOK_NAME)
-    try:
+    with attach_hook(hook, HOOK_NAME):
         yield draw
-    finally:
-        detach_hook(pipe, HOOK_NAME)

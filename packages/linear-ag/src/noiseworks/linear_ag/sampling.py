@@ -130,7 +130,6 @@ def record_similarity(
     sampling: Sampling,
     space: str = "auto",
     progress: Progress | None = None,
-    perp_neg: float = 0.0,
 ) -> Tensor:
     """Return the similarity of the predictions along fully guided runs, float64 `[T, n, pairs]`.
 
@@ -140,9 +139,8 @@ def record_similarity(
         sampling: How to draw.
         space: Where similarity is measured.
         progress: Called with (samples done, samples in all).
-        perp_neg: Weight of a perpendicular negative prompt along the runs.
     """
-    guided = AdaptiveGuidance(threshold=2.0, space=space, perp_neg=perp_neg)
+    guided = AdaptiveGuidance(threshold=2.0, space=space)
     with attach(pipe, guided) as handle:
         for _ in sample(pipe, prompts, sampling, progress=progress):
             pass

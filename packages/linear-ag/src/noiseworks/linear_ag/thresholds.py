@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from noiseworks.core.checks import check_number
-from noiseworks.linear_ag.guidance import GuidanceState, evaluations
+from noiseworks.linear_ag.guidance import GuidanceState, required
 from noiseworks.linear_ag.policies import AdaptiveGuidance
 from torch import Tensor
 
@@ -22,8 +22,7 @@ def nfe_of_traces(gamma: Tensor, policy: AdaptiveGuidance) -> Tensor:
     steps, batch, pairs = gamma.shape
     state = GuidanceState.empty(steps, batch, pairs)
     state.gamma[:] = gamma
-    third = policy.perp_neg > 0
-    return sum(evaluations(policy.decide(step, state), pairs + 1, third) for step in range(steps))
+    return sum(required(policy.decide(step, state), pairs + 1).sum(dim=0) for step in range(steps))
 
 
 def threshold_for_nfe(gamma: Tensor, target_nfe: float, policy: AdaptiveGuidance) -> float:
@@ -32,14 +31,14 @@ def threshold_for_nfe(gamma: Tensor, target_nfe: float, policy: AdaptiveGuidance
     Args:
         gamma: Similarities of fully guided runs, `[T, n]` or `[T, n, pairs]`.
         target_nfe: Mean evaluations a sample, between one guided step and T of them, each of pairs + 1
-            evaluations, or one more with `perp_neg`.
+            evaluations.
         policy: Everything but the threshold.
 
     Raises:
         InputError: When the target is out of reach.
     """
     steps, pairs = gamma.shape[0], gamma.shape[2] if gamma.ndim == 3 else 1
-    guided = pairs + 1 + (policy.perp_neg > 0)
+    guided = pairs + 1
     check_number("target_nfe", target_nfe, low=steps + guided - 1, high=guided * steps)
     candidates = candidate_thresholds(gamma)
     low, high = 0, len(candidates) - 1

@@ -1,43 +1,26 @@
 """A base for hooks on a pipeline's denoiser that know the run, the step and the row layout.
 
-Pipelines tell a denoiser nothing about the loop around it, so the hook finds out by itself: a new run has
-begun when the scheduler's timesteps were set anew or when the timestep grows; a new step when the timestep
-changes (second-order solvers call the denoiser twice in a step).
+See the guide "Write a denoiser hook". A hook is attached through `kits.attachments`: several methods and the
+host's own hooks stand on one denoiser, and each leaves without a trace, in any order.
 """
 
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.hooks.hooks import BaseState, StateManager
-from noiseworks.core.errors import InputError, UnsupportedHostError
+from noiseworks.core.errors import UnsupportedHostError
+from noiseworks.kits.attachments import Attachment, Rows, Wrap, attach
 from noiseworks.kits.diffusers_hosts.layouts import denoiser_of, layout_of
-from noiseworks.kits.diffusers_hosts.levels import distinct_timesteps, noise_level, prediction_type_of
-from noiseworks.kits.diffusers_hosts.rows import take_rows
+from noiseworks.kits.diffusers_hosts.levels import noise_level, prediction_type_of
+from noiseworks.kits.diffusers_hosts.rows import prediction_of, take_rows
+from noiseworks.kits.diffusers_hosts.runs import Caller, Loop, Run, steps_ahead
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-
-
-@dataclass(eq=False)
-class Run:
-    """One pass of a pipeline through its timesteps.
-
-    Attributes:
-        num_steps: Number of distinct timesteps that the run will visit.
-        batch: Samples in the batch (rows of one role).
-        guided: Whether the rows hold all roles of the layout. With one call per role this is False until the
-            "uncond" call comes.
-        step: Index of the current step, 0 for the noisiest.
-    """
-
-    num_steps: int
-    batch: int
-    guided: bool
-    step: int
-    timestep: float
-    schedule: Tensor
 
 
 @dataclass(eq=False)
@@ -50,6 +33,7 @@ class DenoiserCall:
         role: The role of this call when each role has its own call, else None.
         sample: The denoiser's first input, `[rows, channels (, height, width)]`, with any extra input
             channels.
+        beneath: What the hook stands on: the denoiser's forward, or an older hook.
         args: All positional arguments.
         kwargs: All keyword arguments.
     """
@@ -58,6 +42,7 @@ class DenoiserCall:
     timestep: float
     role: str | None
     sample: Tensor
+    beneath: Callable[..., Any]
     args: tuple
     kwargs: dict[str, Any]
 
@@ -65,11 +50,6 @@ class DenoiserCall:
     def rows(self) -> int:
         """The number of batch rows of this call."""
         return self.sample.shape[0]
-
-
-class _NoState(BaseState):
-    def reset(self, *args, **kwargs) -> None:
-        """Nothing is kept per context."""
 
 
 @dataclass
@@ -84,36 +64,43 @@ class Counters:
         return len(self.rows)
 
 
-class DenoiserHook(ModelHook):
+class DenoiserHook:
     """Base of hooks that wrap each call of a pipeline's denoiser.
 
     Subclasses override `denoise`, and `begin_run` when they keep something per run. Both see a
-    `DenoiserCall`; `evaluate` runs what lies beneath, on all rows or on some.
+    `DenoiserCall`; `evaluate` runs what lies beneath, on all rows or on some. The hook acts on every pipeline
+    that shares the denoiser, and in every thread; so what belongs to a run is kept in `call.run.state`.
 
     Args:
         pipe: A pipeline of a known family.
 
+    Attributes:
+        batch_rows: What the method does with batch rows, see `kits.attachments.attach`.
+
     Raises:
-        UnsupportedHostError: When the pipeline's class is of no known family.
+        UnsupportedHostError: When the pipeline's class is of no known family, or it has no denoiser.
     """
 
-    _is_stateful = True
+    batch_rows: ClassVar[Rows] = "any"
 
     def __init__(self, pipe: "DiffusionPipeline"):
-        super().__init__()
         self.pipe = pipe
         self.layout = layout_of(pipe)
+        self.denoiser = denoiser_of(pipe)
         self.counters = Counters()
-        self.run: Run | None = None
-        # The host writes the name of the current cache context into every StateManager of a stateful hook.
-        self.contexts = StateManager(_NoState)
+        self._caller = Caller(pipe)
+        self._context = threading.local()
 
-    def begin_run(self, call: DenoiserCall) -> None:
-        """Prepare for a new run; called before `denoise` at its first call."""
+    def begin_run(self, call: DenoiserCall) -> Any:
+        """Prepare for a new run, before `denoise` at its first call; what it returns is `call.run.state`."""
 
     def denoise(self, call: DenoiserCall) -> Any:
         """Return the denoiser's output for a call; by default what lies beneath gives."""
         return self.evaluate(call)
+
+    def report(self) -> Any:
+        """Return what a handle's `report` shows: by default the counters."""
+        return self.counters
 
     def evaluate(self, call: DenoiserCall, rows: Tensor | None = None) -> Any:
         """Run the denoiser (and the hooks beneath) on all rows of a call, or on some.
@@ -124,67 +111,115 @@ class DenoiserHook(ModelHook):
 
         Returns:
             The denoiser's output with `n` rows.
+
+        Raises:
+            NonFiniteError: When the prediction is not finite.
         """
         args, kwargs = call.args, call.kwargs
         if rows is not None:
             args, kwargs = take_rows((args, kwargs), rows, call.rows, self.layout.shared)
         self.counters.rows.append(call.rows if rows is None else len(rows))
-        return self.fn_ref.original_forward(*args, **kwargs)
+        output = call.beneath(*args, **kwargs)
+        call.run.check_finite(prediction_of(output))
+        return output
 
     def level(self, call: DenoiserCall) -> tuple[float, float, str]:
         """Return (alpha, sigma, prediction type) at the call's timestep."""
-        scheduler = self.pipe.scheduler
+        scheduler = call.run.scheduler
         return (*noise_level(scheduler, call.timestep), prediction_type_of(scheduler))
 
-    def new_forward(self, module: nn.Module, *args, **kwargs) -> Any:
+    def forward(self, beneath: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Take the place of the denoiser's forward."""
-        call, is_new = self._read(args, kwargs)
-        if is_new:
-            self.begin_run(call)
-        return self.denoise(call)
+        call = self._read(beneath, args, kwargs)
+        output = self.denoise(call)
+        if call.role == "cond":
+            call.run.cond_output = output
+        return output
 
-    def reset_state(self, module: nn.Module) -> nn.Module:
-        """Forget the run; the host calls this at the end of a run for some denoisers."""
-        self.run = None
-        return module
+    @contextmanager
+    def in_context(self, beneath: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Take the place of the denoiser's `cache_context`, by which a host announces the role of a call."""
+        before, self._context.role = getattr(self._context, "role", None), name
+        try:
+            with beneath(name, *args, **kwargs):
+                yield
+        finally:
+            self._context.role = before
 
-    def __deepcopy__(self, memo: dict) -> "DenoiserHook":
-        raise InputError("a denoiser with an attached method cannot be copied: detach() first")
-
-    def _read(self, args: tuple, kwargs: dict[str, Any]) -> tuple[DenoiserCall, bool]:
+    def _read(self, beneath: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> DenoiserCall:
         sample = args[0] if args else kwargs[self.layout.sample]
         timestep = args[1] if len(args) > 1 else kwargs["timestep"]
         timestep = float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep)
         timestep /= self.layout.timestep_scale
-        role = None
-        if self.layout.calls == "contexts" and self.contexts._context is not None:
-            role = self.contexts.context.name
-        run, schedule = self.run, self.pipe.scheduler.timesteps
-        is_new = run is None or run.schedule is not schedule or timestep > run.timestep + 1e-4
+        role = getattr(self._context, "role", None) if self.layout.calls == "contexts" else None
+        loop = self._caller.find(self.denoiser)
+        run = loop.runs.get(self)
+        is_new = run is None or not run.goes_on(timestep, loop.schedule if loop.is_own else None)
         if is_new:
-            run = self.run = self._new_run(sample, timestep, schedule)
-        elif timestep != run.timestep:
-            run.step, run.timestep = run.step + 1, timestep
+            run = self._new_run(loop, sample, timestep)
+        else:
+            run.advance(timestep)
         if role == "uncond":
             run.guided = True
-        return DenoiserCall(run, timestep, role, sample, args, kwargs), is_new
+        call = DenoiserCall(run, timestep, role, sample, beneath, args, kwargs)
+        if is_new:
+            run.state = self.begin_run(call)
+            loop.runs[self] = run
+        return call
 
-    def _new_run(self, sample: Tensor, timestep: float, schedule: Tensor) -> Run:
-        # Image-to-image runs visit only the end of the scheduler's list.
-        visited = getattr(self.pipe, "_num_timesteps", None) or len(schedule)
-        num_steps = len(distinct_timesteps(schedule[-visited:]))
-        roles = len(self.layout.roles) if self.layout.calls == "rows" else 1
-        guided = roles > 1 and self._holds_all_roles(sample, roles)
+    def _new_run(self, loop: Loop, sample: Tensor, timestep: float) -> Run:
+        pipe = loop.pipe
+        if (layout := layout_of(pipe)) != self.layout:
+            raise UnsupportedHostError(
+                f"a hook was attached to a pipeline of family {self.layout.family!r} and {type(pipe).__name__} "
+                f"runs its denoiser as family {layout.family!r}: detach() first, and attach to that pipeline"
+            )
+        _check_cache(self.denoiser, "a hook")
+        num_steps = steps_ahead(loop.schedule, timestep, loop.is_own)
+        roles = len(layout.roles) if layout.calls == "rows" else 1
+        guided = roles > 1 and _holds_all_roles(pipe, sample, roles)
         batch = sample.shape[0] // roles if guided else sample.shape[0]
-        return Run(num_steps, batch, guided, 0, timestep, schedule)
+        return Run(pipe, layout, loop.schedule, num_steps, batch, guided, timestep, arguments=loop.arguments)
 
-    def _holds_all_roles(self, sample: Tensor, roles: int) -> bool:
-        # Some pipelines say whether guidance is on. All of them feed the same latents to every role.
-        if getattr(self.pipe, "do_classifier_free_guidance", True) is False or sample.shape[0] % roles:
-            return False
-        channels = latent_channels_of(self.pipe)
-        blocks = sample[:, :channels].chunk(roles)
-        return all(bool((block == blocks[0]).all()) for block in blocks[1:])
+
+class HookHandle[H: DenoiserHook]:
+    """An attached hook. A context manager that detaches at its end; `detach` may be called in any order.
+
+    Attributes:
+        hook: The hook.
+    """
+
+    def __init__(self, hook: H, attachment: Attachment) -> None:
+        self.hook, self._attachment = hook, attachment
+
+    @property
+    def attached(self) -> bool:
+        """Whether `detach` has not been called yet."""
+        return self._attachment.attached
+
+    @property
+    def rows(self) -> list[int]:
+        """Batch rows of each forward pass of the denoiser so far."""
+        return self.hook.counters.rows
+
+    @property
+    def report(self) -> Any:
+        """What the hook reports."""
+        return self.hook.report()
+
+    def detach(self) -> None:
+        """Take the hook off: the denoiser is bit for bit what it would be without. A second call does nothing."""
+        self._attachment.detach()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Detach."""
+        self.detach()
 
 
 def latent_channels_of(pipe: "DiffusionPipeline") -> int:
@@ -197,49 +232,39 @@ def latent_channels_of(pipe: "DiffusionPipeline") -> int:
     return min(config.in_channels, config.get("out_channels") or config.in_channels)
 
 
-def attach_hook(pipe: "DiffusionPipeline", hook: DenoiserHook, name: str) -> None:
-    """Register a hook on the pipeline's denoiser, outside of all that are there.
+def attach_hook[H: DenoiserHook, T: HookHandle](
+    hook: H, name: str, handle: Callable[[H, Attachment], T] = HookHandle
+) -> T:
+    """Put a hook on the denoiser of the pipeline that it was made for, outside of all that are there.
 
     Args:
-        pipe: The pipeline that `hook` was made for.
         hook: The hook.
         name: The method's name, unique on the denoiser.
+        handle: The class of the handle.
+
+    Returns:
+        The handle.
 
     Raises:
         InputError: When a hook of this name is attached already.
         UnsupportedHostError: When the denoiser has a feature cache switched on, whose tensors are tied to
-            batch rows.
+            batch rows, or a method is attached that this one does not go with.
     """
-    denoiser = denoiser_of(pipe)
+    _check_cache(hook.denoiser, name)
+    parts = [Wrap(hook.denoiser, hook.forward)]
+    if hook.layout.calls == "contexts":
+        parts.append(Wrap(hook.denoiser, hook.in_context, "cache_context"))
+    return handle(hook, attach(name, parts, hook.batch_rows))
+
+
+def _check_cache(denoiser: nn.Module, name: str) -> None:
     if getattr(denoiser, "is_cache_enabled", False):
-        raise UnsupportedHostError(f"{name} cannot attach while a feature cache is on: disable_cache() first")
-    registry = HookRegistry.check_if_exists_or_initialize(denoiser)
-    if registry.get_hook(name) is not None:
-        raise InputError(f"{name} is attached to this {type(denoiser).__name__} already: detach it first")
-    registry.register_hook(hook, name)
-    registry.invalidate_child_registries_cache()
+        raise UnsupportedHostError(f"{name} cannot act while a feature cache is on: disable_cache() first")
 
 
-def detach_hook(pipe: "DiffusionPipeline", name: str) -> None:
-    """Remove a hook; without further hooks the denoiser is left exactly as it was before `attach_hook`.
-
-    Args:
-        pipe: The pipeline.
-        name: The name that the hook was attached with; nothing happens when there is none.
-    """
-    denoiser = denoiser_of(pipe)
-    registry = getattr(denoiser, "_diffusers_hook", None)
-    if registry is None or registry.get_hook(name) is None:
-        return
-    # The host's registry does not re-link hooks that replace the call, so those outside go off and on again.
-    outer = registry._hook_order[registry._hook_order.index(name) + 1 :]
-    hooks = [(other, registry.get_hook(other)) for other in outer]
-    for other in [*reversed(outer), name]:
-        registry.remove_hook(other, recurse=False)
-    for other, hook in hooks:
-        registry.register_hook(hook, other)
-    registry.invalidate_child_registries_cache()
-    if not registry._hook_order:
-        if denoiser.__dict__.get("forward") == type(denoiser).forward.__get__(denoiser):
-            del denoiser.forward
-        del denoiser._diffusers_hook
+def _holds_all_roles(pipe: "DiffusionPipeline", sample: Tensor, roles: int) -> bool:
+    # Some pipelines say whether guidance is on. All of them feed the same latents to every role.
+    if getattr(pipe, "do_classifier_free_guidance", True) is False or sample.shape[0] % roles:
+        return False
+    blocks = sample[:, : latent_channels_of(pipe)].chunk(roles)
+    return all(bool((block == blocks[0]).all()) for block in blocks[1:])

@@ -102,6 +102,10 @@ def denoiser_of(pipe: "DiffusionPipeline") -> "nn.Module":
     """Return the pipeline's UNet or transformer.
 
     Raises:
-        UnsupportedHostError: When the pipeline's class is of no known family.
+        UnsupportedHostError: When the pipeline's class is of no known family, or it was loaded without one.
     """
-    return getattr(pipe, layout_of(pipe).component)
+    name = layout_of(pipe).component
+    denoiser = getattr(pipe, name, None)
+    if not callable(getattr(denoiser, "forward", None)):
+        raise UnsupportedHostError(f"this {type(pipe).__name__} has no {name}: load the pipeline with it")
+    return denoiser

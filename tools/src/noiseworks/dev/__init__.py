@@ -1,1 +1,0 @@
-"""For developers of the workspace; nothing here is needed to use a method."""
