@@ -25,6 +25,7 @@ EXTRA_FILES = {
 }
 # Declared for a library that looks it up at run time instead of importing it.
 NEEDED_INDIRECTLY = {
+    "ruff": "noiseworks-dev runs it as a program",
     "accelerate": "diffusers and transformers load weights through it",
     "tensorboard": "Lightning's TensorBoardLogger writes through it",
     "transformers": "diffusers' text-conditional pipelines hold its models",

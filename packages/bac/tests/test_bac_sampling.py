@@ -5,19 +5,18 @@ from noiseworks.bac.attaching import attach
 from noiseworks.bac.hosts import find_stack
 from noiseworks.bac.plan import CachePlan
 from noiseworks.bac.report import error_report
-from noiseworks.bac.sampling import FusedDiffusionPolicy, draw_noise
+from noiseworks.bac.sampling import FusedDiffusionPolicy
 from noiseworks.bac.teacache import attach_teacache, count_updates, teacache_threshold
-from noiseworks.core.errors import InputError, UnsupportedHostError
+from noiseworks.core.errors import InputError
 from noiseworks.kits.policies.native import NativePolicy, PolicyConfig
 from noiseworks.kits.policies.replanning import DiffusionPolicy
 from noiseworks.kits.policies.schedulers import make_scheduler
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
 
 K = 20
 
 
-def native(prediction_type: str = "epsilon", **changes) -> NativePolicy:
+def native(prediction_type: str = "epsilon") -> NativePolicy:
     torch.manual_seed(0)
     sizes = {"obs_dim": 5, "action_dim": 2, "n_layer": 2, "n_head": 2, "n_emb": 16, "horizon": 8}
     config = PolicyConfig(
@@ -30,8 +29,6 @@ def native(prediction_type: str = "epsilon", **changes) -> NativePolicy:
     policy = NativePolicy(config).eval()
     for parameter in policy.net.parameters():
         nn.init.normal_(parameter, std=0.3)
-    if changes:
-        policy.scheduler = type(policy.scheduler).from_config({**policy.scheduler.config, **changes})
     return policy
 
 
@@ -52,29 +49,6 @@ def test_the_lean_loop_gives_the_schedulers_samples(prediction_type, steps, clip
     torch.testing.assert_close(planned(found), planned(expected), rtol=1e-4, atol=1e-4)
 
 
-def test_a_step_of_the_lean_loop_allocates_nothing():
-    policy, kept = native(), torch.randn(2, 8, 2)
-    loops = [FusedDiffusionPolicy(policy, last_steps=steps, num_envs=2) for steps in (3, K)]
-    policy.denoise = lambda x, k, cond: kept
-    found = []
-    for loop in loops:
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as traced:
-            loop.plan(kept, None, torch.Generator().manual_seed(0), 2)
-        sizes = [e.self_cpu_memory_usage for e in traced.events() if e.self_cpu_memory_usage > 0]
-        found.append((len(sizes), sum(sizes)))
-    # The noise of all steps is drawn at once, 128 bytes a step; besides it there is one buffer.
-    assert found == [(2, 4 * 128), (2, (K + 1) * 128)]
-
-
-def test_noise_is_drawn_in_the_schedulers_order():
-    drawn = draw_noise((2, 8, 2), 3, [torch.Generator().manual_seed(i) for i in range(2)])
-    for row in range(2):
-        generator = torch.Generator().manual_seed(row)
-        one_by_one = torch.stack([torch.randn(8, 2, generator=generator) for _ in range(3)])
-        assert torch.equal(drawn[:, row], one_by_one)
-    assert draw_noise((4, 8, 2), 3, None).shape == (3, 4, 8, 2)
-
-
 def test_the_lean_loop_serves_an_attached_host_and_counts_its_calls():
     policy = native()
     plan = CachePlan.uniform(find_stack(policy).blocks, K, 5)
@@ -86,11 +60,6 @@ def test_the_lean_loop_serves_an_attached_host_and_counts_its_calls():
     assert found.nfe == K
     assert sorted(set(seen)) == [0, 5, 10, 15]
     torch.testing.assert_close(found.prediction, expected.prediction, rtol=1e-4, atol=1e-4)
-
-
-def test_schedulers_with_another_variance_are_refused():
-    with pytest.raises(UnsupportedHostError, match="variance"):
-        FusedDiffusionPolicy(native(variance_type="fixed_large"))
 
 
 def test_the_threshold_baseline_computes_about_as_often_as_asked():

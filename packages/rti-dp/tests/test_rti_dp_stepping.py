@@ -6,9 +6,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from noiseworks.core.errors import InputError, UnsupportedHostError
-from noiseworks.kits.policies import make_scheduler
+from noiseworks.kits.policies import make_scheduler, reverse_step_
 from noiseworks.rti_dp import Gaussian, GaussianHost, RTIPolicy, contraction, step_table
-from noiseworks.rti_dp.stepping import next_steps, reverse_step_
+from noiseworks.rti_dp.stepping import next_steps
 
 COSINE = {
     0: 0.999369,

@@ -14,9 +14,8 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from noiseworks.kits.policies import DiffusionPolicy, NativePolicy, PolicyConfig
+from noiseworks.kits.policies import DiffusionPolicy, NativePolicy, PolicyConfig, reverse_step_
 from noiseworks.streaming_dp import StreamingPolicy, convert
-from noiseworks.streaming_dp.schedulers import reverse_step_
 
 
 def seconds(turns: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
@@ -34,11 +33,11 @@ def seconds(turns: dict[str, Callable[[], object]], repeats: int) -> dict[str, l
 def step_seconds(policy: StreamingPolicy, repeats: int) -> float:
     """Return the median seconds of a scheduler step of 64 samples of 16 positions and 10 dimensions."""
     x, out, noise, scratch = (torch.randn(64, 16, 10) for _ in range(4))
-    table = policy.scheduler.table.at(torch.tensor(policy.spec.buffer))
+    table = policy.scheduler.table.at(torch.tensor([policy.spec.buffer]))
     taken = []
     for _ in range(repeats):
         begin = time.perf_counter()
-        reverse_step_(x, out, noise, table, 1.0, scratch)
+        reverse_step_(x, out, scratch, noise, table, 0)
         taken.append(time.perf_counter() - begin)
         x.clamp_(-3, 3)
     return float(np.median(taken))

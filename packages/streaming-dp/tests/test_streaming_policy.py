@@ -239,12 +239,13 @@ def test_precomputed_modulations_give_the_networks_output():
     host.net.double()  # in float32 the normalisations amplify rounding to 1e-5
     policy = StreamingPolicy(host, num_envs=4)
     cycle, cond = policy._cycle(policy.spec.buffer), host.encode({"obs": torch.randn(4, 2, 3)})
-    x = torch.randn(4, 8, 2)
+    x = torch.randn(4, 8, 2).double()
     levels = torch.tensor(policy.spec.cycle(policy.spec.buffer))
-    for call, prepared in enumerate(cycle.calls):
-        expected = host.denoise(x.double(), levels[call].expand(4, -1), cond.double()).float()
-        found = policy._calls.call(x, prepared, policy._calls.begin(cond))
-        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    rows = policy.films.begin(cycle.table.timesteps, cond)
+    assert len(rows) == len(levels)
+    for call, row in enumerate(rows):
+        expected = host.denoise(x, levels[call].expand(4, -1), cond.double()).float()
+        torch.testing.assert_close(policy.films.call(x, row).float(), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_half_precision_networks_stream(look):
@@ -257,9 +258,9 @@ def test_steady_state_allocates_nothing_but_the_networks_output(gaussian):
     host = gaussian(horizon=16, n_action_steps=1)
     policy = StreamingPolicy(host, num_envs=2)
     cond, output = torch.zeros(2, 6), torch.zeros(2, 16, 2)
-    policy._calls.call = lambda x, prepared, shared: output
+    host.denoise = lambda x, k, cond: output
     cycle = policy._cycle(policy.spec.buffer)
-    x = policy._scratch(2)[0].zero_()
+    x = policy.loop.start(2).zero_()
     policy._run(cycle, x, cond, policy.generators)
     with torch.profiler.profile(profile_memory=True) as profile:
         policy._run(cycle, x, cond, policy.generators)

@@ -77,9 +77,9 @@ def error_report(
             "errors are measured on a policy with its observations; pass the host, not its network"
         )
     sampler = DiffusionPolicy(stack.host, num_inference_steps=num_steps)
-    if len(sampler.sampler.timesteps) != plan.num_steps:
+    if len(sampler.table) != plan.num_steps:
         raise InputError(
-            f"the plan has {plan.num_steps} steps, the sampler {len(sampler.sampler.timesteps)}; make a plan for it"
+            f"the plan has {plan.num_steps} steps, the sampler {len(sampler.table)}; make a plan for it"
         )
     outputs: list[list[Tensor]] = [[] for _ in plan.blocks]
     errors = np.zeros(plan.table.shape)

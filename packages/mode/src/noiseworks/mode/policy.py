@@ -8,8 +8,9 @@ import torch
 from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.errors import InputError
 from noiseworks.core.params import edm_preconditioning
+from noiseworks.kits.policies.loop import randn
 from noiseworks.kits.policies.protocols import Generators
-from noiseworks.kits.policies.replanning import ReplanningPolicy, randn
+from noiseworks.kits.policies.replanning import ReplanningPolicy
 from noiseworks.mode.caching import CacheReport, ExpertCache, Form, usage_table
 from noiseworks.mode.edm import Grid, sampling_sigmas
 from noiseworks.mode.model import MoDEModel

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from noiseworks.rti_dp.published import published_steps
     from noiseworks.rti_dp.scaling import scale_dataset
     from noiseworks.rti_dp.schedule import check_schedule, choose_schedule
-    from noiseworks.rti_dp.stepping import StepTable, step_table
+    from noiseworks.rti_dp.stepping import step_table
     from noiseworks.rti_dp.suggestion import Suggestion, suggest_steps, thin_steps
 
 _HOME = {
@@ -20,7 +20,6 @@ _HOME = {
     "Gaussian": "gaussian",
     "GaussianHost": "gaussian",
     "RTIPolicy": "policy",
-    "StepTable": "stepping",
     "Suggestion": "suggestion",
     "TruncatedPolicy": "baselines",
     "check_schedule": "schedule",
@@ -39,7 +38,6 @@ __all__ = [
     "Gaussian",
     "GaussianHost",
     "RTIPolicy",
-    "StepTable",
     "Suggestion",
     "TruncatedPolicy",
     "check_schedule",

@@ -7,13 +7,13 @@ import torch
 from noiseworks.core.checks import check_number
 from noiseworks.kits.policies.hosts import as_host
 from noiseworks.kits.policies.protocols import Generators
-from noiseworks.kits.policies.replanning import DiffusionPolicy, ReplanningPolicy
-from noiseworks.rti_dp.loop import DenoisingLoop, film_table
-from noiseworks.rti_dp.stepping import Solver, Stepping, step_table
+from noiseworks.kits.policies.replanning import DiffusionPolicy
+from noiseworks.kits.policies.schedulers import Solver
+from noiseworks.rti_dp.stepping import Stepping, step_table
 from torch import Tensor
 
 
-class TruncatedPolicy(ReplanningPolicy):
+class TruncatedPolicy(DiffusionPolicy):
     """Runs a short list of steps from fresh noise, as if noise were a sample at level `steps[0]`; it should fail.
 
     Args:
@@ -38,16 +38,8 @@ class TruncatedPolicy(ReplanningPolicy):
         seed: int = 0,
     ) -> None:
         host = as_host(host)
-        super().__init__(host, num_envs=num_envs, n_action_steps=execute, seed=seed)
-        self.table = step_table(host.scheduler, steps, stepping=stepping, solver=solver)
-        self.loop, self.films = DenoisingLoop(host, num_envs), film_table(host, self.table.timesteps)
-
-    def plan(
-        self, cond: Any, ids: Sequence[int] | None, generator: Generators, rows: int
-    ) -> tuple[Tensor, int]:
-        """Return predictions from fresh noise and the number of network calls."""
-        self.loop.draw_(self.loop.start(rows), generator)
-        return self.loop.run(self.table, cond, rows, generator, self.films).clone(), len(self.table)
+        table = step_table(host.scheduler, steps, stepping=stepping, solver=solver)
+        super().__init__(host, table=table, cache=True, num_envs=num_envs, n_action_steps=execute, seed=seed)
 
 
 class EnsemblePolicy(DiffusionPolicy):

@@ -12,13 +12,14 @@ from noiseworks.kits.policies.evaluation import EvaluationReport, episode_list, 
 from noiseworks.kits.policies.hosts import load_host
 from noiseworks.kits.policies.protocols import DenoiserHost
 from noiseworks.kits.policies.replanning import DiffusionPolicy, ReplanningPolicy
+from noiseworks.kits.policies.schedulers import Solver
 from noiseworks.kits.policies.video import check_video, write_video
 from noiseworks.rti_dp.baselines import EnsemblePolicy, TruncatedPolicy
 from noiseworks.rti_dp.discrete import DiscreteSpec
 from noiseworks.rti_dp.policy import RTIPolicy
 from noiseworks.rti_dp.published import published_steps
 from noiseworks.rti_dp.scaling import parse_dims
-from noiseworks.rti_dp.stepping import Solver, StepNoise, Stepping
+from noiseworks.rti_dp.stepping import StepNoise, Stepping
 from noiseworks.rti_dp.suggestion import suggest_steps
 from noiseworks.rti_dp.testbed_data import TABLETOP, film, load_episodes, make_env
 

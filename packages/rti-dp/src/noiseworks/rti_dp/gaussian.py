@@ -8,10 +8,11 @@ import torch
 from noiseworks.core.checks import check_number
 from noiseworks.core.errors import InputError
 from noiseworks.kits.policies.hosts import as_host
+from noiseworks.kits.policies.loop import DenoisingLoop
 from noiseworks.kits.policies.normalizer import LinearNormalizer
 from noiseworks.kits.policies.schedulers import make_scheduler
-from noiseworks.rti_dp.loop import DenoisingLoop
-from noiseworks.rti_dp.stepping import Stepping, check_steps, next_steps, step_table
+from noiseworks.kits.policies.steps import check_steps
+from noiseworks.rti_dp.stepping import Stepping, next_steps, step_table
 from torch import Tensor
 
 

@@ -7,13 +7,14 @@ import torch
 from noiseworks.core.checks import check_number
 from noiseworks.core.errors import InputError, NonFiniteError
 from noiseworks.kits.policies.hosts import as_host
+from noiseworks.kits.policies.loop import DenoisingLoop, film_table
 from noiseworks.kits.policies.protocols import Chunk, Generators
 from noiseworks.kits.policies.replanning import ReplanningPolicy
-from noiseworks.kits.policies.schedulers import sampling_scheduler
+from noiseworks.kits.policies.schedulers import Solver
+from noiseworks.kits.policies.steps import sampler_table
 from noiseworks.rti_dp.discrete import DiscreteSpec
-from noiseworks.rti_dp.loop import DenoisingLoop, film_table
 from noiseworks.rti_dp.schedule import Schedule, choose_schedule
-from noiseworks.rti_dp.stepping import Solver, StepNoise, Stepping, step_table
+from noiseworks.rti_dp.stepping import StepNoise, Stepping, step_table
 from torch import Tensor
 
 RefreshRule = Callable[[Mapping[str, Tensor], Tensor], Tensor]
@@ -88,12 +89,13 @@ class RTIPolicy(ReplanningPolicy):
         self.discrete.check(host.action_dim, host.normalizer)
         scheduler = choose_schedule(host, schedule)
         self.table = step_table(scheduler, steps, stepping=stepping, solver=solver, noise=noise)
-        first = sampling_scheduler(scheduler, solver, initial_steps).timesteps.tolist()
-        self.initial_table = step_table(scheduler, first, solver=solver)
+        self.initial_table = sampler_table(scheduler, solver, initial_steps)
         self.shift, self.forward_noise = shift, forward_noise
         self.refresh_every, self.refresh_if = refresh_every, refresh_if
         self.loop = DenoisingLoop(host, num_envs)
-        self.films = film_table(host, self.table.timesteps) if cache else None
+        self.films = film_table(host) if cache else None
+        if self.films is not None:
+            self.films.table(self.table.timesteps)  # so that the first warm replan is as fast as the next
         self.guess = torch.zeros(num_envs, host.horizon, host.action_dim, device=self.loop.device)
         self.warm = torch.zeros(num_envs, dtype=torch.bool)
         self._replans = torch.zeros(num_envs, dtype=torch.int64)

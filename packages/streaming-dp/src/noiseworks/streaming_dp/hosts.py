@@ -264,10 +264,3 @@ def load_converted(path: str | Path, original: Any) -> DenoiserHost:
     network.load_state_dict({name: t.to(own[name].dtype) for name, t in tensors.items()})
     network.eval()
     return made
-
-
-def device_of(host: DenoiserHost) -> torch.device:
-    """Return where a host's network computes; the CPU for hosts without parameters."""
-    network = getattr(host, "net", None) or getattr(host, "model", None)
-    parameter = next(network.parameters(), None) if isinstance(network, nn.Module) else None
-    return torch.device("cpu") if parameter is None else parameter.device

@@ -6,17 +6,18 @@ from typing import Any, Literal, NamedTuple
 import torch
 from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.errors import InputError, NonFiniteError
-from noiseworks.kits.policies import DenoiserHost, ReplanningPolicy
-from noiseworks.kits.policies.protocols import Generators
+from noiseworks.kits.policies.loop import DenoisingLoop, film_table
+from noiseworks.kits.policies.protocols import DenoiserHost, Generators
+from noiseworks.kits.policies.replanning import ReplanningPolicy
 from noiseworks.kits.policies.schedulers import Solver
+from noiseworks.kits.policies.steps import StepTable
 from noiseworks.streaming_dp.buffer import ActionBuffer
-from noiseworks.streaming_dp.hosts import check_levels_host, check_streams, device_of
+from noiseworks.streaming_dp.hosts import check_levels_host, check_streams
 from noiseworks.streaming_dp.levels import Levels
-from noiseworks.streaming_dp.precompute import FilmCalls, calls_of
-from noiseworks.streaming_dp.schedulers import StepTable, per_step_scheduler, reverse_step_
+from noiseworks.streaming_dp.schedulers import per_step_scheduler
 from torch import Tensor
 
-MAX_CYCLES, MAX_SPACES = 256, 64
+MAX_CYCLES = 256
 
 BufferInit = Literal["zero", "constant", "denoise"]
 
@@ -25,13 +26,11 @@ class Cycle(NamedTuple):
     """All that the cycle from one level vector needs, made once.
 
     Attributes:
-        calls: What the network needs in each call.
-        tables: Coefficients [Tp, 1] of each call's reverse step.
+        table: Its steps, a network call each, with coefficients [Tp, 1].
         end: Levels afterwards.
     """
 
-    calls: list[Tensor]
-    tables: list[StepTable]
+    table: StepTable
     end: Levels
 
 
@@ -82,19 +81,22 @@ class StreamingPolicy(ReplanningPolicy):
         self.spec = check_streams(host, steps, levels)
         self.scheduler = per_step_scheduler(host.scheduler, solver, levels)
         self.buffer_init, self.renoise_prefix, self.solver = buffer_init, renoise_prefix, solver
-        self._calls = calls_of(host, compile_network=compile_network)
-        if compile_network and not isinstance(self._calls, FilmCalls):
-            raise InputError("compile_network works on native U-Nets; compile other hosts' networks yourself")
+        self.films = film_table(host)
+        if compile_network:
+            if self.films is None:
+                raise InputError(
+                    "compile_network works on native U-Nets; compile other hosts' networks yourself"
+                )
+            self.films.trunk = torch.compile(self.films.net.trunk, dynamic=False)
         check_number("num_envs", num_envs, low=1, integer=True)
-        device = device_of(host)
+        self.loop = DenoisingLoop(host, num_envs)
+        device = self.loop.device
         self._start_action = self._constant(host, constant).to(device)
-        # A clean position is read by the network as its least noisy step; row 0 of the tables is for clean ones.
+        # Row 0 is for clean positions.
         steps_of = self.scheduler.level_timesteps
-        self._timesteps = torch.cat((steps_of[:1], steps_of))
         bar = torch.cat((torch.ones(1), self.scheduler.alphas_cumprod[steps_of]))[:, None].to(device)
         self._alpha, self._sigma = bar.sqrt(), (1 - bar).sqrt()
         self._cycles: dict[Levels, Cycle] = {}
-        self._space: dict[int, tuple[Tensor, ...]] = {}
         self.memory = ActionBuffer(self.spec, num_envs, host.action_dim, device)
         # Rows that were restarted because a value was not finite.
         self.restarts = 0
@@ -154,7 +156,7 @@ class StreamingPolicy(ReplanningPolicy):
             InputError: When more actions than a chunk's were executed since the last plan.
             NonFiniteError: When a row is not finite even from a new buffer.
         """
-        x = self._scratch(rows)[0]
+        x = self.loop.start(rows)
         memory, numbers, executed = self.memory, ids, [0] * rows
         if ids is None:
             memory, numbers = ActionBuffer(self.spec, rows, self.host.action_dim, x.device), range(rows)
@@ -230,7 +232,7 @@ class StreamingPolicy(ReplanningPolicy):
         calls, ends = 0, list(starts)
         for start, members in groups.items():
             cycle = self._cycle(start)
-            calls += len(cycle.calls) * len(members)
+            calls += len(cycle.table) * len(members)
             if len(groups) == 1:
                 self._run(cycle, x, cond, generators)
             else:
@@ -246,17 +248,8 @@ class StreamingPolicy(ReplanningPolicy):
         return calls, ends
 
     def _run(self, cycle: Cycle, x: Tensor, cond: Any, generators: list[torch.Generator | None]) -> None:
-        _, scratch, noise = self._scratch(len(x))
-        if not cycle.calls:
-            return
-        shared = self._calls.begin(cond)
-        impose = getattr(self.host, "impose", None)
-        for prepared, table in zip(cycle.calls, cycle.tables, strict=True):
-            if impose is not None:
-                impose(x, cond)
-            out = self._calls.call(x, prepared, shared)
-            drawn = _draw_(noise, generators) if self.solver == "ddpm" else None
-            reverse_step_(x, out, drawn, table, self.scheduler.clip, scratch)
+        if len(cycle.table):
+            self.loop.run(cycle.table, cond, len(x), _shared(generators), self.films, x=x)
 
     def _renoised_tail(self, x: Tensor, generator: torch.Generator | None) -> Levels:
         """Noise what follows the first chunk of a full run to the levels at a cycle's end, and return these."""
@@ -273,20 +266,9 @@ class StreamingPolicy(ReplanningPolicy):
             if len(self._cycles) >= MAX_CYCLES:  # cycles cut short lead to ever new levels
                 self._cycles.clear()
             levels = torch.tensor(self.spec.cycle(start), dtype=torch.int64).reshape(-1, self.spec.horizon)
-            device = self._alpha.device
-            calls = self._calls.prepare(self._timesteps[levels + 1].to(device)) if len(levels) else []
-            tables = [StepTable(*(c.to(device) for c in self.scheduler.table.at(row))) for row in levels]
-            self._cycles[start] = Cycle(calls, tables, self.spec.after(start))
+            table = self.scheduler.table.at(levels, self._alpha.device)
+            self._cycles[start] = Cycle(table, self.spec.after(start))
         return self._cycles[start]
-
-    def _scratch(self, rows: int) -> tuple[Tensor, ...]:
-        """Return three tensors [rows, Tp, Da] that are used again and again: buffer, clean sample, noise."""
-        if rows not in self._space:
-            if len(self._space) >= MAX_SPACES:
-                self._space.clear()
-            shape = (rows, self.spec.horizon, self.host.action_dim)
-            self._space[rows] = tuple(torch.empty(shape, device=self._alpha.device) for _ in range(3))
-        return self._space[rows]
 
     @staticmethod
     def _broken(x: Tensor) -> list[int]:
@@ -338,12 +320,10 @@ def _normal_(out: Tensor, generator: torch.Generator | None) -> Tensor:
     return out.copy_(torch.empty(out.shape).normal_(generator=generator))
 
 
-def _draw_(out: Tensor, generators: list[torch.Generator | None]) -> Tensor:
-    if all(generator is generators[0] for generator in generators):
-        return _normal_(out, generators[0])
-    for row, generator in zip(out, generators, strict=True):
-        _normal_(row, generator)
-    return out
+def _shared(generators: list[torch.Generator | None]) -> Generators:
+    """Return one generator for the batch where all rows draw from the same."""
+    first = generators[0]
+    return first if all(generator is first for generator in generators) else generators
 
 
 def _take(cond: Any, rows: list[int]) -> Any:

@@ -1,92 +1,100 @@
 """Schedulers whose `step` and `add_noise` take one timestep per position, (B, T), and the table they step by.
 
-A reverse step is linear in the sample x, the network's output, the predicted clean sample and the noise, so one
-table of coefficients per level covers all prediction types and both solvers; -1 (clean) has the identity's row.
+A reverse step is linear in the predicted clean sample, the sample, the network's output and the noise, so one row of
+the kit's coefficients per level covers all prediction types and both solvers; -1 (clean) has the identity's row.
 """
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from noiseworks.core.errors import InputError, UnsupportedHostError
-from noiseworks.kits.policies import randn
+from noiseworks.kits.policies.loop import randn
 from noiseworks.kits.policies.protocols import Generators
+from noiseworks.kits.policies.schedulers import Solver
+from noiseworks.kits.policies.steps import (
+    StepRow,
+    StepTable,
+    check_scheduler,
+    clip_of,
+    predict_clean_,
+    reverse_step_,
+    step_row,
+)
 from noiseworks.streaming_dp.levels import inference_timesteps
 from torch import Tensor
 
 
-class StepTable(NamedTuple):
-    """Coefficients of a reverse step at every level, each of the same shape.
-
-    x0 = clip(`x0_x` x + `x0_out` out), and the next sample is
-    `to_x0` x0 + `to_x` x + `to_out` out + `to_noise` z.
+@dataclass(frozen=True)
+class LevelTable:
+    """Coefficients of a reverse step at every level, each [M + 1]; row 0 is for clean positions, which stay.
 
     Attributes:
-        x0_x: Of the sample in the predicted clean sample.
-        x0_out: Of the network's output in the predicted clean sample.
-        to_x0: Of the predicted clean sample in the next sample.
-        to_x: Of the sample in the next sample.
-        to_out: Of the network's output in the next sample; 0 for DDPM.
-        to_noise: Of the fresh noise; 0 at level 0 and for DDIM.
+        signal: sqrt(abar); 1 in row 0, where it is not used.
+        sigma: sqrt(1 - abar), likewise.
+        row: The kit's coefficients; None where the solver leaves a part out.
+        timesteps: Training timestep of each row; a clean position is read as the least noisy one.
+        prediction_type: What the network predicts.
+        clip: Bound of the predicted clean sample, or None.
     """
 
-    x0_x: Tensor
-    x0_out: Tensor
-    to_x0: Tensor
-    to_x: Tensor
-    to_out: Tensor
-    to_noise: Tensor
+    signal: Tensor
+    sigma: Tensor
+    row: StepRow
+    timesteps: Tensor
+    prediction_type: str
+    clip: float | None
 
-    def at(self, levels: Tensor) -> "StepTable":
-        """Return the coefficients [..., 1] of levels [...], where -1 is clean."""
-        return StepTable(*(column[levels + 1].unsqueeze(-1).float() for column in self))
+    def at(self, levels: Tensor, device: torch.device | str = "cpu") -> StepTable:
+        """Return the steps of levels [S, ...], -1 for clean, with coefficients [..., 1]."""
+        index = levels + 1
+
+        def steps(column: Tensor | None) -> list[Any]:
+            found = column if column is None else column[index].unsqueeze(-1).float().to(device)
+            return [None] * len(levels) if found is None else list(found.unbind(0))
+
+        rows = zip(*map(steps, self.row), strict=True)
+        return StepTable(
+            tuple(tuple(row) for row in self.timesteps[index].flatten(1).tolist()),
+            tuple(steps(self.signal)),
+            tuple(steps(self.sigma)),
+            tuple(StepRow(*row) for row in rows),
+            self.prediction_type,
+            self.clip,
+        )
 
 
-def reverse_step_(
-    x: Tensor, out: Tensor, noise: Tensor | None, table: StepTable, clip: float | None, scratch: Tensor
-) -> Tensor:
-    """Take a reverse step of every position at its own level, in place and without allocating.
+def level_table(scheduler: Any, steps: Tensor, solver: Solver) -> LevelTable:
+    """Return the coefficients of inference levels, each leading to the level below; computed in float64.
 
     Args:
-        x: Samples [B, T, Da], overwritten.
-        out: The network's output, of the same shape.
-        noise: Standard normals of the same shape, or None when the solver draws none.
-        table: Coefficients that broadcast to x.
-        clip: Largest absolute value of the predicted clean sample, or None.
-        scratch: Space of x's shape.
+        scheduler: A diffusers scheduler.
+        steps: Training timestep of each level, int64 [M], increasing.
+        solver: `ddpm` or `ddim`.
 
-    Returns:
-        x.
+    Raises:
+        UnsupportedHostError: On a learned variance, thresholding or a zero-terminal-SNR schedule.
     """
-    x0 = torch.mul(x, table.x0_x, out=scratch).addcmul_(out, table.x0_out)
-    if clip is not None:
-        x0.clamp_(-clip, clip)
-    x.mul_(table.to_x).addcmul_(x0, table.to_x0)
-    if noise is None:
-        return x.addcmul_(out, table.to_out)
-    return x.addcmul_(noise, table.to_noise)
-
-
-def clean_from_output(prediction_type: str, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the coefficients of x and of the network's output in the predicted clean sample."""
-    if prediction_type == "epsilon":
-        return 1 / alpha, -sigma / alpha
-    if prediction_type == "sample":
-        return torch.zeros_like(alpha), torch.ones_like(alpha)
-    if prediction_type == "v_prediction":
-        return alpha, -sigma
-    raise UnsupportedHostError(f"prediction_type {prediction_type!r} is not supported")
-
-
-def noise_from_output(prediction_type: str, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the coefficients of x and of the network's output in the predicted noise."""
-    if prediction_type == "epsilon":
-        return torch.zeros_like(alpha), torch.ones_like(alpha)
-    if prediction_type == "sample":
-        return 1 / sigma, -alpha / sigma
-    return sigma, alpha
+    check_scheduler(scheduler)
+    if scheduler.config.get("rescale_betas_zero_snr"):
+        raise UnsupportedHostError("zero-terminal-SNR schedules are not supported")
+    bar = scheduler.alphas_cumprod.double().cpu()[steps]
+    rows = [step_row(scheduler, now, bar[k - 1] if k else None, solver=solver) for k, now in enumerate(bar)]
+    zero, one = (torch.tensor(value, dtype=torch.float64) for value in (0.0, 1.0))
+    rows = [StepRow(zero, one, None, None), *rows]
+    # DDPM never reads the output again, and DDIM draws no noise.
+    used = (True, True, solver == "ddim", solver == "ddpm")
+    columns = [
+        torch.stack([zero if part is None else part for part in column]) if kept else None
+        for column, kept in zip(zip(*rows, strict=True), used, strict=True)
+    ]
+    signal, sigma = (torch.cat((one[None], part)) for part in (bar.sqrt(), (1 - bar).sqrt()))
+    kind = scheduler.config.get("prediction_type", "epsilon")
+    labels = torch.cat((steps[:1], steps))
+    return LevelTable(signal, sigma, StepRow(*columns), labels, kind, clip_of(scheduler))
 
 
 class _PerPosition:
@@ -100,19 +108,14 @@ class _PerPosition:
         # Clean positions are told apart by -1, which indexes the last entry.
         self._level_of = torch.full((self.config.num_train_timesteps + 1,), -2)
         self._level_of[steps], self._level_of[-1] = torch.arange(len(steps)), -1
-        self._table = self._make_table(steps)
+        self._table = level_table(self, steps, self.solver)
 
     @property
-    def table(self) -> StepTable:
+    def table(self) -> LevelTable:
         """Coefficients of every inference level, row 0 for clean positions; float64."""
         if getattr(self, "_table", None) is None:
             self.set_timesteps(self.config.num_train_timesteps)
         return self._table
-
-    @property
-    def clip(self) -> float | None:
-        """Bound of the predicted clean sample."""
-        return self.config.clip_sample_range if self.config.clip_sample else None
 
     def levels_of(self, timestep: Tensor | int, sample: Tensor) -> Tensor:
         """Return the inference levels of timesteps, which are one number, (B,) or (B, T), as (B, T) or (B, 1).
@@ -147,17 +150,12 @@ class _PerPosition:
         self, output: Tensor, timestep: Tensor | int, sample: Tensor, noise: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         levels = self.levels_of(timestep, sample)
-        rows = self.table.at(levels.cpu())
-        table = StepTable(*(column.to(sample.device) for column in rows))
-        x, scratch = sample.float().clone(), torch.empty_like(sample, dtype=torch.float32)
-        reverse_step_(x, output.float(), noise, table, self.clip, scratch)
-        return x.to(sample.dtype), scratch.to(sample.dtype)
-
-    def _levels_in_float64(self, steps: Tensor) -> tuple[Tensor, Tensor]:
-        if self.config.get("thresholding") or self.config.get("rescale_betas_zero_snr"):
-            raise UnsupportedHostError("thresholding and zero-terminal-SNR schedules are not supported")
-        bar = self.alphas_cumprod.double().cpu()[steps]
-        return bar, torch.cat((torch.ones(1, dtype=torch.float64), bar[:-1]))
+        table = self.table.at(levels[None].cpu(), sample.device)
+        x, clean = sample.float().clone(), torch.empty_like(sample, dtype=torch.float32)
+        reverse_step_(x, output.float(), clean, noise, table, 0)
+        # The step uses the clean sample up.
+        predict_clean_(clean, sample.float(), output.float(), table, 0)
+        return x.to(sample.dtype), clean.to(sample.dtype)
 
 
 class PerStepDDPM(_PerPosition, DDPMScheduler):
@@ -166,6 +164,8 @@ class PerStepDDPM(_PerPosition, DDPMScheduler):
     Raises:
         UnsupportedHostError: On a learned variance, thresholding or a zero-terminal-SNR schedule.
     """
+
+    solver: Solver = "ddpm"
 
     def step(
         self,
@@ -188,21 +188,6 @@ class PerStepDDPM(_PerPosition, DDPMScheduler):
         done, clean = self._next_sample(model_output, timestep, sample, noise)
         return DDPMSchedulerOutput(done, clean) if return_dict else (done, clean)
 
-    def _make_table(self, steps: Tensor) -> StepTable:
-        bar, bar_next = self._levels_in_float64(steps)
-        alpha, sigma = bar.sqrt(), (1 - bar).sqrt()
-        ratio = bar / bar_next
-        beta = 1 - ratio
-        x0_x, x0_out = clean_from_output(self.config.prediction_type, alpha, sigma)
-        variance = beta * (1 - bar_next) / (1 - bar)
-        if self.config.variance_type == "fixed_large":
-            variance = beta.clone()
-        elif self.config.variance_type not in ("fixed_small", "fixed_small_log"):
-            raise UnsupportedHostError(f"variance_type {self.config.variance_type!r} is not supported")
-        variance[0] = 0  # the last step of a position adds no noise
-        to_x0, to_x = bar_next.sqrt() * beta / (1 - bar), ratio.sqrt() * (1 - bar_next) / (1 - bar)
-        return _with_clean_row(x0_x, x0_out, to_x0, to_x, torch.zeros_like(bar), variance.sqrt())
-
 
 class PerStepDDIM(_PerPosition, DDIMScheduler):
     """diffusers' deterministic `DDIMScheduler` with one timestep per position and "trailing" inference levels.
@@ -210,6 +195,8 @@ class PerStepDDIM(_PerPosition, DDIMScheduler):
     Raises:
         UnsupportedHostError: On thresholding or a zero-terminal-SNR schedule.
     """
+
+    solver: Solver = "ddim"
 
     def step(
         self, model_output: Tensor, timestep: Tensor | int, sample: Tensor, return_dict: bool = True
@@ -224,22 +211,6 @@ class PerStepDDIM(_PerPosition, DDIMScheduler):
         """
         done, clean = self._next_sample(model_output, timestep, sample, None)
         return DDIMSchedulerOutput(done, clean) if return_dict else (done, clean)
-
-    def _make_table(self, steps: Tensor) -> StepTable:
-        bar, bar_next = self._levels_in_float64(steps)
-        alpha, sigma = bar.sqrt(), (1 - bar).sqrt()
-        kind = self.config.prediction_type
-        x0_x, x0_out = clean_from_output(kind, alpha, sigma)
-        noise_x, noise_out = noise_from_output(kind, alpha, sigma)
-        spread = (1 - bar_next).sqrt()
-        zero = torch.zeros_like(bar)
-        return _with_clean_row(x0_x, x0_out, bar_next.sqrt(), spread * noise_x, spread * noise_out, zero)
-
-
-def _with_clean_row(*columns: Tensor) -> StepTable:
-    clean = (0.0, 0.0, 0.0, 1.0, 0.0, 0.0)
-    rows = (torch.cat((c.new_full((1,), value), c)) for c, value in zip(columns, clean, strict=True))
-    return StepTable(*rows)
 
 
 def _per_position(timestep: Tensor | int, sample: Tensor, last: int) -> Tensor:

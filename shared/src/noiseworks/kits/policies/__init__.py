@@ -4,6 +4,7 @@
 - `native`, `unet`, `transformer`: policies that live here, under the published checkpoints' parameter names.
 - `hosts`: adapters to the original policies and their checkpoint files, to LeRobot's, and to CleanDiffuser's agents.
 - `chunking`, `normalizer`, `ema`, `schedulers`: time windows, normalisation, averaging, noise schedules.
+- `steps`, `loop`: lists of denoising steps as tables, and the loop that runs them in buffers.
 - `replanning`: `ReplanningPolicy`, the base of action policies, and `DiffusionPolicy`, the baseline.
 - `evaluation`, `control`: success with intervals and latency; control with an inference delay.
 - `video`: episodes as animated pictures.
@@ -26,11 +27,13 @@ if TYPE_CHECKING:
         wilson_interval,
     )
     from noiseworks.kits.policies.hosts import as_host, load_host
+    from noiseworks.kits.policies.loop import DenoisingLoop, FilmTable, film_table, randn
     from noiseworks.kits.policies.native import NativePolicy, PolicyConfig
     from noiseworks.kits.policies.normalizer import LinearNormalizer
     from noiseworks.kits.policies.protocols import ActionPolicy, BatchEnv, Chunk, DenoiserHost
-    from noiseworks.kits.policies.replanning import DiffusionPolicy, PolicyStats, ReplanningPolicy, randn
+    from noiseworks.kits.policies.replanning import DiffusionPolicy, PolicyStats, ReplanningPolicy
     from noiseworks.kits.policies.schedulers import make_scheduler, sampling_scheduler
+    from noiseworks.kits.policies.steps import StepTable, reverse_step_, sampler_table, step_table
     from noiseworks.kits.policies.training import PolicyTrainer, diffusion_loss, fit
     from noiseworks.kits.policies.transformer import (
         TransformerForDiffusion,
@@ -47,10 +50,12 @@ _HOME = {
     "ConditionalUnet1D": "unet",
     "ControlTrace": "control",
     "DenoiserHost": "protocols",
+    "DenoisingLoop": "loop",
     "DiffusionPolicy": "replanning",
     "EMA": "ema",
     "Episodes": "chunking",
     "EvaluationReport": "evaluation",
+    "FilmTable": "loop",
     "Latency": "evaluation",
     "LinearNormalizer": "normalizer",
     "NativePolicy": "native",
@@ -58,6 +63,7 @@ _HOME = {
     "PolicyStats": "replanning",
     "PolicyTrainer": "training",
     "ReplanningPolicy": "replanning",
+    "StepTable": "steps",
     "TransformerForDiffusion": "transformer",
     "as_host": "hosts",
     "control_loop": "control",
@@ -65,14 +71,18 @@ _HOME = {
     "ema_decay": "ema",
     "episode_list": "evaluation",
     "evaluate": "evaluation",
+    "film_table": "loop",
     "fit": "training",
     "load_host": "hosts",
     "make_scheduler": "schedulers",
     "measure_latency": "evaluation",
     "optimizer_groups": "transformer",
-    "randn": "replanning",
+    "randn": "loop",
+    "reverse_step_": "steps",
+    "sampler_table": "steps",
     "sampling_scheduler": "schedulers",
     "shift": "chunking",
+    "step_table": "steps",
     "strip_published": "transformer",
     "wilson_interval": "evaluation",
     "window_indices": "chunking",
@@ -88,9 +98,11 @@ __all__ = [
     "ConditionalUnet1D",
     "ControlTrace",
     "DenoiserHost",
+    "DenoisingLoop",
     "DiffusionPolicy",
     "Episodes",
     "EvaluationReport",
+    "FilmTable",
     "Latency",
     "LinearNormalizer",
     "NativePolicy",
@@ -98,6 +110,7 @@ __all__ = [
     "PolicyStats",
     "PolicyTrainer",
     "ReplanningPolicy",
+    "StepTable",
     "TransformerForDiffusion",
     "as_host",
     "control_loop",
@@ -105,14 +118,18 @@ __all__ = [
     "ema_decay",
     "episode_list",
     "evaluate",
+    "film_table",
     "fit",
     "load_host",
     "make_scheduler",
     "measure_latency",
     "optimizer_groups",
     "randn",
+    "reverse_step_",
+    "sampler_table",
     "sampling_scheduler",
     "shift",
+    "step_table",
     "strip_published",
     "wilson_interval",
     "window_indices",

@@ -15,31 +15,12 @@ from noiseworks.core.checks import check_number
 from noiseworks.core.errors import InputError
 from noiseworks.core.noise import mix64
 from noiseworks.kits.policies.chunking import ChunkSpec
+from noiseworks.kits.policies.loop import DenoisingLoop, film_table
 from noiseworks.kits.policies.observing import Shapes, check_observation
 from noiseworks.kits.policies.protocols import Chunk, DenoiserHost, Generators, Obs
-from noiseworks.kits.policies.schedulers import Solver, sampling_scheduler
+from noiseworks.kits.policies.schedulers import Solver
+from noiseworks.kits.policies.steps import StepTable, sampler_table
 from torch import Tensor
-
-
-def randn(shape: Sequence[int], generator: Generators, like: Tensor | None = None) -> Tensor:
-    """Return standard normals [B, ...] from one generator, or from one a row so that rows do not interact.
-
-    Args:
-        shape: Shape, first the batch.
-        generator: One generator for the batch, one a row, or None for torch's own.
-        like: A tensor whose device the result goes to.
-
-    Raises:
-        InputError: When the number of generators is not the batch size.
-    """
-    if generator is None or isinstance(generator, torch.Generator):
-        device = generator.device if generator is not None else "cpu"
-        drawn = torch.randn(tuple(shape), generator=generator, device=device)
-    else:
-        if len(generator) != shape[0]:
-            raise InputError(f"need one generator per row: {shape[0]} rows, {len(generator)} generators")
-        drawn = torch.stack([torch.randn(tuple(shape[1:]), generator=g, device=g.device) for g in generator])
-    return drawn if like is None else drawn.to(like.device)
 
 
 @dataclass
@@ -262,16 +243,22 @@ class ReplanningPolicy:
 class DiffusionPolicy(ReplanningPolicy):
     """The baseline: every replan starts from noise and runs the whole sampler, then executes a chunk.
 
-    A host that conditions by inpainting has a method `impose(x, cond)`, which overwrites known entries in place; it is
-    called before every network call and at the end.
+    The samples are those of diffusers' schedulers, by the same lean loop that the methods run on.
 
     Args:
         host: The trained policy.
         solver: `ddpm` or `ddim`.
         num_inference_steps: Network calls of a replan; all of the training's by default.
+        table: An own list of steps instead, which is run from fresh noise all the same.
+        cache: Whether a U-Net of the kit gets its step modulations from a table, which gives the same up to rounding.
+            The table is made now: make a new policy when weights have changed or something was attached.
         num_envs: Environments that it acts in.
         n_action_steps: Actions executed of each prediction; the host's own number by default.
         seed: Seed of the noise of environments whose reset names none.
+
+    Raises:
+        InputError: When a number is out of range.
+        UnsupportedHostError: When the scheduler is of another kind, learns its variance or thresholds.
     """
 
     def __init__(
@@ -280,36 +267,21 @@ class DiffusionPolicy(ReplanningPolicy):
         *,
         solver: Solver = "ddpm",
         num_inference_steps: int | None = None,
+        table: StepTable | None = None,
+        cache: bool = False,
         num_envs: int = 1,
         n_action_steps: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(host, num_envs=num_envs, n_action_steps=n_action_steps, seed=seed)
-        self.solver = solver
-        self.sampler = sampling_scheduler(host.scheduler, solver, num_inference_steps)
+        if table is not None and num_inference_steps is not None:
+            raise InputError("name num_inference_steps or a table of steps, not both")
+        self.table = sampler_table(host.scheduler, solver, num_inference_steps) if table is None else table
+        self.loop, self.films = DenoisingLoop(host, num_envs), film_table(host) if cache else None
 
     def plan(
         self, cond: Any, ids: Sequence[int] | None, generator: Generators, rows: int
     ) -> tuple[Tensor, int]:
         """Return a prediction from fresh noise."""
-        x = randn((rows, self.host.horizon, self.host.action_dim), generator, like=_tensors(cond)[0])
-        # diffusers draws an ancestral step's noise with a leading row for each generator itself.
-        own = {"generator": _listed(generator)} if self.solver == "ddpm" else {}
-        impose = getattr(self.host, "impose", None)
-        for k in self.sampler.timesteps:
-            if impose is not None:
-                impose(x, cond)
-            x = self.sampler.step(self.host.denoise(x, k.expand(rows), cond), k, x, **own).prev_sample
-        if impose is not None:
-            impose(x, cond)
-        return x, len(self.sampler.timesteps)
-
-
-def _listed(generator: Generators) -> Generators:
-    return generator if generator is None or isinstance(generator, torch.Generator) else list(generator)
-
-
-def _tensors(cond: Any) -> list[Tensor]:
-    if isinstance(cond, Tensor):
-        return [cond]
-    return [t for value in (cond.values() if isinstance(cond, dict) else cond) for t in _tensors(value)]
+        self.loop.draw_(self.loop.start(rows), generator)
+        return self.loop.run(self.table, cond, rows, generator, self.films).clone(), len(self.table)

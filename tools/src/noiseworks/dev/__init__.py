@@ -1,0 +1,1 @@
+"""For developers of the workspace; nothing here is needed to use a method."""
