@@ -50,7 +50,8 @@ def new(slug: str, *, family: str, paper: str, summary: str | None = None) -> di
     made = target.with_name(f".{slug}.new")
     shutil.rmtree(made, ignore_errors=True)
     for file in sorted(Path(str(skeleton)).rglob(f"*{ENDING}")):
-        place = filled(str(file.relative_to(str(skeleton))).removesuffix(ENDING), words)
+        place = str(file.relative_to(str(skeleton))).removesuffix(ENDING)
+        place = place.replace("__module__", module).replace("__tests__", "tests")
         atomic_write(made / place, filled(file.read_text(), words))
     atomic_write(made / f"src/noiseworks/{module}/py.typed", "")
     shutil.copy(root / "LICENSE", made / "LICENSE")

@@ -31,7 +31,7 @@ def segment_scores(similarity: np.ndarray) -> np.ndarray:
 def pairwise_schedule(similarity: np.ndarray, updates: int) -> list[int]:
     """Return the schedule with the largest sum of segment scores, by dynamic programming (section 3.2, authors' code).
 
-    D[1][i] = c(0, i) and D[m][i] = max over j of D[m - 1][j] + c(j + 1, i). Ties take the smallest j.
+    `D[1][i] = c(0, i)` and `D[m][i]` = max over j of `D[m - 1][j] + c(j + 1, i)`. Ties take the smallest j.
 
     Args:
         similarity: S, float64 [K, K], larger is more alike.
