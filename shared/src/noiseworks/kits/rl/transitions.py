@@ -177,7 +177,7 @@ class Transitions:
         from safetensors.numpy import save_file
 
         record = {"kind": KIND, "format_version": VERSION, "about": dict(self.about)}
-        with atomic_directory(path) as folder:
+        with atomic_directory(path, KIND) as folder:
             (folder / CONFIG_NAME).write_text(json.dumps(record, indent=2) + "\n")
             save_file(self.arrays(), folder / WEIGHTS_NAME)
 
