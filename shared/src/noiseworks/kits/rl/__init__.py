@@ -8,4 +8,5 @@ buffers stable-baselines3's; this kit joins them (the extra `[rl]`).
 - `stepping`: recording and evaluation in vector environments of every autoreset mode, chunks of actions.
 - `sb3`: a Gymnasium vector environment as stable-baselines3's, transitions as its replay buffer.
 - `scores`: normalised scores and their intervals.
+- `networks`, `offline`: critics and actors; TD3+BC and IQL, which judge data.
 """
