@@ -49,7 +49,7 @@ def room_of(nodeid: str) -> tuple[str, str]:
     if folder == "packages":
         return nodeid.split("/")[1], "own"
     named = re.search(r"\[(?:noiseworks-)?(.+)\]$", nodeid)
-    slug = next((slug for slug in SLUGS if named and named[1].startswith(slug)), None)
+    slug = next((slug for slug in SLUGS if named and f"{named[1]}-".startswith(f"{slug}-")), None)
     return (slug, "tests/") if folder == "tests" and slug else (folder, "own")
 
 

@@ -4,6 +4,8 @@ import json
 import os
 
 import pytest
+from contracts import typed, written
+from noiseworks.core.cli import dispatched
 
 # Commands that must be refused; {name} stands for a file or folder that `mistakes` makes.
 BENCH = {
@@ -72,15 +74,11 @@ def mistakes(tmp_path):
     return {name: tmp_path / path for name, path in names.items()}
 
 
-def written(folder):
-    """Return everything under a folder, with sizes."""
-    return {path: path.stat().st_size for path in sorted(folder.rglob("*"))}
-
-
 @pytest.mark.parametrize(("line", "named"), {**BENCH, **METHODS}.values(), ids={**BENCH, **METHODS})
-def test_mistake_is_refused_in_one_line(line, named, mistakes, run, tmp_path):
+def test_mistake_is_refused_in_one_line(line, named, mistakes, tmp_path):
     before = written(tmp_path)
-    done = run("noiseworks", *(word.format(**mistakes) for word in line.split()), cwd=tmp_path / "work")
+    program, *words = (word.format(**mistakes) for word in line.split())
+    done = typed(dispatched()[program].load(), words, tmp_path / "work")
     assert done.returncode == 2, done.stdout + done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert named in done.stderr
