@@ -3,15 +3,17 @@
 import ast
 import re
 import subprocess
+import tomllib
+from importlib.metadata import distribution
 from itertools import chain
 
 import pytest
 from contracts import contract_of
+from noiseworks.core.families import COSTS, FAMILIES, cost_of, family_of
 
 METHOD_FILES = ("cli.py", "claim.py", "__init__.py", "py.typed")
 # Code lines (without docstrings, imports and blank lines), public names, and parameters of one public function.
 MOST = {"total": 1700, "commands": 120, "claim": 120, "names": 12, "parameters": 6}
-SHIPS_MORE = {"ldm", "mode", "streaming-dp"}  # in single precision still
 README_TOPICS = {
     "what it does": r"what it does|overview",
     "when to use it": r"when to use",
@@ -72,6 +74,24 @@ def test_method_registers_command_method_and_claim(method):
     assert method.scripts == {f"noiseworks-{slug}": f"{module}.cli:main"}
     assert method.entry_points("noiseworks.methods") == {slug: f"{module}.cli:app"}
     assert method.entry_points("noiseworks.claims") == {slug: f"{module}.claim:CLAIM"}
+
+
+def test_method_says_its_family_and_what_it_costs(method):
+    words = method.pyproject["project"].get("keywords", [])
+    assert len(set(words) & set(FAMILIES)) == 1, f"keywords name one of {', '.join(FAMILIES)}"
+    assert len(set(words) & set(COSTS)) == 1, f"keywords name one of {', '.join(COSTS)}"
+    installed = distribution(method.name)
+    assert (family_of(installed), cost_of(installed)) == tuple(words[:2]), "an installed method shows them"
+
+
+def test_lists_of_the_root_are_sorted_and_complete(members, root):
+    """Two branches that add a package each then touch different lines."""
+    pyproject = tomllib.loads((root / "pyproject.toml").read_text())
+    methods = sorted(member.name for member in members if member.is_method)
+    sources = list(pyproject["tool"]["uv"]["sources"])
+    assert [name for name in sources if name in methods] == methods
+    dev = [str(one).partition("[")[0] for one in pyproject["dependency-groups"]["dev"]]
+    assert [name for name in dev if name in methods] == methods
 
 
 def test_method_readme_has_every_section(method):
@@ -153,7 +173,7 @@ def test_shipped_files_stay_small(root):
     assert sum(weights.values()) <= 96e6
     shipped = {
         folder: sum(size for name, size in weights.items() if name.startswith(f"packages/{folder}/"))
-        for folder in {name.split("/")[1] for name in weights if name.startswith("packages/")} - SHIPS_MORE
+        for folder in {name.split("/")[1] for name in weights if name.startswith("packages/")} - {"mode"}
     }
     assert all(size <= 1.5e6 for size in shipped.values()), shipped
     pickles = [name for name in sizes if name.endswith((".pt", ".pth", ".bin", ".ckpt", ".pkl", ".npy"))]

@@ -11,6 +11,7 @@ from typing import Annotated
 import pytest
 from noiseworks.core.cli import SPREAD, Command, list_methods, make_app, one_line, root_app, run, show
 from noiseworks.core.errors import InputError
+from noiseworks.core.families import by_family
 
 
 @dataclass(frozen=True)
@@ -181,9 +182,18 @@ def test_messages_are_folded_to_one_line():
 
 
 def test_methods_are_listed_with_their_summaries():
-    methods = list_methods()
-    assert list(methods) == sorted(methods)
-    assert all(summary and "\n" not in summary for summary in methods.values())
+    listing = list_methods()
+    assert "linear-ag" in listing.families["Image generation"]
+    for methods in listing.families.values():
+        assert list(methods) == sorted(methods)
+        assert all(summary and "\n" not in summary for summary in methods.values())
+    assert listing.to_dict()["linear-ag"]["family"] == "Image generation"
+    assert str(listing).startswith("Image generation\n  ldm: ")
+
+
+def test_methods_without_a_known_family_are_listed_last():
+    grouped = by_family([("b", "images"), ("c", None), ("a", "images"), ("d", "unheard of")])
+    assert grouped == {"Image generation": ["a", "b"], "Others": ["c", "d"]}
 
 
 @pytest.mark.parametrize("words", [["--help"], ["list"]])

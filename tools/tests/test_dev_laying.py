@@ -56,5 +56,7 @@ def test_taken_slugs_and_papers_without_a_number_are_refused(workspace):
     new("mine", family="images", paper=PAPER)
     with pytest.raises(InputError, match="exists"):
         new("mine", family="images", paper=PAPER)
+    with pytest.raises(InputError, match="family must be one of images"):
+        new("other", family="pictures", paper=PAPER)
     with pytest.raises(InputError, match="arXiv"):
         new("other", family="images", paper="A Paper")

@@ -21,6 +21,7 @@ from typing import Any
 
 from cyclopts import App, CycloptsError, Parameter
 from noiseworks.core.errors import InputError, NoiseworksError
+from noiseworks.core.families import by_family, family_of
 
 METHOD_GROUP = "noiseworks.methods"
 COMMAND_GROUP = "noiseworks.commands"
@@ -126,6 +127,8 @@ def show(result: Any, as_json: bool = False) -> None:
         from rich.console import Console
 
         Console().print(result)
+    elif isinstance(result, Listing):
+        print(result)
     else:
         plain = _plain(result)
         lines = (
@@ -157,16 +160,43 @@ def installed_methods() -> dict[str, EntryPoint]:
     }
 
 
-def list_methods() -> dict[str, str]:
-    """List the installed methods.
+@dataclass(frozen=True)
+class Listing:
+    """The installed methods: title of the family -> slug -> one-line summary of the distribution."""
+
+    families: Mapping[str, Mapping[str, str]]
+
+    def to_dict(self) -> dict[str, dict[str, str]]:
+        """Return slug -> family and summary."""
+        return {
+            slug: {"family": title, "summary": summary}
+            for title, methods in self.families.items()
+            for slug, summary in methods.items()
+        }
+
+    def __str__(self) -> str:
+        parts = [
+            "\n".join([title, *(f"  {slug}: {summary}" for slug, summary in methods.items())])
+            for title, methods in self.families.items()
+        ]
+        return "\n\n".join(parts) or "no method is installed"
+
+
+def list_methods() -> Listing:
+    """List the installed methods by family.
 
     Returns:
-        Slug -> one-line summary of the distribution.
+        For each family its methods, with the summaries of their distributions.
     """
-    return {
-        slug: entry.dist.metadata["Summary"] if entry.dist else ""
-        for slug, entry in installed_methods().items()
-    }
+    found = installed_methods()
+    grouped = by_family((slug, family_of(entry.dist)) for slug, entry in found.items())
+
+    def summary(entry: EntryPoint) -> str:
+        return entry.dist.metadata["Summary"] if entry.dist else ""
+
+    return Listing(
+        {title: {slug: summary(found[slug]) for slug in slugs} for title, slugs in grouped.items()}
+    )
 
 
 def dispatched() -> dict[str, EntryPoint]:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from noiseworks.core.artifacts import atomic_write
+from noiseworks.core.checks import check_choice
 from noiseworks.core.errors import InputError
+from noiseworks.core.families import FAMILIES
 from noiseworks.dev.workspace import check_slug, root_of, with_member
 
 ENDING = ".txt"  # of the skeleton's files, so that nothing takes them for code of this package
@@ -28,9 +30,10 @@ def new(slug: str, *, family: str, paper: str, summary: str | None = None) -> di
         The new files, and what to type next.
 
     Raises:
-        InputError: When the slug is no slug or taken, or the paper has no arXiv number.
+        InputError: When the slug is no slug or taken, the family is unknown, or the paper has no arXiv number.
     """
     check_slug(slug)
+    check_choice("family", family, tuple(FAMILIES))
     root = root_of(Path.cwd())
     target = root / "packages" / slug
     if target.exists():

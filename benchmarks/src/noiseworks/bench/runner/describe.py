@@ -12,8 +12,9 @@ from typing import Any
 
 from noiseworks.bench.claims import Claim
 from noiseworks.bench.runner.discovery import Source, load
+from noiseworks.bench.runner.processes import ColdWorker, watch
 from noiseworks.bench.runner.records import claim_record
-from noiseworks.bench.runner.tasks import LOG_NAME, run_worker
+from noiseworks.bench.runner.tasks import LOG_NAME
 from noiseworks.core.errors import InputError
 
 DEVICE_SECONDS = 300.0
@@ -82,4 +83,4 @@ def _call(mode: str, job: Mapping[str, Any], log: Path) -> str | None:
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(job, file)
         file.flush()
-        return run_worker([mode, file.name], log, DEVICE_SECONDS, os.environ, Event())
+        return watch(ColdWorker([mode, file.name], log, os.environ), log, DEVICE_SECONDS, Event())

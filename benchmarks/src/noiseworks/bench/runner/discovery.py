@@ -19,18 +19,22 @@ class Source:
         method: The method's slug, or `a+b` for a pair of composed methods.
         values: Import paths `module:object`: one `Claim`, or the two `Composable` of a pair.
         package_version: Version of the distribution (two, joined by `+`, for a pair).
+        distributions: Names of the distributions, where they are known.
     """
 
     method: str
     values: tuple[str, ...]
     package_version: str
+    distributions: tuple[str, ...] = ()
 
 
 def installed(group: str) -> dict[str, Source]:
     """Return what is installed under an entry-point group by method, sorted; nothing is imported."""
     found = sorted(entry_points(group=group), key=lambda entry: entry.name)
     return {
-        entry.name: Source(entry.name, (entry.value,), entry.dist.version if entry.dist else "unknown")
+        entry.name: Source(entry.name, (entry.value,), entry.dist.version, (entry.dist.name,))
+        if entry.dist
+        else Source(entry.name, (entry.value,), "unknown")
         for entry in found
     }
 
@@ -76,7 +80,12 @@ def select_pairs(methods: Sequence[str] | None) -> list[Source]:
         )
     chosen = [found[name] for name in names]
     return [
-        Source(f"{a.method}+{b.method}", a.values + b.values, f"{a.package_version}+{b.package_version}")
+        Source(
+            f"{a.method}+{b.method}",
+            a.values + b.values,
+            f"{a.package_version}+{b.package_version}",
+            a.distributions + b.distributions,
+        )
         for index, a in enumerate(chosen)
         for b in chosen[index + 1 :]
     ]

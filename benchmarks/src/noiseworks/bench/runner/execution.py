@@ -34,6 +34,7 @@ class Settings:
         device: Resolved device.
         ray: Address of a Ray cluster, `local`, or None.
         data: Name -> value of what the user gave with `--data`.
+        cold: Whether each task starts in an interpreter of its own.
     """
 
     scale: ScaleName
@@ -44,6 +45,7 @@ class Settings:
     device: str
     ray: str | None = None
     data: Mapping[str, str] = field(default_factory=dict)
+    cold: bool = False
 
 
 def check_settings(
@@ -56,6 +58,7 @@ def check_settings(
     device: str,
     ray: str | None = None,
     data: Sequence[str] | None = None,
+    cold: bool = False,
 ) -> Settings:
     """Refuse bad settings before any work.
 
@@ -78,7 +81,7 @@ def check_settings(
     device = check_device(device)
     if jobs is None:
         jobs = 1 if device.startswith("cuda") else min(available_cores(), MAX_DEFAULT_JOBS)
-    return Settings(scale, chosen_seeds, jobs, Path(out).resolve(), model, device, ray, given)
+    return Settings(scale, chosen_seeds, jobs, Path(out).resolve(), model, device, ray, given, cold)
 
 
 def parse_seeds(seeds: Sequence[str | int] | str | None) -> tuple[int, ...] | None:
@@ -261,10 +264,10 @@ def run_all(tasks: Sequence[Task], settings: Settings, display: Display) -> Iter
         from noiseworks.bench.runner.cluster import run_on_ray
 
         yield from run_on_ray(left, settings.out, settings.ray, display)
-    else:
+    elif left:
         from noiseworks.bench.runner.pool import run_local
 
-        yield from run_local(left, settings.out, settings.jobs, display)
+        yield from run_local(left, settings.out, settings.jobs, display, cold=settings.cold)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ together, so the pairing survives. The generator is fixed: the same measurements
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -55,16 +56,25 @@ def resampled_sums(
     Returns:
         For each column an array `[R]` of sums, and the numbers of drawn values `[R]`.
     """
+    counts, drawn = _drawn_counts(tuple(len(values) for values in columns[0]), resamples)
+    sums = [np.zeros(resamples) for _ in columns]
+    for seed, times in enumerate(counts):
+        for total, column in zip(sums, columns, strict=True):
+            total += times @ column[seed]
+    return sums, drawn
+
+
+@lru_cache(maxsize=4)  # the metrics of a claim have few different sizes, and drawing costs more than summing
+def _drawn_counts(sizes: tuple[int, ...], resamples: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return how often each unit is drawn, `[resamples, units]` a seed, and the numbers of drawn values."""
     generator = np.random.default_rng(GENERATOR_SEED)
-    sizes = [len(values) for values in columns[0]]
     seeds = len(sizes)
     drawn = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
-    sums = [np.zeros(resamples) for _ in columns]
-    for seed, size in enumerate(sizes):
-        counts = generator.multinomial(drawn[:, seed] * size, np.full(size, 1 / size))
-        for total, column in zip(sums, columns, strict=True):
-            total += counts @ column[seed]
-    return sums, drawn @ np.array(sizes)
+    counts = [
+        generator.multinomial(drawn[:, seed] * size, np.full(size, 1 / size)).astype(np.float64)
+        for seed, size in enumerate(sizes)
+    ]
+    return counts, drawn @ np.array(sizes)
 
 
 def estimate_mean(values: Values, resamples: int = RESAMPLES) -> Estimate:

@@ -72,6 +72,7 @@ def bench(
     compare: Path | None = None,
     data: Names = None,
     ray: str | None = None,
+    cold: bool = False,
     open_report: OpenFlag = None,
 ) -> BenchResult:
     """Run the installed methods' claims against their baselines, judge them and write the report.
@@ -92,6 +93,8 @@ def bench(
         compare: An earlier `results.json`; regressions are named and end with status 1.
         data: What claims need of the user's at a scale, as `--data test=problems.jsonl`; once for each.
         ray: Address of a Ray cluster to run on, or `local`.
+        cold: Whether each task starts in an interpreter of its own. Without it, on Linux and the CPU, tasks are forked
+            from one process that has loaded torch and the hosts.
         open_report: Whether to open the report in the browser; by default on a terminal only.
 
     Returns:
@@ -102,7 +105,15 @@ def bench(
     """
     sources = select_claims(split_names(methods))
     settings = check_settings(
-        scale=scale, seeds=seeds, jobs=jobs, out=out, model=model, device=device, ray=ray, data=data
+        scale=scale,
+        seeds=seeds,
+        jobs=jobs,
+        out=out,
+        model=model,
+        device=device,
+        ray=ray,
+        data=data,
+        cold=cold,
     )
     return _run("noiseworks bench", methods, sources, settings, compare, open_report)
 
@@ -118,6 +129,7 @@ def compose(
     device: str = "cpu",
     compare: Path | None = None,
     ray: str | None = None,
+    cold: bool = False,
     open_report: OpenFlag = None,
 ) -> BenchResult:
     """Measure pairs of methods attached to one host together: do the gains multiply, does quality hold?
@@ -135,6 +147,8 @@ def compose(
         device: `cpu`, `cuda`, `cuda:<n>`, `mps` or `auto`.
         compare: An earlier `results.json` of compose; regressions are named and end with status 1.
         ray: Address of a Ray cluster to run on, or `local`.
+        cold: Whether each task starts in an interpreter of its own. Without it, on Linux and the CPU, tasks are forked
+            from one process that has loaded torch and the hosts.
         open_report: Whether to open the report in the browser; by default on a terminal only.
 
     Returns:
@@ -145,7 +159,7 @@ def compose(
     """
     sources = select_pairs(split_names(methods))
     settings = check_settings(
-        scale=scale, seeds=seeds, jobs=jobs, out=out, model=model, device=device, ray=ray
+        scale=scale, seeds=seeds, jobs=jobs, out=out, model=model, device=device, ray=ray, cold=cold
     )
     return _run("noiseworks bench compose", methods, sources, settings, compare, open_report)
 

@@ -3,25 +3,21 @@
 import hashlib
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 from noiseworks.bench.runner.discovery import Source
+from noiseworks.bench.runner.processes import ColdWorker, Starter, watch
 from noiseworks.core.artifacts import atomic_write
 
 RESULT_NAME = "result.json"
 LOG_NAME = "log.txt"
 JOB_NAME = "job.json"
 PROGRESS_NAME = "progress.json"
-POLL_SECONDS = 0.05
 
 Progress = Callable[[int, int, str], None]
 
@@ -117,7 +113,7 @@ def read_result(folder: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any] 
     return result if result.get("fingerprint") == json.loads(json.dumps(fingerprint)) else None
 
 
-def run_task(task: Task, out: Path, progress: Progress, stop: Event) -> Outcome:
+def run_task(task: Task, out: Path, progress: Progress, stop: Event, start: Starter = ColdWorker) -> Outcome:
     """Run a task in its own process and wait for it; a failure is an outcome, not an exception.
 
     Args:
@@ -125,6 +121,7 @@ def run_task(task: Task, out: Path, progress: Progress, stop: Event) -> Outcome:
         out: The output folder.
         progress: Called with (done, total, text) whenever the worker reports.
         stop: Ends the worker when it is set.
+        start: Starts the worker.
     """
     folder = task.folder(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -143,70 +140,15 @@ def run_task(task: Task, out: Path, progress: Progress, stop: Event) -> Outcome:
     atomic_write(folder / JOB_NAME, json.dumps(job))
     (folder / PROGRESS_NAME).unlink(missing_ok=True)
     report = _progress_reader(folder / PROGRESS_NAME, progress)
-    start = time.perf_counter()
-    error = run_worker(
-        ["run", str(folder / JOB_NAME)],
-        folder / LOG_NAME,
-        task.time_limit,
-        worker_environment(task),
-        stop,
-        report,
-    )
-    seconds = time.perf_counter() - start
+    log = folder / LOG_NAME
+    worker = start(["run", str(folder / JOB_NAME)], log, worker_environment(task))
+    begin = time.perf_counter()
+    error = watch(worker, log, task.time_limit, stop, report)
+    seconds = time.perf_counter() - begin
     result = None if error else read_result(folder, task.fingerprint())
     if result is None and error is None:
         error = "the worker ended without a result"
     return Outcome(task, folder, result, error, seconds)
-
-
-def run_worker(
-    arguments: list[str],
-    log: Path,
-    time_limit: float,
-    environment: Mapping[str, str],
-    stop: Event,
-    poll: Callable[[], None] | None = None,
-) -> str | None:
-    """Run the worker module with its output in a log file; return None, or one line that says why it failed.
-
-    The worker is its own process group, so that a time limit also ends its children. Its standard input is
-    a pipe that it watches: when this process dies, even by `kill -9`, the pipe closes and the worker ends
-    itself.
-    """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "noiseworks.bench.runner.worker", *arguments],
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=dict(environment),
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + time_limit
-        stopped = None
-        while process.poll() is None and stopped is None:
-            if stop.wait(POLL_SECONDS):
-                stopped = "stopped"
-            elif time.monotonic() > deadline:
-                stopped = f"stopped at its time limit of {time_limit:g} s"
-            elif poll:
-                poll()
-        with suppress(
-            ProcessLookupError
-        ):  # after a normal end, this reaps children that the claim left behind
-            os.killpg(process.pid, signal.SIGKILL)
-        code = process.wait()
-        process.stdin.close()
-    return stopped or (failure_line(code, log) if code else None)
-
-
-def failure_line(code: int, log: Path) -> str:
-    """Return why a worker ended with this status: its signal, or the last line of its log."""
-    if code < 0:
-        return f"ended by signal {signal.Signals(-code).name}" + (" (out of memory?)" if code == -9 else "")
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:400] if lines else f"ended with status {code} and an empty log"
 
 
 def worker_environment(task: Task) -> dict[str, str]:

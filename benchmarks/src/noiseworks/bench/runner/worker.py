@@ -81,6 +81,11 @@ def die_with_parent() -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
+    end_with(pipe)
+
+
+def end_with(pipe: int) -> None:
+    """End this process group when the other side of a pipe closes."""
 
     def watch() -> None:
         os.read(pipe, 1)
