@@ -18,6 +18,7 @@ EXTRA_FILES = {
     "train": ("*/bench/testbeds/*",),
     "masked-lm": ("*/kits/masked_lm/*",),
     "policies": ("*/kits/policies/*",),
+    "training": ("*/kits/training/*",),
     "rl": ("*/kits/rl/*",),
     "metaworld": ("*/testbeds/metaworld/*",),
     "tabletop": ("*/testbeds/tabletop/*",),
@@ -27,7 +28,7 @@ EXTRA_FILES = {
 NEEDED_INDIRECTLY = {
     "ruff": "noiseworks-dev runs it as a program",
     "accelerate": "diffusers and transformers load weights through it",
-    "tensorboard": "Lightning's TensorBoardLogger writes through it",
+    "tensorboard": "torch.utils.tensorboard writes through it",
     "transformers": "diffusers' text-conditional pipelines hold its models",
     "tokenizers": "transformers' fast tokenizers are built on it",
 }
