@@ -6,7 +6,7 @@ import torch
 from noiseworks.core.errors import InputError
 from noiseworks.kits.policies import LinearNormalizer, make_scheduler
 from noiseworks.rti_dp import EnsemblePolicy, published_steps
-from noiseworks.rti_dp.commands import parse_steps
+from noiseworks.rti_dp.options import parse_steps
 
 
 class Planned:

@@ -12,13 +12,12 @@ from noiseworks.rti_dp import (
     Gaussian,
     GaussianHost,
     RTIPolicy,
-    check_schedule,
-    choose_schedule,
     scale_dataset,
     suggest_steps,
-    thin_steps,
 )
-from noiseworks.rti_dp.scaling import scale_data
+from noiseworks.rti_dp.commands import scale_data
+from noiseworks.rti_dp.schedule import check_schedule, choose_schedule
+from noiseworks.rti_dp.suggestion import thin_steps
 from torch.profiler import ProfilerActivity, profile
 
 
@@ -65,14 +64,14 @@ def test_a_linear_schedule_on_a_cosine_checkpoint_is_refused_unless_forced(make)
         policy.scheduler = linear()
     with pytest.raises(InputError, match=r"beta_schedule is 'linear'.*squaredcos_cap_v2"):
         RTIPolicy(policy)
-    assert RTIPolicy(policy, schedule="host").table.sigma[0] == pytest.approx(0.0300, abs=1e-4)
+    assert RTIPolicy(policy, (2, 1, 0), schedule="host").table.sigma[0] == pytest.approx(0.0300, abs=1e-4)
 
 
 def test_linear100_repeats_the_published_evaluation_files():
     host = small_native()
     chosen = choose_schedule(host, "linear100")
     assert float(chosen.alphas_cumprod[99]) == pytest.approx(0.363563, abs=1e-6)
-    assert RTIPolicy(host, schedule="linear100").table.sigma[0] == pytest.approx(0.0300, abs=1e-4)
+    assert RTIPolicy(host, (2, 1, 0), schedule="linear100").table.sigma[0] == pytest.approx(0.0300, abs=1e-4)
 
 
 def test_a_schedule_that_keeps_signal_warns_where_nothing_is_known():

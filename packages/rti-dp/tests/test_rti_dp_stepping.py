@@ -7,8 +7,8 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from noiseworks.core.errors import InputError, UnsupportedHostError
 from noiseworks.kits.policies import make_scheduler, reverse_step_
-from noiseworks.rti_dp import Gaussian, GaussianHost, RTIPolicy, contraction, step_table
-from noiseworks.rti_dp.stepping import next_steps
+from noiseworks.rti_dp import Gaussian, GaussianHost, RTIPolicy, contraction
+from noiseworks.rti_dp.stepping import next_steps, step_table
 
 COSINE = {
     0: 0.999369,

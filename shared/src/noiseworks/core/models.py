@@ -4,10 +4,12 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 
-from noiseworks.core.errors import ModelNotFoundError
+from noiseworks.core.errors import InputError, ModelNotFoundError
 
 TESTBED_PREFIX = "testbed:"
 TESTBED_GROUP = "noiseworks.testbeds"
@@ -23,6 +25,24 @@ def testbed_models() -> dict[str, Path]:
     for entry in entry_points(group=TESTBED_GROUP):
         found.update(entry.load()())
     return found
+
+
+def testbed(name: str, *, needs: str) -> ModuleType:
+    """Return a testbed's module, which a method's extra [bench] brings.
+
+    Args:
+        name: Module below `noiseworks.bench.testbeds`, such as `tabletop`.
+        needs: The method that asks for it, such as `rti-dp`.
+
+    Raises:
+        InputError: Naming the extra when the testbeds are not installed.
+    """
+    try:
+        return import_module(f"noiseworks.bench.testbeds.{name}")
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"the testbed {name} needs the extra [bench]: pip install 'noiseworks-{needs}[bench]' (lacks {error.name})"
+        ) from error
 
 
 def resolve_model(name: str | Path) -> str:

@@ -9,7 +9,8 @@ from noiseworks.kits.policies.hosts import as_host
 from noiseworks.kits.policies.protocols import Generators
 from noiseworks.kits.policies.replanning import DiffusionPolicy
 from noiseworks.kits.policies.schedulers import Solver
-from noiseworks.rti_dp.stepping import Stepping, step_table
+from noiseworks.rti_dp.options import STEPS, Stepping
+from noiseworks.rti_dp.stepping import step_table
 from torch import Tensor
 
 
@@ -29,7 +30,7 @@ class TruncatedPolicy(DiffusionPolicy):
     def __init__(
         self,
         host: Any,
-        steps: Sequence[int] = (2, 1, 0),
+        steps: Sequence[int] = STEPS,
         *,
         stepping: Stepping = "consistent",
         solver: Solver = "ddpm",

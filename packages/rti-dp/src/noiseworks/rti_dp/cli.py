@@ -8,11 +8,11 @@ app = make_app(
     "rti-dp",
     {
         "suggest": Command(f"{_HERE}.commands:suggest", "Suggest a list of steps from recorded episodes."),
-        "rollout": Command(f"{_HERE}.commands:rollout", "Run a policy by real-time iteration."),
+        "eval": Command(f"{_HERE}.commands:evaluate", "Run a policy by real-time iteration."),
         "scale-data": Command(
-            f"{_HERE}.scaling:scale_data", "Divide a dataset's discrete actions by a factor."
+            f"{_HERE}.commands:scale_data", "Divide a dataset's discrete actions by a factor."
         ),
-        "bench": Command(f"{_HERE}.commands:bench", "Compare with full denoising, DDIM and fresh noise."),
+        "compare": Command(f"{_HERE}.commands:compare", "Compare with full denoising, DDIM and fresh noise."),
     },
 )
 

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.errors import InputError
+from noiseworks.rti_dp.options import parse_discrete
 from torch import Tensor
 
 DiscreteMode = Literal["none", "clip", "scale"]
@@ -57,17 +58,7 @@ class DiscreteSpec:
         Raises:
             InputError: When the text has another form.
         """
-        if text == "none":
-            return cls()
-        parts = text.split(":")
-        try:
-            dims = tuple(int(word) for word in parts[0].split(","))
-            factor = float(parts[2]) if len(parts) == 3 else 10.0
-        except ValueError:
-            parts = []
-        if not 2 <= len(parts) <= 3:
-            raise InputError(f"discrete must be none or DIMS:MODE:FACTOR such as 2:clip:10, got {text!r}")
-        return cls(dims, parts[1], factor)
+        return cls(*parse_discrete(text))
 
     def check(self, action_dim: int, normalizer: object) -> None:
         """Refuse dimensions that an action does not have, and `scale` under a normaliser that would undo it.

@@ -12,7 +12,8 @@ from noiseworks.kits.policies.loop import DenoisingLoop
 from noiseworks.kits.policies.normalizer import LinearNormalizer
 from noiseworks.kits.policies.schedulers import make_scheduler
 from noiseworks.kits.policies.steps import check_steps
-from noiseworks.rti_dp.stepping import Stepping, next_steps, step_table
+from noiseworks.rti_dp.options import Stepping
+from noiseworks.rti_dp.stepping import next_steps, step_table
 from torch import Tensor
 
 

@@ -13,8 +13,9 @@ from noiseworks.kits.policies.replanning import ReplanningPolicy
 from noiseworks.kits.policies.schedulers import Solver
 from noiseworks.kits.policies.steps import sampler_table
 from noiseworks.rti_dp.discrete import DiscreteSpec
+from noiseworks.rti_dp.options import STEPS, StepNoise, Stepping, parse_steps
 from noiseworks.rti_dp.schedule import Schedule, choose_schedule
-from noiseworks.rti_dp.stepping import StepNoise, Stepping, step_table
+from noiseworks.rti_dp.stepping import step_table
 from torch import Tensor
 
 RefreshRule = Callable[[Mapping[str, Tensor], Tensor], Tensor]
@@ -31,7 +32,9 @@ class RTIPolicy(ReplanningPolicy):
         host: A `DenoiserHost`, or a policy of LeRobot or the diffusion_policy library. One that conditions by
             inpainting has a method `impose(x, cond)`, which overwrites known entries of x [B, Tp, Da] in place; it
             is called before every network call and at the end.
-        steps: Denoising indices, decreasing, ending in 0.
+        steps: Denoising indices, decreasing, ending in 0; or the words of the command line, such as `75,30,0` or, for
+            the authors' list of a task, `square:clip:image`. The smaller the first, the closer a plan stays to the
+            last one, and the less it can correct.
         stepping: Where a step leads to: `consistent`, the list's next index; `reference`, k - 1, as the authors'
             code does.
         discrete: Discrete dimensions of an action, such as a gripper: a `DiscreteSpec`, or its words as at the
@@ -64,7 +67,7 @@ class RTIPolicy(ReplanningPolicy):
     def __init__(
         self,
         host: Any,
-        steps: Sequence[int] = (2, 1, 0),
+        steps: Sequence[int] | str = STEPS,
         *,
         stepping: Stepping = "consistent",
         discrete: DiscreteSpec | str | None = None,
@@ -88,6 +91,7 @@ class RTIPolicy(ReplanningPolicy):
         self.discrete = DiscreteSpec.of(discrete)
         self.discrete.check(host.action_dim, host.normalizer)
         scheduler = choose_schedule(host, schedule)
+        steps = parse_steps(steps) if isinstance(steps, str) else steps
         self.table = step_table(scheduler, steps, stepping=stepping, solver=solver, noise=noise)
         self.initial_table = sampler_table(scheduler, solver, initial_steps)
         self.shift, self.forward_noise = shift, forward_noise

@@ -55,59 +55,26 @@ def scale_actions(actions: np.ndarray, dims: Sequence[int], factor: float) -> np
     return scaled
 
 
-def scale_data(source: Path, target: Path, *, dims: str, factor: float = 10.0) -> dict[str, object]:
-    """Write a copy of a dataset whose discrete actions are divided by a factor.
-
-    Args:
-        source: An npz file with `actions` [M, Da], or an HDF5 file in robomimic's layout (`data/<demo>/actions`),
-            which needs the extra [hdf5].
-        target: The file to write.
-        dims: Discrete dimensions, separated by commas; -1 is the last one.
-        factor: Above 0.
-
-    Returns:
-        The file, and the steps and dimensions that were scaled.
-
-    Raises:
-        InputError: When a file or number is wrong, or source and target are the same file.
-    """
-    source, target = Path(source), Path(target)
-    if not source.is_file():
-        raise InputError(f"no dataset at {source}: name an npz or HDF5 file")
-    if source.resolve() == target.resolve():
-        raise InputError(f"the scaled dataset would overwrite {source}; name another file")
-    if target.is_dir() or source.suffix != target.suffix:
-        raise InputError(
-            f"the output must be a file ending in {source.suffix!r} as the input does, got {target}"
-        )
-    wanted = parse_dims(dims)
-    if source.suffix in (".hdf5", ".h5"):
-        from noiseworks.rti_dp.hdf5 import scale_hdf5
-
-        steps, wanted = scale_hdf5(source, target, wanted, factor)
-    else:
-        steps, wanted = _scale_npz(source, target, wanted, factor)
-    return {"file": str(target), "steps": steps, "dims": wanted, "factor": factor}
-
-
-def parse_dims(text: str) -> list[int]:
-    """Return the whole numbers of a list such as `2` or `6,13`.
-
-    Raises:
-        InputError: When a word is no whole number.
-    """
-    try:
-        return [int(word) for word in text.split(",")]
-    except ValueError as error:
-        raise InputError(f"dims must be whole numbers separated by commas, got {text!r}") from error
-
-
 def from_end(dims: Sequence[int], width: int) -> list[int]:
     """Return dimensions with -1, -2 and so on counted from the last of `width`."""
     return [d + width if -width <= d < 0 else d for d in dims]
 
 
-def _scale_npz(source: Path, target: Path, dims: Sequence[int], factor: float) -> tuple[int, list[int]]:
+def scale_npz(source: Path, target: Path, dims: Sequence[int], factor: float) -> tuple[int, list[int]]:
+    """Write a copy of an npz file whose array `actions` is divided by a factor on some dimensions.
+
+    Args:
+        source: The file.
+        target: The copy.
+        dims: Discrete dimensions; negative ones count from the last.
+        factor: Above 0.
+
+    Returns:
+        The number of steps, and the dimensions.
+
+    Raises:
+        InputError: When the file holds no actions or a value is wrong.
+    """
     try:
         with np.load(source, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}

@@ -4,15 +4,13 @@ The steps themselves are the kit's: `noiseworks.kits.policies.steps`.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from noiseworks.core.checks import check_choice
 from noiseworks.kits.policies import steps as kit
 from noiseworks.kits.policies.schedulers import Solver
 from noiseworks.kits.policies.steps import StepTable
-
-Stepping = Literal["consistent", "reference"]
-StepNoise = Literal["posterior", "none"]
+from noiseworks.rti_dp.options import StepNoise, Stepping
 
 
 def next_steps(steps: Sequence[int], stepping: Stepping) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from noiseworks.core.checks import check_number
+from noiseworks.core.checks import check_finite, check_number
 from noiseworks.core.errors import InputError
 from noiseworks.kits.policies.chunking import Episodes, shift
 from noiseworks.kits.policies.hosts import as_host
@@ -71,6 +71,7 @@ def suggest_steps(
 
     Raises:
         InputError: When a number is out of range or no episode has two steps.
+        NonFiniteError: When the policy's predictions are not finite.
     """
     check_number("nfe", nfe, low=1, integer=True)
     check_number("c", c, low=0, low_open=True)
@@ -109,6 +110,7 @@ def residuals(host: Any, episodes: Episodes, pairs: int, obs_key: str = "obs", s
         past = np.maximum(step[:, None] + np.arange(1 - host.n_obs_steps, 1), starts[chosen, None])
         obs = {obs_key: torch.from_numpy(np.ascontiguousarray(episodes.obs[past]))}
         both.append(policy.predict_chunk(obs, torch.Generator().manual_seed(seed)).prediction)
+        check_finite("the policy's prediction", both[-1])
     return shift(both[0]) - both[1]
 
 

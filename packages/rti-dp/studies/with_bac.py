@@ -1,6 +1,6 @@
 """Real-time iteration and block-wise caching on one transformer policy: does the product of the gains come out?
 
-    python packages/rti-dp/benchmarks/with_bac.py --model testbed:tabletop-transformer
+    python packages/rti-dp/studies/with_bac.py --model testbed:tabletop-transformer
 
 Needs noiseworks-bac. One environment, one thread, arms take turns; seconds are medians of processor time. The change
 is that of the prediction by caching, as a share of the prediction's root mean square, from the same noise. Success is

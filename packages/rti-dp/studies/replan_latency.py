@@ -1,6 +1,6 @@
 """What a warm replan costs over its bare network calls, and whether the loop allocates memory.
 
-    python packages/rti-dp/benchmarks/replan_latency.py --steps 3,1,0
+    python packages/rti-dp/studies/replan_latency.py --steps 3,1,0
 
 Everything runs in one process on one thread, turn by turn; seconds are medians of processor time for one
 environment.

@@ -1,6 +1,6 @@
 """What a streaming cycle costs over its bare network calls, against the 100-call policy, eager and compiled.
 
-    python packages/streaming-dp/benchmarks/stream_latency.py --compile
+    python packages/streaming-dp/studies/stream_latency.py --compile
 
 Untrained networks of the testbed's sizes: what a call costs does not depend on the weights. Everything runs in one
 process on one thread, turn by turn, for one environment; times are medians of the process's own time.

@@ -1,0 +1,10 @@
+from .baselines import EnsemblePolicy as EnsemblePolicy
+from .baselines import TruncatedPolicy as TruncatedPolicy
+from .discrete import DiscreteSpec as DiscreteSpec
+from .gaussian import Gaussian as Gaussian
+from .gaussian import GaussianHost as GaussianHost
+from .gaussian import contraction as contraction
+from .policy import RTIPolicy as RTIPolicy
+from .published import published_steps as published_steps
+from .scaling import scale_dataset as scale_dataset
+from .suggestion import suggest_steps as suggest_steps
