@@ -3,9 +3,9 @@ import pytest
 import torch
 from noiseworks.bac.attaching import attach
 from noiseworks.bac.hosts import find_stack
+from noiseworks.bac.options import METRICS, Schedule
 from noiseworks.bac.plan import CachePlan, describe, make_plan
 from noiseworks.bac.profiling import FeatureProfile, compare, mean_change, profile
-from noiseworks.bac.scheduling import METRICS
 from noiseworks.core.errors import ArtifactError, InputError, NonFiniteError
 from noiseworks.kits.policies.native import NativePolicy, PolicyConfig
 from noiseworks.kits.policies.replanning import DiffusionPolicy
@@ -97,7 +97,7 @@ def test_profiles_and_plans_survive_their_files(tmp_path):
     again = FeatureProfile.from_pretrained(tmp_path / "profile")
     assert again.blocks == found.blocks
     assert all(np.array_equal(again.matrices[name], found.matrices[name]) for name in ("cosine", "l1"))
-    plan = make_plan(again, updates=3, bubble=2)
+    plan = make_plan(again, Schedule(updates=3, bubble=2))
     plan.save_pretrained(tmp_path / "plan")
     loaded = CachePlan.from_pretrained(tmp_path / "plan")
     assert np.array_equal(loaded.table, plan.table)
@@ -116,24 +116,24 @@ def test_profiles_and_plans_survive_their_files(tmp_path):
 
 def test_plans_hold_what_their_makers_say():
     found = observed(native())
-    plain = make_plan(found, updates=3, bubble=0, force_last=False)
+    plain = make_plan(found, Schedule(updates=3, bubble=0, force_last=False))
     assert plain.updates.tolist() == [3] * len(found.blocks)
     assert plain.method == "block"
-    forced = make_plan(found, updates=3, bubble=0)
+    forced = make_plan(found, Schedule(updates=3, bubble=0))
     assert forced.table[:, -1].all()
-    bubbled = make_plan(found, updates=3, bubble=2, force_last=False)
+    bubbled = make_plan(found, Schedule(updates=3, bubble=2, force_last=False))
     chosen = bubbled.settings["bubbled"]
     assert chosen == [found.blocks[i] for i in np.argsort(-found.volatility, kind="stable")[:2]]
     for block in found.blocks:
         assert set(plain.schedule(block)) <= set(bubbled.schedule(block))
         assert block in chosen or plain.schedule(block) == bubbled.schedule(block)
-    unified = CachePlan.unified(found, 3, force_last=False)
+    unified = CachePlan.unified(found, Schedule(updates=3, force_last=False))
     assert (unified.table == unified.table[0]).all()
     assert unified.schedule("layer1.ff") == plain.schedule("layer0.sa")
     uniform = CachePlan.uniform(found.blocks, 10, 4)
     assert uniform.schedule("layer0.ca") == [0, 4, 8]
-    assert make_plan(found, updates=K, bubble=0).share == 1.0
-    assert make_plan(found, updates=1, bubble=0, force_last=False).share == pytest.approx(1 / K)
+    assert make_plan(found, Schedule(updates=K, bubble=0)).share == 1.0
+    assert make_plan(found, Schedule(updates=1, bubble=0, force_last=False)).share == pytest.approx(1 / K)
     assert describe("layer1.ff") == "layer 1, feed-forward"
 
 
@@ -163,11 +163,11 @@ def test_bad_profiles_and_plans_are_refused():
     with pytest.raises(InputError, match="called the network"):
         profile(policy, run=lambda: None)
     with pytest.raises(InputError, match="updates"):
-        make_plan(found, updates=K + 1)
+        make_plan(found, Schedule(updates=K + 1))
     with pytest.raises(InputError, match="profile holds"):
-        make_plan(found, updates=2, metric="l1")
+        make_plan(found, Schedule(updates=2, metric="l1"))
     with pytest.raises(InputError, match="bubble"):
-        make_plan(found, updates=2, bubble=7)
+        make_plan(found, Schedule(updates=2, bubble=7))
     with pytest.raises(InputError, match="step 0"):
         CachePlan(np.zeros((2, 3), bool), ("layer0.sa", "layer0.ff"), "block")
     with pytest.raises(InputError, match="every"):

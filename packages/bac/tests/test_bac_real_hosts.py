@@ -7,6 +7,8 @@ import pytest
 import torch
 from noiseworks.bac.attaching import attach
 from noiseworks.bac.hosts import find_stack
+from noiseworks.bac.options import Pictures, Schedule
+from noiseworks.bac.pipelines import compare_pipeline
 from noiseworks.bac.plan import CachePlan, make_plan
 from noiseworks.bac.profiling import profile
 from noiseworks.core.errors import InputError
@@ -92,12 +94,12 @@ def test_lerobots_multi_task_policy_follows_a_plan_of_its_own_run_and_gets_its_b
     assert found.ascending == (settings["objective"] == "flow_matching")
     assert found.blocks == ("layer0.sa", "layer0.ff", "layer1.sa", "layer1.ff")
 
-    every = make_plan(found, updates=STEPS, bubble=0)
+    every = make_plan(found, Schedule(updates=STEPS, bubble=0))
     assert every.share == 1
     with attach(policy, every):
         assert torch.equal(chunk(policy), before)
 
-    plan, seen = make_plan(found, updates=3, bubble=1), []
+    plan, seen = make_plan(found, Schedule(updates=3, bubble=1)), []
     with attach(policy, plan, observer=lambda step, block, _: seen.append((block, step))):
         cached = chunk(policy)
         assert torch.equal(chunk(policy), cached)
@@ -125,7 +127,7 @@ def test_diffusers_dit_pipeline_with_guidance_follows_a_plan_and_gets_its_bits_b
     with attach(pipe, CachePlan.uniform(found.blocks, STEPS, 1)):
         assert torch.equal(image(), before)
     seen: list[int] = []
-    plan = make_plan(found, updates=3, bubble=0)
+    plan = make_plan(found, Schedule(updates=3, bubble=0))
     with attach(pipe, plan, observer=lambda step, *_: seen.append(step)):
         cached = image()
         image(1.0)
@@ -203,7 +205,7 @@ def test_profiles_of_several_calls_a_step_are_means_over_whole_series():
     np.testing.assert_allclose(both.matrices["cosine"], mean, atol=1e-6)
     np.testing.assert_allclose(heun.matrices["cosine"], first.matrices["cosine"], atol=1e-6)
     assert both.times.tolist() == heun.times.tolist() == [6, 4, 2]
-    assert make_plan(both, updates=2).calls_per_step == 2
+    assert make_plan(both, Schedule(updates=2)).calls_per_step == 2
     with pytest.raises(InputError, match="merged"):
         both.merged(heun.merged(heun)).merged(first)
 
@@ -254,7 +256,9 @@ def test_compiled_networks_follow_a_plan_and_are_compiled_again_afterwards(in_pl
     obs = {"obs": torch.randn(2, 2, 5, generator=torch.Generator().manual_seed(0))}
     profiles = [profile(host, obs, generator=torch.Generator().manual_seed(1)) for host in (policy, twin)]
     np.testing.assert_allclose(*(found.matrices["cosine"] for found in profiles), rtol=1e-5)
-    plan = make_plan(profiles[1], updates=3, bubble=1)  # the fingerprint is the uncompiled network's
+    plan = make_plan(
+        profiles[1], Schedule(updates=3, bubble=1)
+    )  # the fingerprint is the uncompiled network's
     for fused in (True, False):
         with attach(twin, plan, fused=fused):
             expected = outputs(twin)
@@ -266,3 +270,18 @@ def test_compiled_networks_follow_a_plan_and_are_compiled_again_afterwards(in_pl
     assert policy.net is called
     assert torch.equal(outputs(policy), before)
     assert len(graphs) == count
+
+
+def test_a_dit_pipeline_is_compared_with_what_else_saves_time_and_left_as_it_was():
+    pipe = tiny_pipeline("dit")
+    lively(pipe.transformer)
+    held = {name: set(vars(module)) for name, module in pipe.transformer.named_modules()}
+    pictures = Pictures(labels=(1, 7), pipeline_steps=STEPS, guidance_scale=3.0)
+    rows = compare_pipeline(pipe, Schedule(updates=2, bubble=1), pictures, 2)
+    assert rows["full"]["error"] == 0
+    assert rows["full"]["times_faster"] == 1
+    assert rows["uniform"]["share"] == pytest.approx(0.25)
+    assert rows["2 steps"]["error"] > 0
+    assert all(np.isfinite(list(filter(None, row.values()))).all() for row in rows.values())
+    assert rows["FirstBlockCache 0.4"]["error"] >= rows["FirstBlockCache 0.05"]["error"] >= 0
+    assert {name: set(vars(module)) for name, module in pipe.transformer.named_modules()} == held

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from noiseworks.bac.bubbling import bubble_union, most_volatile
-from noiseworks.bac.scheduling import METRICS, objective_value, solve
+from noiseworks.bac.options import METRICS
+from noiseworks.bac.scheduling import objective_value, solve
 from noiseworks.core.errors import InputError
 
 

@@ -14,7 +14,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import torch
-from noiseworks.bac import attach, make_plan, profile
+from noiseworks.bac import Schedule, attach, make_plan, profile
 from noiseworks.bench.testbeds.tabletop import TabletopBatch, demonstrations
 from noiseworks.bench.testbeds.tabletop.tasks import NUM_TASKS
 from noiseworks.kits.policies import DiffusionPolicy, ReplanningPolicy, episode_list, evaluate, load_host
@@ -51,8 +51,8 @@ def main() -> None:
             policy.remember({"obs": seen["obs"][:, step]}, [0])
     policies["RTI"].replan([0])
     plans = {
-        "100 steps": make_plan(profile(host, seen, num_steps=100), updates=words.updates[0]),
-        "RTI": make_plan(profile(host, seen, num_steps=len(steps)), updates=words.updates[1]),
+        "100 steps": make_plan(profile(host, seen, num_steps=100), Schedule(updates=words.updates[0])),
+        "RTI": make_plan(profile(host, seen, num_steps=len(steps)), Schedule(updates=words.updates[1])),
     }
     found: dict[str, list[float]] = {}
     changes: dict[str, list[float]] = {name: [] for name in policies}

@@ -286,6 +286,8 @@ def load_artifact(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str
         raise ArtifactError(f"{path} holds no {CONFIG_NAME}: expected an artifact of kind {kind!r}")
     try:
         config = json.loads((path / CONFIG_NAME).read_text())
+        if not isinstance(config, dict):
+            raise ValueError(f"{CONFIG_NAME} holds a {type(config).__name__}, expected an object")
         tensors = load_file(path / WEIGHTS_NAME)
     except (OSError, ValueError, SafetensorError) as error:
         raise ArtifactError(

@@ -200,16 +200,14 @@ _DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]+)?")
 
 
 @dataclass(frozen=True)
-class Hardware(Options):
-    """Where a model runs and in which precision.
+class Place(Options):
+    """Where a model runs.
 
     Attributes:
         device: auto (the GPU if there is one), cpu, cuda, cuda:N or mps.
-        dtype: Type of the weights: auto (the checkpoint's own), float32, bfloat16 or float16.
     """
 
     device: str = "auto"
-    dtype: DtypeName = "auto"
 
     def check(self) -> None:
         """Refuse a device that no machine has.
@@ -229,6 +227,17 @@ class Hardware(Options):
         from noiseworks.core.devices import resolve_device
 
         return resolve_device(self.device)
+
+
+@dataclass(frozen=True)
+class Hardware(Place):
+    """Where a model runs and in which precision.
+
+    Attributes:
+        dtype: Type of the weights: auto (the checkpoint's own), float32, bfloat16 or float16.
+    """
+
+    dtype: DtypeName = "auto"
 
     def torch_dtype(self) -> "torch.dtype | None":
         """Return the type of the weights, or None for the checkpoint's own."""

@@ -5,12 +5,11 @@ before it (section 3.3). So the blocks that change most from step to step also u
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
+from noiseworks.bac.options import Scope
 from noiseworks.core.checks import check_choice, check_number
 
-Scope = Literal["all", "ffn"]
 FEED_FORWARD = "ff"
 
 

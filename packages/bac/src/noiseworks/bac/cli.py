@@ -13,10 +13,8 @@ app = make_app(
         "plan": Command(f"{_HOME}:plan", "Decide at which steps each block is computed, and show the table."),
         "heatmap": Command(f"{_HOME}:heatmap", "Draw a plan or a profile as SVG, PNG or WebP."),
         "errors": Command(f"{_HOME}:errors", "Compare a plan's block outputs with the full run's."),
-        "rollout": Command(f"{_HOME}:rollout", "Run a policy with a plan on a testbed, with a video."),
-        "bench": Command(
-            f"{_HOME}:bench", "Time full, uniform, unified, block-wise and bubbled plans in one run."
-        ),
+        "eval": Command(f"{_HOME}:eval_policy", "Run a policy with a plan on a testbed, with a video."),
+        "compare": Command(f"{_HOME}:compare", "Time the full policy, baselines and plans in one run."),
     },
 )
 

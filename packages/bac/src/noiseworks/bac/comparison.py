@@ -2,22 +2,23 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from noiseworks.bac.attaching import attach
+from noiseworks.bac.data import load_observations
+from noiseworks.bac.hosts import find_stack
+from noiseworks.bac.offline import bar
+from noiseworks.bac.options import Checking, Schedule, Timing
 from noiseworks.bac.plan import CachePlan, make_plan
 from noiseworks.bac.profiling import FeatureProfile
-from noiseworks.bac.sampling import FusedDiffusionPolicy
-from noiseworks.bac.teacache import attach_teacache
+from noiseworks.bac.teacache import attach_teacache, teacache_threshold
 from noiseworks.core.checks import check_choice, check_number
 from noiseworks.kits.policies.protocols import DenoiserHost, Obs
-from noiseworks.kits.policies.replanning import DiffusionPolicy, ReplanningPolicy
-
-PLANS = ("uniform", "unified", "adjacent", "block", "bac")
-ARMS = ("full", "lean", "ddim", "truncated", "teacache", *PLANS)
+from noiseworks.kits.policies.replanning import DiffusionPolicy
+from noiseworks.kits.policies.steps import sampler_table
 
 
 @dataclass(frozen=True)
@@ -27,66 +28,69 @@ class Arms:
     Attributes:
         host: The policy.
         plans: Plans by arm.
-        updates: M.
         steps: K.
-        threshold: Of the TeaCache-like baseline.
+        ddim: Steps of the arms whose name begins with ddim.
+        truncated: Steps of the truncated run, where there is that arm.
+        threshold: Of the TeaCache-like baseline, where there is that arm.
     """
 
     host: DenoiserHost
     plans: dict[str, CachePlan]
-    updates: int
     steps: int
-    threshold: float
+    ddim: dict[str, int]
+    truncated: int | None = None
+    threshold: float | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All arms, the full run first."""
+        naive = () if self.truncated is None else ("truncated",)
+        rule = () if self.threshold is None else ("teacache",)
+        return ("full", "lean", *self.ddim, *naive, *rule, *self.plans)
 
     @contextmanager
-    def policy(self, arm: str, num_envs: int = 1) -> Iterator[ReplanningPolicy]:
+    def policy(self, arm: str, num_envs: int = 1) -> Iterator[DiffusionPolicy]:
         """Attach what an arm needs and give its policy; detach at the end.
 
         Raises:
             InputError: When the arm is unknown.
         """
-        check_choice("arm", arm, ARMS)
+        check_choice("arm", arm, self.names)
         attached: Any = nullcontext()
-        if arm in PLANS:
+        if arm in self.plans:
             attached = attach(self.host, self.plans[arm])
         elif arm == "lean":
             # Everything is computed, by the same lean code that the plans run on.
-            every = CachePlan.uniform(self.plans["bac"].blocks, self.steps, 1)
+            every = CachePlan.uniform(find_stack(self.host).blocks, self.steps, 1)
             attached = attach(self.host, every, exact=False)
         elif arm == "teacache":
             attached = attach_teacache(self.host, self.threshold, self.steps)
         with attached:
             yield self._sampler(arm, num_envs)
 
-    def _sampler(self, arm: str, num_envs: int) -> ReplanningPolicy:
-        if arm == "full":
-            return DiffusionPolicy(self.host, num_inference_steps=self.steps, num_envs=num_envs)
-        if arm == "ddim":
-            return DiffusionPolicy(
-                self.host, solver="ddim", num_inference_steps=self.updates, num_envs=num_envs
-            )
-        last = self.updates if arm == "truncated" else None
-        return FusedDiffusionPolicy(
-            self.host, num_inference_steps=self.steps, last_steps=last, num_envs=num_envs
-        )
+    def _sampler(self, arm: str, num_envs: int) -> DiffusionPolicy:
+        if arm.startswith("ddim"):
+            steps = self.ddim[arm]
+            return DiffusionPolicy(self.host, solver="ddim", num_inference_steps=steps, num_envs=num_envs)
+        table = sampler_table(self.host.scheduler, "ddpm", self.steps)
+        table = table.last(self.truncated) if arm == "truncated" else table
+        return DiffusionPolicy(self.host, table=table, num_envs=num_envs)
 
 
-def make_plans(profile: FeatureProfile, updates: int, bubble: int) -> dict[str, CachePlan]:
+def make_plans(profile: FeatureProfile, schedule: Schedule) -> dict[str, CachePlan]:
     """Return the plans that are compared at M updates a block.
 
     Args:
         profile: The policy's profile.
-        updates: M.
-        bubble: Blocks that bubble up in the arm `bac`.
+        schedule: M, and how many blocks bubble up in the arm `bac`.
     """
-    check_number("updates", updates, low=1, high=profile.num_steps, integer=True)
-    every = -(-profile.num_steps // updates)
+    plain = replace(schedule, bubble=0)
     return {
-        "uniform": CachePlan.uniform(profile.blocks, profile.num_steps, every),
-        "unified": CachePlan.unified(profile, updates),
-        "adjacent": make_plan(profile, updates=updates, objective="adjacent", bubble=0),
-        "block": make_plan(profile, updates=updates, bubble=0),
-        "bac": make_plan(profile, updates=updates, bubble=bubble),
+        "uniform": CachePlan.of_updates(profile, schedule.updates),
+        "unified": CachePlan.unified(profile, plain),
+        "adjacent": make_plan(profile, replace(plain, objective="adjacent")),
+        "block": make_plan(profile, plain),
+        "bac": make_plan(profile, schedule),
     }
 
 
@@ -140,35 +144,39 @@ def action_errors(arms: Arms, names: Sequence[str], observations: Obs, seed: int
     return {name: (value - full).square().mean((1, 2)).double().numpy() for name, value in found.items()}
 
 
-def compare(
-    arms: Arms,
-    observations: Obs,
-    *,
-    batch_size: int,
-    repeats: int,
-    seed: int,
-    progress: Callable[[int], None] | None = None,
+def compare_policies(
+    host: DenoiserHost, profile: FeatureProfile, schedule: Schedule, checking: Checking, timing: Timing
 ) -> dict[str, dict[str, float | None]]:
     """Return each arm's milliseconds, speed-up over the full policy, share of computed blocks and action error.
 
     Args:
-        arms: The arms.
-        observations: Tensors [n, To, ...], all of them for the actions' error.
-        batch_size: How many of them a timed replan has.
-        repeats: Timed replans of each arm.
-        seed: Of the noise.
-        progress: Called with the number of finished rounds.
+        host: The policy.
+        profile: Its profile.
+        schedule: Of the plans.
+        checking: Observations, and the noise's seed.
+        timing: Rows and repeats of timed replans.
     """
-    part = {name: value[:batch_size] for name, value in observations.items()}
-    seconds = time_replans(arms, ARMS, part, repeats, progress)
-    wrong = action_errors(arms, ARMS, observations, seed)
+    obs = load_observations(checking.data, host, checking.observations, checking.seed)
+    plans = make_plans(profile, schedule)
+    updates, steps, generator = (
+        schedule.updates,
+        profile.num_steps,
+        torch.Generator().manual_seed(checking.seed),
+    )
+    threshold = teacache_threshold(host, obs, updates, num_steps=steps, generator=generator)
+    arms = Arms(host, plans, steps, {"ddim": updates}, updates, threshold)
+    part = {name: value[: timing.batch_size] for name, value in obs.items()}
+    with bar() as bars:
+        task = bars.add_task("timing", total=timing.repeats + 1)
+        seconds = time_replans(arms, arms.names, part, timing.repeats, lambda _: bars.advance(task))
+    wrong = action_errors(arms, arms.names, obs, checking.seed)
     medians = {name: float(np.median(values)) for name, values in seconds.items()}
     return {
         name: {
             "milliseconds": 1e3 * medians[name],
             "times_faster": medians["full"] / medians[name],
             "share": arms.plans[name].share if name in arms.plans else None,
-            "action_error": float(wrong[name].mean()),
+            "error": float(wrong[name].mean()),
         }
-        for name in ARMS
+        for name in arms.names
     }

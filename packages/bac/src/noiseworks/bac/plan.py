@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from noiseworks.bac.bubbling import Scope, bubble_union, most_volatile
-from noiseworks.bac.scheduling import Metric, Objective, solve
+from noiseworks.bac.bubbling import bubble_union, most_volatile
+from noiseworks.bac.options import Schedule
+from noiseworks.bac.scheduling import solve
 from noiseworks.core.artifacts import load_artifact, save_artifact
 from noiseworks.core.checks import check_number
 from noiseworks.core.errors import ArtifactError, InputError
@@ -82,6 +83,15 @@ class CachePlan:
     def share(self) -> float:
         """Share of the block computations of the full run that is left."""
         return float(self.table.mean())
+
+    @property
+    def cost(self) -> float:
+        """Work of a replan over that of the full run, where a step with any computed block costs one block more.
+
+        A step without computed blocks leaves out the condition too, so plans that agree on their steps are cheaper.
+        """
+        blocks, steps = self.table.shape
+        return float(self.table.sum() + self.table.any(0).sum()) / ((blocks + 1) * steps)
 
     def schedule(self, block: str) -> list[int]:
         """Return the steps at which a block is computed."""
@@ -176,63 +186,67 @@ class CachePlan:
         )
 
     @classmethod
+    def of_updates(cls, profile: "FeatureProfile", updates: int) -> "CachePlan":
+        """Return the uniform plan with at most `updates` updates of a profile's policy.
+
+        Raises:
+            InputError: When `updates` is not from 1 to K.
+        """
+        check_number("updates", updates, low=1, high=profile.num_steps, integer=True)
+        return cls.uniform(
+            profile.blocks,
+            profile.num_steps,
+            -(-profile.num_steps // updates),
+            ascending=profile.ascending,
+            calls_per_step=profile.calls_per_step,
+        )
+
+    @classmethod
     def unified(
-        cls,
-        profile: "FeatureProfile",
-        updates: int,
-        *,
-        block: str | None = None,
-        objective: Objective = "pairwise",
-        metric: Metric = "cosine",
-        force_last: bool = True,
+        cls, profile: "FeatureProfile", schedule: Schedule = Schedule(), block: str | None = None
     ) -> "CachePlan":
         """Return the plan in which all blocks follow the schedule of one, by default the first self-attention's.
+
+        Args:
+            profile: The policy's profile.
+            schedule: How that block's steps are chosen; nothing bubbles.
+            block: The block's name.
 
         Raises:
             InputError: When the block or the metric was not profiled or a number is out of range.
         """
         name = profile.blocks[0] if block is None else block
-        schedule = solve(profile.matrix(name, metric), updates, objective=objective, metric=metric)
-        settings = {"updates": updates, "block": name, "objective": objective, "metric": metric}
-        return _from_schedules([schedule] * len(profile.blocks), profile, "unified", force_last, settings)
+        steps = _solved(profile, name, schedule)
+        settings = {"updates": schedule.updates, "block": name}
+        settings |= {"objective": schedule.objective, "metric": schedule.metric}
+        return _from_schedules(
+            [steps] * len(profile.blocks), profile, "unified", schedule.force_last, settings
+        )
 
 
-def make_plan(
-    profile: "FeatureProfile",
-    *,
-    updates: int = 10,
-    objective: Objective = "pairwise",
-    metric: Metric = "cosine",
-    bubble: int = 5,
-    bubble_scope: Scope = "all",
-    force_last: bool = True,
-) -> CachePlan:
+def make_plan(profile: "FeatureProfile", schedule: Schedule = Schedule()) -> CachePlan:
     """Return the block-wise adaptive plan (sections 3.2 and 3.3).
 
     Args:
         profile: The policy's profile.
-        updates: M, steps at which a block is computed before bubbling, step 0 among them; 1 to K.
-        objective: `pairwise` (the authors' code) or `adjacent` (the paper's formula).
-        metric: Of the profile's metrics.
-        bubble: How many of the most volatile blocks also update with the feed-forward blocks further on; 0 for
-            none.
-        bubble_scope: Which blocks may be among them: `all`, or feed-forward blocks only (`ffn`).
-        force_last: Whether every block is computed at the last step too.
+        schedule: Updates M, the objective, and which blocks bubble.
 
     Raises:
-        InputError: When an argument is out of range or the metric was not profiled.
+        InputError: When M is above K, the metric was not profiled or fewer blocks could bubble.
     """
     kinds, layers = profile.kinds, profile.layers
-    selected = most_volatile(profile.volatility, kinds, bubble, bubble_scope)
-    schedules = [
-        solve(profile.matrix(name, metric), updates, objective=objective, metric=metric)
-        for name in profile.blocks
-    ]
+    selected = most_volatile(profile.volatility, kinds, schedule.bubble, schedule.bubble_scope)
+    schedules = [_solved(profile, name, schedule) for name in profile.blocks]
     if selected:
         schedules = bubble_union(schedules, kinds, layers, selected)
-    settings = {"updates": updates, "objective": objective, "metric": metric, "bubble_scope": bubble_scope}
-    settings |= {"bubbled": [profile.blocks[i] for i in selected], "force_last": force_last}
-    return _from_schedules(schedules, profile, "block+bubble" if selected else "block", force_last, settings)
+    settings = vars(schedule) | {"bubbled": [profile.blocks[i] for i in selected]}
+    method = "block+bubble" if selected else "block"
+    return _from_schedules(schedules, profile, method, schedule.force_last, settings)
+
+
+def _solved(profile: "FeatureProfile", block: str, schedule: Schedule) -> list[int]:
+    matrix = profile.matrix(block, schedule.metric)
+    return solve(matrix, schedule.updates, objective=schedule.objective, metric=schedule.metric)
 
 
 def _from_schedules(

@@ -5,15 +5,13 @@ from html import escape
 from pathlib import Path
 
 import numpy as np
+from noiseworks.bac.options import Metric, check_picture
 from noiseworks.bac.plan import CachePlan
 from noiseworks.bac.profiling import FeatureProfile
 from noiseworks.bac.report import ErrorReport
-from noiseworks.bac.scheduling import Metric
 from noiseworks.core.artifacts import atomic_write
-from noiseworks.core.errors import InputError
 from PIL import Image, ImageDraw
 
-SUFFIXES = (".svg", ".png", ".webp")
 _LEFT, _TOP, _GAP = 90, 34, 8
 _DARK, _LIGHT, _RED = (31, 93, 170), (235, 240, 247), (178, 24, 43)
 Color = tuple[int, int, int]
@@ -72,7 +70,7 @@ def plot_plan(plan: CachePlan, path: str | Path) -> Path:
     Raises:
         InputError: When the file's name ends otherwise.
     """
-    path = check_suffix(path)
+    path = check_picture(path)
     blocks, steps = plan.table.shape
     cell = max(3, min(12, 900 // steps))
     canvas = _Canvas(_LEFT + steps * cell + 60, _TOP + blocks * 12 + 20)
@@ -113,7 +111,7 @@ def plot_similarity(
     Raises:
         InputError: When the file's name ends otherwise or a block or metric was not profiled.
     """
-    path = check_suffix(path)
+    path = check_picture(path)
     names = profile.blocks if blocks is None else tuple(blocks)
     matrices = [profile.matrix(name, metric) for name in names]
     columns = min(len(names), len(dict.fromkeys(profile.kinds)))
@@ -155,7 +153,7 @@ def plot_errors(report: ErrorReport, path: str | Path) -> Path:
     Raises:
         InputError: When the file's name ends otherwise.
     """
-    path = check_suffix(path)
+    path = check_picture(path)
     blocks, steps = report.errors.shape
     cell, largest = max(3, min(12, 900 // steps)), max(float(report.errors.max()), 1e-12)
     canvas = _Canvas(_LEFT + steps * cell + 60, _TOP + blocks * 14 + 6)
@@ -171,18 +169,6 @@ def plot_errors(report: ErrorReport, path: str | Path) -> Path:
                 canvas.boxes.append((_LEFT + step * cell, y, cell, 3, _DARK))
     canvas.words.append((_LEFT + steps * cell - 60, 18, "mean at updates"))
     canvas.write(path)
-    return path
-
-
-def check_suffix(path: str | Path) -> Path:
-    """Return the path of a picture.
-
-    Raises:
-        InputError: When its name does not end with .svg, .png or .webp.
-    """
-    path = Path(path)
-    if path.suffix not in SUFFIXES:
-        raise InputError(f"a picture's name must end with {', '.join(SUFFIXES)}, got {path.name!r}")
     return path
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from noiseworks.bac.attaching import attach
 from noiseworks.bac.hosts import Stack, eager_parts, find_stack
+from noiseworks.bac.options import METRICS, Metric
 from noiseworks.bac.plan import CachePlan, layer_of
-from noiseworks.bac.scheduling import METRICS, Metric
 from noiseworks.core.artifacts import load_artifact, save_artifact
 from noiseworks.core.checks import check_choice, check_finite, check_number
 from noiseworks.core.errors import ArtifactError, InputError

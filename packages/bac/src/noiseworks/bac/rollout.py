@@ -1,6 +1,7 @@
 """Episodes on the testbed `tabletop` with a plan attached, kept so that they can be shown."""
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,10 +9,11 @@ import numpy as np
 import torch
 from noiseworks.bac.attaching import attach
 from noiseworks.bac.data import testbed
+from noiseworks.bac.options import Episodes
 from noiseworks.bac.plan import CachePlan
-from noiseworks.bac.sampling import FusedDiffusionPolicy
 from noiseworks.kits.policies.evaluation import EvaluationReport, episode_list, evaluate
 from noiseworks.kits.policies.protocols import DenoiserHost
+from noiseworks.kits.policies.replanning import DiffusionPolicy
 
 STATE = 21
 
@@ -46,26 +48,19 @@ class Rollout:
         return steps, captions, solved
 
 
-def roll_out(
-    host: DenoiserHost, plan: CachePlan | None, tasks: list[int], episodes: int, seed: int
-) -> Rollout:
+def roll_out(host: DenoiserHost, plan: CachePlan | None, episodes: Episodes) -> Rollout:
     """Run episodes of some tasks, all of them at once.
 
     Args:
         host: The policy.
         plan: What is attached to it; None for nothing.
-        tasks: Task numbers.
-        episodes: Episodes of each task.
-        seed: Of the first episode.
+        episodes: Which episodes.
     """
-    listed, seeds = episode_list(tasks, episodes, seed)
-    env = testbed().TabletopBatch(len(listed))
+    listed, seeds = episode_list(episodes.tasks, episodes.episodes, episodes.first_seed)
+    env = testbed().TabletopBatch(len(listed), disturb=episodes.disturb)
     steps = None if plan is None else plan.num_steps
-    policy = FusedDiffusionPolicy(host, num_inference_steps=steps, num_envs=env.num_envs)
+    policy = DiffusionPolicy(host, num_inference_steps=steps, num_envs=env.num_envs)
     begin = time.perf_counter()
-    if plan is None:
+    with nullcontext() if plan is None else attach(host, plan), torch.inference_mode():
         report = evaluate(policy, env, listed, seeds, record=True)
-    else:
-        with attach(host, plan), torch.inference_mode():
-            report = evaluate(policy, env, listed, seeds, record=True)
     return Rollout(report, time.perf_counter() - begin)

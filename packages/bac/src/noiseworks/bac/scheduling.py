@@ -4,16 +4,12 @@ Steps are counted in call order: k = 0 is the noisiest. A schedule is an increas
 each of its steps on, the block's output is reused until the next one.
 """
 
-from typing import Literal
+from typing import get_args
 
 import numpy as np
+from noiseworks.bac.options import METRICS, Metric, Objective
 from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.errors import InputError
-
-Objective = Literal["pairwise", "adjacent"]
-Metric = Literal["cosine", "mse", "l1", "l2", "wasserstein"]
-METRICS: tuple[Metric, ...] = ("cosine", "mse", "l1", "l2", "wasserstein")
-OBJECTIVES: tuple[Objective, ...] = ("pairwise", "adjacent")
 
 
 def segment_scores(similarity: np.ndarray) -> np.ndarray:
@@ -92,7 +88,7 @@ def solve(
     Raises:
         InputError: When the matrix is not square and finite or an argument is out of range.
     """
-    check_choice("objective", objective, OBJECTIVES)
+    check_choice("objective", objective, get_args(Objective))
     check_choice("metric", metric, METRICS)
     similarity = np.asarray(similarity, np.float64)
     if similarity.ndim != 2 or similarity.shape[0] != similarity.shape[1] or not len(similarity):

@@ -4,10 +4,18 @@ from pathlib import Path
 
 import numpy as np
 from noiseworks.bac.data import testbed
+from noiseworks.bac.options import Episodes
+from noiseworks.bac.rollout import Rollout
 from noiseworks.kits.policies.video import write_video
 from PIL import Image, ImageDraw
 
 SIZE, _SCALE, _BORDER = 64, 3, 22
+
+
+def write_first_episodes(report: Rollout, episodes: Episodes) -> None:
+    """Write the first episode of each task side by side."""
+    rows = np.arange(len(episodes.tasks)) * episodes.episodes
+    write_episodes(episodes.video, *report.film(rows))
 
 
 def write_episodes(

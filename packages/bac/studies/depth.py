@@ -1,6 +1,6 @@
 """Does the error surge, and with it the gain of bubbling, grow with depth? Policies of several depths, trained alike.
 
-    python packages/bac/benchmarks/depth.py --layers 4 8 --steps 6000 --out depth
+    python packages/bac/studies/depth.py --layers 4 8 --steps 6000 --out depth
 
 The paper finds block-wise schedules without bubbling worse than one schedule for all blocks. Each policy is trained on
 the demonstrations of `tabletop` (a stopped run goes on), profiled, and run under plans of equal M. Printed are the
@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from noiseworks.bac import CachePlan, FeatureProfile, error_report, profile
+from noiseworks.bac import CachePlan, FeatureProfile, Schedule, error_report, profile
 from noiseworks.bac.bubbling import most_volatile
 from noiseworks.bac.comparison import make_plans
 from noiseworks.bac.data import TABLETOP, load_observations
@@ -63,7 +63,7 @@ def figures(host: NativePolicy, plan: CachePlan, found: FeatureProfile, seed: in
     }
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     """Print a table for each depth."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, nargs="+", default=[4, 8])
@@ -73,12 +73,12 @@ def main() -> None:
     parser.add_argument("--bubble", type=int, default=5)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path("depth"))
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     for layers in options.layers:
         host = trained(layers, options)
         generators = [torch.Generator().manual_seed(SEED + row) for row in range(8)]
         found = profile(host, load_observations(TABLETOP, host, 8, SEED), generator=generators)
-        plans = make_plans(found, options.updates, options.bubble)
+        plans = make_plans(found, Schedule(updates=options.updates, bubble=options.bubble))
         print(f"{layers} layers, {options.steps} steps of training")
         for name in PLANS:
             row = figures(host, plans[name], found, SEED + 1)

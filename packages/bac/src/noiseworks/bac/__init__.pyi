@@ -1,0 +1,11 @@
+from .attaching import CachedPolicy as CachedPolicy
+from .attaching import attach as attach
+from .choosing import best_plan as best_plan
+from .choosing import candidates as candidates
+from .hosts import find_stack as find_stack
+from .options import Schedule as Schedule
+from .plan import CachePlan as CachePlan
+from .plan import make_plan as make_plan
+from .profiling import FeatureProfile as FeatureProfile
+from .profiling import profile as profile
+from .report import error_report as error_report
