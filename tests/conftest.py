@@ -4,6 +4,7 @@ A test that takes `member`, `method`, `command` or `claim_slug` runs once for ea
 package is held to every contract from the moment its folder exists.
 """
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from contracts import contract_of
+from warm import Warm
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -135,3 +137,32 @@ def run():
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory):
+    """Run a program as `run` does, in a process forked from one that has torch and the hosts loaded."""
+    programs = Warm(tmp_path_factory.mktemp("warm"))
+
+    def run(*words, cwd, **variables) -> subprocess.CompletedProcess:
+        offline = {"HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "COLUMNS": "200"}
+        return programs.run(words, cwd, {**offline, **variables})
+
+    yield run
+    programs.close()
+
+
+@pytest.fixture(scope="session")
+def smoke(run, tmp_path_factory) -> Path:
+    """The folder of one `noiseworks bench --scale smoke` over all claims, which every process of a run shares."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with open(folder / "smoke.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "smoke.json").exists():
+            words = ("bench", "--scale", "smoke", "--out", folder / "smoke", "--json")
+            done = run("noiseworks", *words, timeout=1500)
+            (folder / "smoke.json").write_text(done.stdout)
+            (folder / "smoke.txt").write_text(done.stderr)
+    return folder

@@ -1,4 +1,4 @@
-"""README code runs as it stands: every ```python block, in order, one process a README, without a network."""
+"""README code runs as it stands: every ```python block, in order, one warm process a README, without a network."""
 
 import re
 
@@ -12,25 +12,24 @@ def python_blocks(file):
     return BLOCK.findall(file.read_text())
 
 
-@pytest.mark.slow
-def test_python_blocks_of_a_member_readme_run(member, run, tmp_path):
+def test_python_blocks_of_a_member_readme_run(member, warm, tmp_path):
     blocks = python_blocks(member.folder / "README.md")
     if member.is_method:
         assert blocks, "a method's README shows its use in Python"
     if blocks:
         script = tmp_path / "readme.py"
         script.write_text("\n\n".join(blocks))
-        done = run("python", script, cwd=tmp_path, timeout=500)
+        done = warm("python", script, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/index.md", "docs/getting-started.md"])
-def test_python_blocks_of_the_project_pages_run(name, root, run, tmp_path):
+def test_python_blocks_of_the_project_pages_run(name, root, warm, tmp_path):
     blocks = python_blocks(root / name)
     if blocks:
         script = tmp_path / "page.py"
         script.write_text("\n\n".join(blocks))
-        done = run("python", script, cwd=tmp_path, timeout=500)
+        done = warm("python", script, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
 
 
