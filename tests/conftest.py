@@ -154,7 +154,10 @@ def warm(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def smoke(run, tmp_path_factory) -> Path:
-    """The folder of one `noiseworks bench --scale smoke` over all claims, which every process of a run shares."""
+    """The folder of one `noiseworks bench --scale smoke` over all claims, which every process of a run shares.
+
+    NOISEWORKS_METHODS names the methods, where not all of them are wanted.
+    """
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
@@ -162,6 +165,8 @@ def smoke(run, tmp_path_factory) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "smoke.json").exists():
             words = ("bench", "--scale", "smoke", "--out", folder / "smoke", "--json")
+            if "NOISEWORKS_METHODS" in os.environ:
+                words += ("--methods", os.environ["NOISEWORKS_METHODS"])
             done = run("noiseworks", *words, timeout=1500)
             (folder / "smoke.json").write_text(done.stdout)
             (folder / "smoke.txt").write_text(done.stderr)

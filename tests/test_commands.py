@@ -34,8 +34,8 @@ def cold(members, run, root):
     return json.loads(done.stdout)
 
 
-def test_help_and_refusals_load_nothing_heavy(cold):
-    """Help of every verb and a value outside of each bound of each option, in a process that had loaded nothing."""
+def test_help_refusals_and_claims_load_nothing_heavy(cold):
+    """Help of every verb, a value outside of each bound of each option, and the claim, in a process without torch."""
     assert {slug: record["heavy"] for slug, record in cold.items() if record["heavy"]} == {}
 
 
