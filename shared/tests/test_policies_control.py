@@ -23,6 +23,7 @@ from noiseworks.kits.policies import (
     sampling_scheduler,
     wilson_interval,
 )
+from noiseworks.kits.policies.evaluation import time_in_turns
 from noiseworks.kits.policies.video import check_video, write_video
 
 
@@ -369,6 +370,23 @@ def test_latency_leaves_out_the_first_replans():
     assert len(policy.stats.latencies) == 6
     with pytest.raises(InputError, match="one environment"):
         measure_latency(Labels(Host(), num_envs=2), Clocks(2))
+
+
+@pytest.mark.usefixtures("clock")
+def test_policies_are_timed_in_turns():
+    order = []
+
+    class Watched(Labels):
+        def plan(self, cond, ids, generator, rows):
+            order.append((self.seed, int(self.since[0])))
+            return super().plan(cond, ids, generator, rows)
+
+    policies = {"a": Watched(Host(), seed=1), "b": Watched(Host(), seed=2)}
+    found = time_in_turns(policies, Clocks(1), turns=2, warmup=1)
+    assert found == {"a": [0.25, 0.25], "b": [0.25, 0.25]}
+    assert order == [(1, 0), (2, 0), (1, 1), (2, 1), (1, 1), (2, 1)]
+    with pytest.raises(InputError, match="one environment"):
+        time_in_turns({"a": Labels(Host(), num_envs=2)}, Clocks(2), turns=1)
 
 
 def hold(last):

@@ -9,6 +9,7 @@ from diffusers import DDPMScheduler
 from noiseworks.core.errors import InputError
 from noiseworks.kits.policies import Episodes, NativePolicy, PolicyConfig, as_host, make_scheduler
 from noiseworks.rti_dp import (
+    Choice,
     Gaussian,
     GaussianHost,
     RTIPolicy,
@@ -152,7 +153,7 @@ def test_a_suggestion_starts_where_the_noise_covers_the_residual():
     host = Drifting(Gaussian(), action_dim=2, horizon=4, n_action_steps=2)
     abars, found = host.scheduler.alphas_cumprod, []
     for drift in (0.02, 0.1, 0.3):
-        suggestion = suggest_steps(host, recorded(drift), 3)
+        suggestion = suggest_steps(host, recorded(drift))
         assert suggestion.pairs == 15
         assert suggestion.covered
         assert suggestion.residual == pytest.approx((drift, drift), rel=1e-3)
@@ -163,8 +164,8 @@ def test_a_suggestion_starts_where_the_noise_covers_the_residual():
         assert suggestion.steps == thin_steps(k, 3)
         found.append(k)
     assert found == sorted(set(found))
-    assert suggest_steps(host, recorded(0.1), 3, c=2.0).start > suggest_steps(host, recorded(0.1), 3).start
-    assert not suggest_steps(host, recorded(2.0), 3).covered
+    assert suggest_steps(host, recorded(0.1), Choice(c=2.0)).start > suggest_steps(host, recorded(0.1)).start
+    assert not suggest_steps(host, recorded(2.0)).covered
 
 
 def test_suggestions_leave_out_discrete_dimensions():
@@ -173,16 +174,18 @@ def test_suggestions_leave_out_discrete_dimensions():
             return super().denoise(x, k, cond * torch.tensor([1.0, 10.0]))
 
     host = Jumping(Gaussian(), action_dim=2, horizon=4, n_action_steps=2)
-    every, left_out = (suggest_steps(host, recorded(0.03), 3, discrete_dims=d) for d in ((), (1,)))
+    every, left_out = (
+        suggest_steps(host, recorded(0.03), Choice(discrete=words)) for words in ("none", "1:clip")
+    )
     assert left_out.residual == pytest.approx((0.03, 0.3), rel=1e-3)
     assert left_out.start < every.start
     with pytest.raises(InputError, match="leave no dimension"):
-        suggest_steps(host, recorded(0.03), 3, discrete_dims=(0, 1))
+        suggest_steps(host, recorded(0.03), Choice(discrete="0,1:clip"))
     single = Episodes(
         np.zeros((2, 2), np.float32), np.zeros((2, 2), np.float32), np.array([1, 2]), np.zeros(2)
     )
     with pytest.raises(InputError, match="two steps"):
-        suggest_steps(host, single, 3)
+        suggest_steps(host, single)
 
 
 def gripper_episodes():

@@ -4,6 +4,7 @@ from .discrete import DiscreteSpec as DiscreteSpec
 from .gaussian import Gaussian as Gaussian
 from .gaussian import GaussianHost as GaussianHost
 from .gaussian import contraction as contraction
+from .options import Choice as Choice
 from .policy import RTIPolicy as RTIPolicy
 from .published import published_steps as published_steps
 from .scaling import scale_dataset as scale_dataset

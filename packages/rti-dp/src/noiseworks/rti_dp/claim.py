@@ -6,7 +6,6 @@ every step, the paper's long list with a snapped gripper, and discs that jump. A
 same table of modulations, so what is gained is the method's.
 """
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -54,11 +53,15 @@ class Shared:
 
 def prepare(seed: int, context: Context) -> Shared:
     """Load the policy and time replans, arms in turn."""
+    from noiseworks.bench.testbeds.tabletop import TabletopBatch
+    from noiseworks.kits.policies.evaluation import time_in_turns
     from noiseworks.kits.policies.hosts import load_host
 
     host = load_host(context.model or HOST, device=context.device)
     context.progress(0, 3, "latency")
-    return Shared(host, seed, replan_seconds(host, seed, context.settings["turns"]))
+    policies = {arm.name: make(arm.name, host, 1) for arm in ARMS}
+    turns = context.settings["turns"]
+    return Shared(host, seed, time_in_turns(policies, TabletopBatch(1), turns=turns, seed=1000 * seed))
 
 
 def make(arm: str, host: "DenoiserHost", num_envs: int) -> "ReplanningPolicy":
@@ -86,31 +89,6 @@ def episodes_of(seed: int, size: int) -> tuple["np.ndarray", "np.ndarray"]:
     tasks, seeds = episode_list(TASKS, size, 1000 * seed)
     order = np.lexsort((tasks, seeds))
     return tasks[order], seeds[order]
-
-
-def replan_seconds(host: "DenoiserHost", seed: int, turns: int) -> dict[str, list[float]]:
-    """Return seconds of a replan of every arm for one environment; arms take turns, warm starts are warm."""
-    import numpy as np
-    import torch
-    from noiseworks.bench.testbeds.tabletop import TabletopBatch
-
-    table = TabletopBatch(1)
-    policies = {arm.name: make(arm.name, host, 1) for arm in ARMS}
-    tasks, seeds = episodes_of(seed, 1)
-    table.reset(np.zeros(1, np.int64), tasks[:1], seeds[:1])
-    obs = {key: torch.from_numpy(value) for key, value in table.observe().items()}
-    for policy in policies.values():
-        policy.reset(seeds=[int(seeds[0])])
-        policy.act(obs)
-        policy.remember(obs, [0])
-        policy.replan([0])
-    found: dict[str, list[float]] = {arm: [] for arm in policies}
-    for _ in range(turns):
-        for arm, policy in policies.items():
-            begin = time.perf_counter()
-            policy.replan([0])
-            found[arm].append(time.perf_counter() - begin)
-    return found
 
 
 def solved(

@@ -10,7 +10,7 @@ from noiseworks.core.errors import InputError
 from noiseworks.core.models import resolve_model
 from noiseworks.core.options import Spread, Whole
 from noiseworks.kits.policies.options import TABLETOP, Trials
-from noiseworks.rti_dp.options import Choice, Iteration, parse_dims, parse_discrete, parse_steps
+from noiseworks.rti_dp.options import Choice, Iteration, parse_dims, parse_steps
 
 DDIM_STEPS = 10
 
@@ -29,12 +29,7 @@ def suggest(*, model: str, data: str, choice: Spread[Choice] = Choice()) -> dict
     from noiseworks.rti_dp.suggestion import suggest_steps
 
     episodes = load_episodes(data, needs="rti-dp", episodes=4, others=20)
-    dims, settings = parse_discrete(choice.discrete)[0], {"c": choice.c, "pairs": choice.pairs}
-    return asdict(
-        suggest_steps(
-            load_host(model), episodes, choice.nfe, discrete_dims=dims, seed=choice.seed, **settings
-        )
-    )
+    return asdict(suggest_steps(load_host(model), episodes, choice))
 
 
 def evaluate(

@@ -16,6 +16,8 @@ from noiseworks.rti_dp.options import Stepping
 from noiseworks.rti_dp.stepping import next_steps, step_table
 from torch import Tensor
 
+ERROR = 0.05  # standard deviation of the error that a policy's contraction is measured by
+
 
 @dataclass(frozen=True)
 class Gaussian:
@@ -81,35 +83,31 @@ def contraction(
     steps: Sequence[int] = (2, 1, 0),
     *,
     stepping: Stepping = "consistent",
-    scheduler: Any = None,
     obs: Mapping[str, Tensor] | None = None,
     guess: Tensor | None = None,
-    size: float = 0.05,
     seed: int = 0,
 ) -> float:
     """Return the factor by which one warm replan shrinks a guess's error; below 1 it contracts.
 
     Args:
-        host: A `Gaussian` for the exact slope of the mean map (without clipping), or a policy.
+        host: A `Gaussian` for the exact slope of the mean map on the squared-cosine schedule with 100 steps (without
+            clipping), or a policy.
         steps: Denoising indices.
         stepping: See `RTIPolicy`.
-        scheduler: For a `Gaussian`: the diffusers scheduler, by default squared-cosine with 100 steps.
         obs: For a policy: observations [B, To, ...].
         guess: For a policy: guesses [B, Tp, Da] in normalised units, such as a full denoising's prediction.
-        size: For a policy: standard deviation of the error that is put on the guess.
-        seed: For a policy: of that error and of the steps' noise.
+        seed: For a policy: of the error that is put on the guess and of the steps' noise.
 
     Raises:
         InputError: When a list is wrong, or a policy comes without observations and guesses.
     """
     if isinstance(host, Gaussian):
-        return _gaussian_slope(host, steps, stepping, make_scheduler() if scheduler is None else scheduler)
+        return _gaussian_slope(host, steps, stepping)
     if obs is None or guess is None:
         raise InputError("the contraction of a policy needs obs and guess, where it is measured")
-    check_number("size", size, low=0, low_open=True)
     host = as_host(host)
     table, cond, rows = step_table(host.scheduler, steps, stepping=stepping), host.encode(obs), len(guess)
-    error = size * torch.randn(guess.shape, generator=torch.Generator().manual_seed(seed)).to(guess)
+    error = ERROR * torch.randn(guess.shape, generator=torch.Generator().manual_seed(seed)).to(guess)
     loop, ends = DenoisingLoop(host, rows), []
     for start in (guess, guess + error):
         loop.start(rows).copy_(start)
@@ -117,13 +115,13 @@ def contraction(
     return float((ends[1] - ends[0]).norm() / error.norm())
 
 
-def _gaussian_slope(data: Gaussian, steps: Sequence[int], stepping: Stepping, scheduler: Any) -> float:
+def _gaussian_slope(data: Gaussian, steps: Sequence[int], stepping: Stepping) -> float:
     """Return the product of the steps' slopes, in float64.
 
     With the exact score d x0 / dx = sqrt(abar) v / (abar v + 1 - abar), and the mean of a step is
     a(k, k') x0 + b(k, k') x.
     """
-    abars = scheduler.alphas_cumprod.double()
+    abars = make_scheduler().alphas_cumprod.double()
     found, slope = check_steps(steps, len(abars)), 1.0
     for k, then in zip(found, next_steps(found, stepping), strict=True):
         abar, after = abars[k], abars[then] if then >= 0 else torch.ones((), dtype=torch.float64)

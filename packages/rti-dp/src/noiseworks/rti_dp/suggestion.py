@@ -7,7 +7,6 @@ square of r at each entry and dimension and q their 95 % quantile.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from noiseworks.core.errors import InputError
 from noiseworks.kits.policies.chunking import Episodes, shift
 from noiseworks.kits.policies.hosts import as_host
 from noiseworks.kits.policies.replanning import DiffusionPolicy
+from noiseworks.rti_dp.options import Choice, parse_discrete
 from torch import Tensor
 
 
@@ -44,15 +44,7 @@ class Suggestion:
 
 
 def suggest_steps(
-    host: Any,
-    episodes: Episodes,
-    nfe: int = 3,
-    *,
-    discrete_dims: Sequence[int] = (),
-    c: float = 1.0,
-    pairs: int = 128,
-    obs_key: str = "obs",
-    seed: int = 0,
+    host: Any, episodes: Episodes, choice: Choice = Choice(), *, obs_key: str = "obs"
 ) -> Suggestion:
     """Return a list of steps for a policy from recorded episodes.
 
@@ -62,33 +54,26 @@ def suggest_steps(
     Args:
         host: The policy.
         episodes: Recorded observations; actions are not read.
-        nfe: Length of the list.
-        discrete_dims: Dimensions that are left out of the choice (`DiscreteSpec` treats them).
-        c: Factor of the residual.
-        pairs: Pairs of neighbouring steps that are compared, at most.
+        choice: Length of the list, discrete dimensions that are left out, and how residuals are weighed.
         obs_key: Name under which the policy reads an observation.
-        seed: Of the choice of pairs and of the noise.
 
     Raises:
         InputError: When a number is out of range or no episode has two steps.
         NonFiniteError: When the policy's predictions are not finite.
     """
-    check_number("nfe", nfe, low=1, integer=True)
-    check_number("c", c, low=0, low_open=True)
-    check_number("pairs", pairs, low=1, integer=True)
     host = as_host(host)
-    kept = [d for d in range(host.action_dim) if d not in set(discrete_dims)]
+    kept = [d for d in range(host.action_dim) if d not in set(parse_discrete(choice.discrete)[0])]
     if not kept:
-        raise InputError("discrete_dims leave no dimension to choose by")
-    residual = residuals(host, episodes, pairs, obs_key, seed).double()
+        raise InputError("the discrete dimensions leave no dimension to choose by")
+    residual = residuals(host, episodes, choice.pairs, obs_key, choice.seed).double()
     spread = residual.square().mean(0).sqrt()
     quantile = float(torch.quantile(spread[:, kept].flatten(), 0.95))
     abars = host.scheduler.alphas_cumprod.double()
-    enough = ((1 - abars).sqrt() >= c * quantile / abars.sqrt()).nonzero().flatten()
+    enough = ((1 - abars).sqrt() >= choice.c * quantile / abars.sqrt()).nonzero().flatten()
     covered = len(enough) > 0
     start = int(enough[0]) if covered else int((abars * (1 - abars)).argmax())
     by_dim = residual.square().mean((0, 1)).sqrt()
-    steps = thin_steps(start, nfe)
+    steps = thin_steps(start, choice.nfe)
     return Suggestion(steps, start, covered, tuple(by_dim.tolist()), quantile, len(residual))
 
 

@@ -1,6 +1,6 @@
 """The evaluation protocol: the same initial states for every policy, success with intervals, calls and latency."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -269,3 +269,45 @@ def measure_latency(
     times = np.array(policy.stats.latencies[warmup:])
     nfe = float(np.mean(policy.stats.nfes[warmup:]))
     return Latency(float(np.median(times)), float(np.quantile(times, 0.95)), nfe, len(times))
+
+
+def time_in_turns(
+    policies: Mapping[str, ReplanningPolicy],
+    env: BatchEnv,
+    *,
+    turns: int,
+    task: int = 0,
+    seed: int = 0,
+    warmup: int = 2,
+) -> dict[str, list[float]]:
+    """Return the seconds of replans of several policies on one observation, one action executed between two.
+
+    Policies take turns, so that a busy machine slows all of them alike.
+
+    Args:
+        policies: Name -> a policy made for one environment.
+        env: One environment.
+        turns: Replans of each that are counted.
+        task: Task of the observation.
+        seed: Seed of the episode.
+        warmup: Replans before them, which may be longer (a first full denoising, tables that are filled).
+
+    Raises:
+        InputError: When a number is out of range or there is more than one environment.
+    """
+    check_number("turns", turns, low=1, integer=True)
+    if env.num_envs != 1 or any(policy.num_envs != 1 for policy in policies.values()):
+        raise InputError(f"replans are timed with one environment, got {env.num_envs}")
+    env.reset(np.zeros(1, np.int64), np.array([task]), np.array([seed]))
+    obs = {name: torch.from_numpy(value) for name, value in env.observe().items()}
+    for policy in policies.values():
+        policy.reset([0], [seed])
+    found: dict[str, list[float]] = {name: [] for name in policies}
+    for turn in range(warmup + turns):
+        for name, policy in policies.items():
+            policy.remember(obs, [0])
+            seconds = policy.replan([0]).latency_s
+            policy.executed([0])
+            if turn >= warmup:
+                found[name].append(seconds)
+    return found
