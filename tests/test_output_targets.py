@@ -16,7 +16,7 @@ FOLDERS = {
     "bac profile": ("bac profile --model nowhere --out {out}", "."),
     "bac plan": ("bac plan --profile nowhere --out {out}", "."),
     "freecache probe": ("freecache probe --model nowhere --prompt x --out {out}", "."),
-    "freecache bench": ("freecache bench --model nowhere --out {out}", "."),
+    "freecache compare": ("freecache compare --model nowhere --out {out}", "."),
     "streaming-dp convert": ("streaming-dp convert --policy nowhere --out {out}", "."),
     "streaming-dp train": ("streaming-dp train --policy nowhere --out {out}", "model"),
     "mode train": ("mode train --data nowhere --out {out}", "model"),
@@ -56,7 +56,7 @@ def test_a_foreign_file_in_the_folder_survives(tmp_path, monkeypatch, capsys, na
 
 @pytest.mark.parametrize("bad", ["", ".", "..", "/", "below/..", "nul\0byte", "x" * 300])
 @pytest.mark.parametrize(
-    "name", ["linear-ag generate", "bac plan", "freecache bench", "streaming-dp convert"]
+    "name", ["linear-ag generate", "bac plan", "freecache compare", "streaming-dp convert"]
 )
 def test_a_folder_without_a_name_of_its_own_is_refused(tmp_path, monkeypatch, capsys, name, bad):
     monkeypatch.chdir(tmp_path)

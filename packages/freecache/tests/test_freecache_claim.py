@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from noiseworks.bench.claims import Context, Measurement
+from noiseworks.bench.claims import Context
 from noiseworks.bench.testbeds.countdown.networks import make_causal
 from noiseworks.bench.testbeds.countdown.tokens import EOS_ID, MASK_ID, PAD_ID, make_tokenizer
 from noiseworks.core.errors import InputError
@@ -27,45 +27,35 @@ def folder(tmp_path_factory):
     return home
 
 
-def context_of(folder, scale, **changes):
+def context_of(folder, scale, data=None, **changes):
     settings = claim.CLAIM.scales[scale].settings | changes
-    return Context(scale, settings, str(folder / "model"), "cpu", folder, lambda *step: None)
+    return Context(scale, settings, str(folder / "model"), "cpu", folder, lambda *step: None, data or {})
 
 
 def test_arms_measure_the_same_problems(folder):
-    context = context_of(folder, "smoke", few=2, batch=2)
-    found = {arm: claim.run_arm(arm, 5, context).metrics for arm in ARMS}
+    context = context_of(folder, "smoke", block=4, length=8)
+    desks = claim.prepare(5, context)
+    found = {arm: claim.run(arm, desks, context).metrics for arm in ARMS}
     for arm, metrics in found.items():
         assert len(metrics["accuracy"]) == (2 if arm in claim.FEW else 4), arm
         assert ("accuracy_long" in metrics) == (arm in claim.LONG)
     assert set(claim.CLAIM.columns) <= set(found["full"])
     for target in claim.CLAIM.targets:
-        sizes = [len(found[arm][target.metric]) for arm in (target.arm, target.against)]
+        sizes = [len(found[arm][target.metric]) for arm in (target.arm, *target.rivals)]
         assert sizes[0] == sizes[1], target.name
     assert found["lazy"]["rows"] < found["sliding"]["rows"] < found["full"]["rows"]
     assert found["full"]["agreement"] == [1.0] * 4
 
 
-def test_full_scale_asks_the_users_questions(folder, monkeypatch):
-    monkeypatch.setenv(claim.DATA_VARIABLE, str(folder / "questions.jsonl"))
-    monkeypatch.setenv(claim.GUIDE_VARIABLE, str(folder / "guide"))
-    sizes = {"problems": 4, "few": 2, "long": 2, "batch": 2, "tokens": 64, "long_tokens": 128, "block": 8}
-    context = context_of(folder, "full", **sizes, length=16, dtype="float32")
-    setup = claim.setup_of(context, 1000, long=False)
-    assert (setup.guide, setup.sliding) == (str(folder / "guide"), 32)
-    for arm in ("full", "sliding", "both"):
-        metrics = claim.run_arm(arm, 1000, context).metrics
-        assert len(metrics["accuracy"]) == 4
-        assert len(metrics["accuracy_long"]) == 2
-
-
-@pytest.mark.parametrize("name", [claim.DATA_VARIABLE, claim.GUIDE_VARIABLE])
-def test_full_scale_without_questions_or_guide_is_refused(folder, monkeypatch, name):
-    monkeypatch.setenv(claim.DATA_VARIABLE, "questions.jsonl")
-    monkeypatch.setenv(claim.GUIDE_VARIABLE, "guide")
-    monkeypatch.delenv(name)
-    with pytest.raises(InputError, match=f"{name} not set"):
-        claim.run_arm("full", 1000, context_of(folder, "full"))
+def test_full_scale_asks_the_users_questions_with_the_users_guide(folder):
+    sizes = {"problems": 4, "few": 2, "long": 2, "batch": 2, "tokens": 64, "block": 8, "length": 16}
+    data = {"questions": str(folder / "questions.jsonl"), "guide": str(folder / "guide")}
+    context = context_of(folder, "full", data, **sizes)
+    assert set(data) == {one.name for one in claim.CLAIM.data}
+    desks = claim.prepare(1000, context)
+    assert [desk.questions[0].prompt.split()[0] for desk in desks.values()] == ["Question:", "Question:"]
+    metrics = claim.run("sliding", desks, context).metrics
+    assert (len(metrics["accuracy"]), len(metrics["accuracy_long"])) == (4, 2)
 
 
 def test_questions_stand_behind_solved_ones(folder):
@@ -90,9 +80,3 @@ def test_questions_stand_behind_solved_ones(folder):
         shown_questions(file, tokenizer, 20, 60, seed=1)
     with pytest.raises(InputError, match="no file of questions"):
         shown_questions("missing.jsonl", tokenizer, 2, 60, seed=1)
-
-
-@pytest.mark.parametrize(("share", "void"), [(0.0, True), (0.2, False)])
-def test_claim_is_void_where_nothing_can_be_lost(share, void):
-    values = [1.0] * round(10 * share) + [0.0] * round(10 * (1 - share))
-    assert (claim.precondition({"full": [Measurement({"accuracy": values})]}) is not None) == void

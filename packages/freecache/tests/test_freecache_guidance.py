@@ -1,18 +1,24 @@
 """Guided decoding: accept rules, runs, the guide's cache, windows, vocabularies."""
 
 import math
+from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 from noiseworks.core.errors import InputError
-from noiseworks.freecache import Acceptance, Guide, GuidedDiffusion, guide_generate, leading_run
-from noiseworks.freecache.guidance import STRATEGIES
-from noiseworks.freecache.windows import WINDOWS, next_window
+from noiseworks.freecache import Caching, Guidance, GuidedDiffusion, Sampling
+from noiseworks.freecache.baselines import guide_generate
+from noiseworks.freecache.guidance import accepts, leading_run
+from noiseworks.freecache.guide import Guide
+from noiseworks.freecache.options import Strategy, Windows
+from noiseworks.freecache.windows import next_window
 from noiseworks.kits.masked_lm import aligned_logits, detect_host, make_dream, make_llada, pad_prompts
 from transformers import LlamaConfig, LlamaForCausalLM
 
 MAKERS = {"llada": make_llada, "dream": make_dream}
 VOCABULARY, MASK, PAD, EOS = 9, 8, 7, 6
+STRATEGIES, WINDOWS = get_args(Strategy), get_args(Windows)
 
 
 def scaled(model):
@@ -45,6 +51,17 @@ def make_guide(vocabulary=VOCABULARY, longest=128):
         return scaled(LlamaForCausalLM(config))
 
 
+def guided_by(model, guide, rule=Guidance(), *, cache="block", sliding=None, **settings):
+    """Guided decoding where `cache` names the windows, or is None."""
+    taken = {key: settings.pop(key) for key in ("tokenizers",) if key in settings}
+    guidance = replace(rule, **{"windows": cache or "block"} | settings)
+    return GuidedDiffusion(model, guide, guidance, Caching(cache is not None, sliding=sliding), **taken)
+
+
+def generate(guided, prompts, gen_length, *, block_length=4, early_stop=0, **options):
+    return guided.generate(prompts, Sampling(gen_length, block_length, early_stop=early_stop), **options)
+
+
 def prompts_of(batch, length, seed=0):
     return torch.randint(6, (batch, length), generator=torch.Generator().manual_seed(seed))
 
@@ -75,7 +92,7 @@ def test_accept_rules_equal_a_loop_in_plain_python(strategy):
     logits = 3 * torch.randn(4, 50, 12, generator=generator)
     drafts = torch.randint(12, (4, 50), generator=generator)
     uniforms = torch.rand(4, 50, generator=generator)
-    flags = Acceptance(strategy).accepts(logits, drafts, uniforms)
+    flags = accepts(Guidance(strategy), logits, drafts, uniforms)
     q = logits.softmax(dim=-1)
     for row in range(4):
         for j in range(50):
@@ -86,23 +103,23 @@ def test_accept_rules_equal_a_loop_in_plain_python(strategy):
 
 def test_accept_rules_at_their_edges():
     logits = torch.tensor([[[0.5, 0.3, 0.2]] * 3]).log()
-    flags = Acceptance("topk_relative").accepts(logits, torch.tensor([[0, 1, 2]]))
+    flags = accepts(Guidance("topk_relative"), logits, torch.tensor([[0, 1, 2]]))
     assert flags.tolist() == [[True, True, False]]
     # Exactly 0.1 in float32 on both sides: a softmax of logits would round.
     even = torch.zeros(1, 1, 8)
-    assert not Acceptance("dynamic_threshold", threshold=0.125).accepts(even, torch.tensor([[2]])).any()
-    assert Acceptance("dynamic_threshold", threshold=0.1249).accepts(even, torch.tensor([[2]])).all()
+    assert not accepts(Guidance("dynamic_threshold", accept_above=0.125), even, torch.tensor([[2]])).any()
+    assert accepts(Guidance("dynamic_threshold", accept_above=0.1249), even, torch.tensor([[2]])).all()
     nucleus = torch.tensor([[[0.96, 0.02, 0.01, 0.005, 0.003, 0.002]]]).log()
-    narrow = Acceptance("aggressive", top_k=1)
-    assert not narrow.accepts(nucleus, torch.tensor([[1]])).any()
-    assert narrow.accepts(nucleus, torch.tensor([[0]])).all()
+    narrow = Guidance("aggressive", accept_top=1)
+    assert not accepts(narrow, nucleus, torch.tensor([[1]])).any()
+    assert accepts(narrow, nucleus, torch.tensor([[0]])).all()
 
 
 def test_stochastic_acceptance_has_the_guides_probability():
     logits = torch.tensor([0.7, 0.2, 0.1]).log().expand(1, 20_000, 3)
     uniforms = torch.rand(1, 20_000, generator=torch.Generator().manual_seed(0))
     drafts = torch.zeros(1, 20_000, dtype=torch.long)
-    share = Acceptance("stochastic").accepts(logits, drafts, uniforms).float().mean()
+    share = accepts(Guidance("stochastic"), logits, drafts, uniforms).float().mean()
     assert float(share) == pytest.approx(0.7, abs=5 * math.sqrt(0.21 / 20_000))
 
 
@@ -115,15 +132,15 @@ def test_runs_end_at_the_first_rejection():
     ("options", "part"),
     [
         ({"strategy": "always"}, "strategy"),
-        ({"threshold": 1.0}, "threshold"),
-        ({"rho": 2.0}, "rho"),
-        ({"nucleus": 0.0}, "nucleus"),
-        ({"top_k": 0}, "top_k"),
+        ({"accept_above": 1.0}, "accept_above"),
+        ({"accept_ratio": 2.0}, "accept_ratio"),
+        ({"accept_nucleus": 0.0}, "accept_nucleus"),
+        ({"accept_top": 0}, "accept_top"),
     ],
 )
 def test_bad_rules_are_refused(options, part):
     with pytest.raises(InputError, match=part):
-        Acceptance(**options)
+        Guidance(**options)
 
 
 def by_hand(model, guide, prompt, gen_length, acceptance, verify, mode):
@@ -135,7 +152,7 @@ def by_hand(model, guide, prompt, gen_length, acceptance, verify, mode):
         drafts = aligned_logits(model, tokens[None], spec=spec)[0, clean:last].argmax(-1)
         read = torch.cat([tokens[:clean], drafts])[None]
         logits = guide(read).logits[0, clean - 1 : last - 1]
-        flags = acceptance.accepts(logits[None], drafts[None])[0].tolist()
+        flags = accepts(acceptance, logits[None], drafts[None])[0].tolist()
         run = flags.index(False) if False in flags else len(flags)
         runs.append(run)
         if mode == "speculative":
@@ -149,34 +166,27 @@ def by_hand(model, guide, prompt, gen_length, acceptance, verify, mode):
     return tokens, runs
 
 
-RULES = [Acceptance(), Acceptance("topk", top_k=4), Acceptance("dynamic_threshold", threshold=0.05)]
+RULES = [Guidance(), Guidance("topk", accept_top=4), Guidance("dynamic_threshold", accept_above=0.05)]
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-@pytest.mark.parametrize("mode", ["guided", "speculative"])
-@pytest.mark.parametrize("rule", RULES, ids=[rule.strategy for rule in RULES])
+@pytest.mark.parametrize(
+    ("mode", "rule"),
+    [*(("guided", rule) for rule in RULES), *(("speculative", rule) for rule in RULES[:2])],
+    ids=lambda value: getattr(value, "strategy", value),
+)
 def test_guided_decoding_equals_the_loop_by_hand(kind, mode, rule):
     guide, lengths = make_guide(), set()
     for seed, (layers, window) in enumerate([(2, None), *((1, name) for name in WINDOWS)]):
         model = make_host(kind, layers)
         # A window as wide as the canvas hides nothing.
-        guided = GuidedDiffusion(
-            model,
-            guide,
-            acceptance=rule,
-            verify=5,
-            cache=window,
-            block_length=4,
-            sliding=40,
-            mode=mode,
-            early_stop=False,
-        )
+        guided = guided_by(model, guide, rule, verify=5, cache=window, sliding=40, mode=mode)
         prompts = prompts_of(1, 6, seed)
-        expected, runs = by_hand(model, guide, prompts[0], 12, rule, 5, mode)
-        found = guided.generate(prompts, gen_length=12)
+        expected, runs = by_hand(model, guide, prompts[0], 8, rule, 5, mode)
+        found = generate(guided, prompts, 8)
         assert torch.equal(found.sequences[0], expected)
         assert found.stats.accepted_per_step == runs
-        assert found.stats.written == [12]
+        assert found.stats.written == [8]
         assert found.stats.row_steps == [len(runs)]
         assert found.stats.accepted == sum(runs)
         lengths.add(len(runs))
@@ -187,15 +197,17 @@ def test_guided_decoding_equals_the_loop_by_hand(kind, mode, rule):
 @pytest.mark.parametrize("cache", [None, "block"])
 def test_guides_that_always_and_never_agree(kind, cache):
     model, guide, prompts = make_host(kind, 1), make_guide(), prompts_of(1, 6)
-    always, never = Acceptance("topk", top_k=VOCABULARY), Acceptance("dynamic_threshold", threshold=0.9999999)
-    common = {"cache": cache, "early_stop": False}
+    always, never = (
+        Guidance("topk", accept_top=VOCABULARY),
+        Guidance("dynamic_threshold", accept_above=0.9999999),
+    )
     for verify, steps in ((8, 5), (32, 2), (None, 1)):
-        guided = GuidedDiffusion(model, guide, acceptance=always, verify=verify, **common)
-        stats = guided.generate(prompts, gen_length=40).stats
+        guided = guided_by(model, guide, always, verify=verify, cache=cache)
+        stats = generate(guided, prompts, 40).stats
         assert stats.steps == steps
         assert stats.acceptance_rate == 1
         assert sum(stats.accepted_per_step) == 40
-    found = GuidedDiffusion(model, guide, acceptance=never, **common).generate(prompts, gen_length=12)
+    found = generate(guided_by(model, guide, never, cache=cache), prompts, 12)
     assert found.stats.steps == 12
     assert found.stats.acceptance_rate == 0
     tokens, spec = torch.cat([prompts, torch.full((1, 12), MASK)], dim=1), detect_host(model)
@@ -206,7 +218,7 @@ def test_guides_that_always_and_never_agree(kind, cache):
 
 def test_keys_of_the_guide_equal_those_of_a_fresh_prefix_after_every_step():
     model, guide, prompts = make_host("llada"), make_guide(), prompts_of(1, 6)
-    guided = GuidedDiffusion(model, guide, acceptance=RULES[1], verify=5, early_stop=False)
+    guided = guided_by(model, guide, RULES[1], verify=5)
     kept, crop = [], guided.guide.crop
 
     def spying_crop(lengths):
@@ -214,7 +226,7 @@ def test_keys_of_the_guide_equal_those_of_a_fresh_prefix_after_every_step():
         kept.append((int(lengths), [keys.clone() for keys in guided.guide.cache.keys]))
 
     guided.guide.crop = spying_crop
-    found = guided.generate(prompts, gen_length=12, record=True)
+    found = generate(guided, prompts, 12, record=True)
     assert len(kept) == len(found.history) == found.stats.steps > 2
     for (length, keys), canvas in zip(kept, found.history, strict=True):
         clean = int((canvas[0] != MASK).long().cumprod(0).sum())
@@ -240,17 +252,17 @@ def test_the_guide_scores_after_a_rolled_back_prefix():
 
 @pytest.mark.parametrize("kind", MAKERS)
 @pytest.mark.parametrize("cache", [None, "prompt"])
-@pytest.mark.parametrize("options", [{}, {"match_any": True}, {"acceptance": Acceptance("stochastic")}])
-def test_padded_batches_equal_single_prompts(kind, cache, options):
+@pytest.mark.parametrize("rule", [Guidance(), Guidance("stochastic")], ids=["sure", "stochastic"])
+def test_padded_batches_equal_single_prompts(kind, cache, rule):
     model, guide = make_host(kind, 1), make_guide()
     prompts = [row[-length:].tolist() for row, length in zip(prompts_of(3, 9), (3, 9, 6), strict=True)]
     ids, mask = pad_prompts(prompts, PAD)
-    guided = GuidedDiffusion(model, guide, cache=cache, verify=6, early_stop=False, **options)
-    batch = guided.generate(ids, attention_mask=mask, gen_length=12, seeds=[1, 2, 3])
+    guided = guided_by(model, guide, rule, cache=cache, verify=6)
+    batch = generate(guided, ids, 12, attention_mask=mask, seeds=[1, 2, 3])
     assert not (batch.sequences == MASK).any()
     assert batch.stats.written == [12, 12, 12]
     for row, prompt in enumerate(prompts):
-        alone = guided.generate(torch.tensor([prompt]), gen_length=12, seeds=[1 + row])
+        alone = generate(guided, torch.tensor([prompt]), 12, seeds=[1 + row])
         assert torch.equal(alone.sequences[0, -12:], batch.sequences[row, -12:])
 
 
@@ -267,19 +279,18 @@ def test_windows_start_where_their_mode_says_and_never_beyond_the_commit_index()
 
 def test_sliding_windows_hide_far_masks_and_still_finish():
     model, guide, prompts = make_host("llada"), make_guide(), prompts_of(2, 6)
-    guided = GuidedDiffusion(model, guide, cache="sliding", sliding=8, verify=8, early_stop=False)
-    found = guided.generate(prompts, gen_length=40)
+    guided = guided_by(model, guide, cache="sliding", sliding=8, verify=8)
+    found = generate(guided, prompts, 40)
     assert not (found.sequences == MASK).any()
-    everything = GuidedDiffusion(model, guide, cache=None, verify=8, early_stop=False)
-    assert found.stats.rows < everything.generate(prompts, gen_length=40).stats.rows / 2
+    everything = guided_by(model, guide, cache=None, verify=8)
+    assert found.stats.rows < generate(everything, prompts, 40).stats.rows / 2
 
 
 @pytest.mark.parametrize("early_stop", [True, False])
 def test_written_ends_stop_a_row(early_stop):
     model, guide = make_host("llada"), make_guide()
-    found = GuidedDiffusion(
-        model, guide, acceptance=Acceptance("topk", top_k=4), early_stop=early_stop
-    ).generate(prompts_of(8, 6), gen_length=24)
+    guided = guided_by(model, guide, Guidance("topk", accept_top=4))
+    found = generate(guided, prompts_of(8, 6), 24, block_length=24, early_stop=int(early_stop))
     answers = found.sequences[:, 6:]
     assert not (answers == MASK).any()
     ends = (answers == EOS).long().cumsum(dim=1) > 0
@@ -316,33 +327,40 @@ def test_guides_with_another_vocabulary_are_refused_or_mapped():
         GuidedDiffusion(model, guide, tokenizers=(mine, theirs))
     assert "\n" not in str(refused.value)
     GuidedDiffusion(model, guide, tokenizers=(mine, mine))
-    mapped = GuidedDiffusion(model, guide, tokenizers=(mine, theirs), allow_retokenize=True)
+    mapped = guided_by(model, guide, tokenizers=(mine, theirs), allow_retokenize=True)
     assert mapped.guide.map.ids[[1, 2, 3, 4, 6]].tolist() == [2, 1, 4, 3, 6]
     assert mapped.guide.map.exact[:8].tolist() == [True, True, True, True, True, False, True, False]
     prompts, _ = pad_prompts([[1, 2, 3], [2, 4, 1]], PAD)
-    found = mapped.generate(prompts, gen_length=8)
+    found = generate(mapped, prompts, 8, early_stop=1)
     assert not (found.sequences == MASK).any()
     with pytest.raises(InputError, match="speculative"):
-        GuidedDiffusion(model, guide, tokenizers=(mine, theirs), allow_retokenize=True, mode="speculative")
+        guided_by(model, guide, tokenizers=(mine, theirs), allow_retokenize=True, mode="speculative")
 
 
 @pytest.mark.parametrize(
     ("options", "part"),
     [
         ({"verify": 0}, "verify"),
-        ({"cache": "all"}, "cache"),
-        ({"block_length": 0}, "block_length"),
+        ({"cache": "all"}, "windows"),
         ({"cache": "sliding", "sliding": 8}, "sliding"),
         ({"mode": "blind"}, "mode"),
-        ({"match_any": True, "mode": "speculative"}, "match_any"),
+        ({"temperature": 0.5}, "leave out temperature"),
+        ({"reveal": "schedule"}, "leave out reveal"),
         ({"guide": make_guide(8)}, "the guide knows 8 tokens"),
         ({"guide": make_guide().train()}, "training mode"),
         ({"guide": make_guide(longest=8)}, "the guide takes 8"),
     ],
 )
 def test_bad_guidance_is_refused_in_one_sentence(options, part):
-    guide = options.get("guide") or make_guide()
-    rest = {key: value for key, value in options.items() if key != "guide"}
+    rest = dict(options)
+    guide = rest.pop("guide", None) or make_guide()
+    sampling = {key: rest.pop(key) for key in ("temperature", "reveal") if key in rest}
+
+    def complete():
+        return guided_by(make_host("llada"), guide, **rest).generate(
+            prompts_of(1, 4), Sampling(8, 4, **sampling)
+        )
+
     with pytest.raises(InputError, match=part) as refused:
-        GuidedDiffusion(make_host("llada"), guide, **rest).generate(prompts_of(1, 4), gen_length=8)
+        complete()
     assert "\n" not in str(refused.value)

@@ -1,21 +1,18 @@
 """The windowed forward, the commit index and block decoding against full recomputation."""
 
+from typing import get_args
+
 import pytest
 import torch
 from noiseworks.core.errors import InputError, NonFiniteError
-from noiseworks.freecache import (
-    FreeCache,
-    Recompute,
-    Sampling,
-    freecache_generate,
-    full_recompute_generate,
-    threshold_generate,
-)
-from noiseworks.freecache.cache import COMMIT_RULES, kv_bytes_per_token
-from noiseworks.freecache.orders import ORDERS, block_counts, ended
+from noiseworks.freecache import Caching, FreeCache, Sampling, freecache_generate
+from noiseworks.freecache.cache import Recompute, kv_bytes_per_token
+from noiseworks.freecache.options import CommitRule, Order
+from noiseworks.freecache.orders import block_counts, ended
 from noiseworks.kits.masked_lm import aligned_logits, detect_host, llada_generate, make_dream, make_llada
 
 MAKERS = {"llada": make_llada, "dream": make_dream}
+COMMIT_RULES, ORDERS = get_args(CommitRule), get_args(Order)
 VOCABULARY, MASK = 31, 30
 
 
@@ -29,6 +26,19 @@ def make_host(kind, layers, *, width=32, longest=512, seed=0):
             if weight.ndim == 2:
                 weight.mul_(10)
     return model
+
+
+def generate(model, prompts, *, commit="lazy", sliding=0, refresh_every=0, caching=True, **options):
+    """Decode by a schedule, one token a step unless `steps` says otherwise; nothing slides by default."""
+    taken = {
+        key: options.pop(key)
+        for key in ("attention_mask", "seeds", "record", "cache", "spec")
+        if key in options
+    }
+    sampling = Sampling(**{"reveal": "schedule"} | options)
+    return freecache_generate(
+        model, prompts, sampling, Caching(caching, commit, sliding, refresh_every), **taken
+    )
 
 
 def prompts_of(batch, length, seed=0):
@@ -76,13 +86,12 @@ def test_windows_are_exact_on_one_layer_and_approximate_on_more(kind):
 @pytest.mark.parametrize("steps", [16, 8])
 def test_lazy_and_eager_texts_equal_full_recomputation_on_one_layer(kind, steps):
     model, prompts = make_host(kind, 1), prompts_of(4, 6)
-    sampling = Sampling(16, 4, steps, early_stop=0)
-    full = full_recompute_generate(model, prompts, sampling).sequences
+    options = {"gen_length": 16, "block_length": 4, "steps": steps, "early_stop": 0}
+    full = generate(model, prompts, caching=False, **options).sequences
     assert not (full == MASK).any()
     for commit in ("lazy", "eager"):
         for refresh in (0, 2):
-            options = {"gen_length": 16, "block_length": 4, "steps": steps, "early_stop": 0}
-            found = freecache_generate(model, prompts, commit=commit, refresh_every=refresh, **options)
+            found = generate(model, prompts, commit=commit, refresh_every=refresh, **options)
             assert torch.equal(found.sequences, full)
     if kind == "llada":
         released = llada_generate(model, prompts, gen_length=16, block_length=4, steps=steps).sequences
@@ -133,10 +142,12 @@ def test_first_step_is_exact_and_later_ones_are_not_on_deep_hosts(kind):
 def test_one_block_without_prompt_equals_no_cache_at_any_depth(kind, order):
     model, empty = make_host(kind, 4), torch.zeros(3, 0, dtype=torch.long)
     warm = {"order": order, "temperature": 0.8, "top_p": 0.9, "top_k": 12, "early_stop": 0}
-    found = freecache_generate(
+    found = generate(
         model, empty, gen_length=8, block_length=8, steps=4, seeds=[1, 2, 3], record=True, **warm
     )
-    full = full_recompute_generate(model, empty, Sampling(8, 8, 4, **warm), seeds=[1, 2, 3])
+    full = generate(
+        model, empty, gen_length=8, block_length=8, steps=4, caching=False, seeds=[1, 2, 3], **warm
+    )
     assert torch.equal(found.sequences, full.sequences)
     assert not (found.sequences == MASK).any()
     assert len(found.history) == 4
@@ -157,14 +168,14 @@ def test_rows_through_the_network_are_those_of_the_formula(prompt, answer, block
     model = make_host("llada", 1, width=8, longest=4096)
     prompts, block = prompts_of(1, prompt), answer // blocks
     options = {"gen_length": answer, "block_length": block, "early_stop": 0}
-    stats = freecache_generate(model, prompts, commit="stale", **options).stats
+    stats = generate(model, prompts, commit="stale", **options).stats
     assert (stats.steps, stats.calls, stats.rows) == (answer, answer, cached)
-    if prompt in (32, 1024):
-        lazy = freecache_generate(model, prompts, **options).stats
+    if prompt == 32:
+        lazy = generate(model, prompts, **options).stats
         assert lazy.rows == cached + (blocks - 1) * block
         assert lazy.calls == answer
-    if prompt <= 128:
-        assert full_recompute_generate(model, prompts, Sampling(**options)).stats.rows == full
+    if prompt == 32:
+        assert generate(model, prompts, caching=False, **options).stats.rows == full
     assert full == (prompt + answer) * answer
 
 
@@ -173,10 +184,10 @@ def test_rows_through_the_network_are_those_of_the_formula(prompt, answer, block
 def test_a_sliding_window_over_the_whole_prompt_equals_no_cache_at_any_depth(kind, commit):
     model, prompts = make_host(kind, 4), prompts_of(3, 6)
     options = {"gen_length": 16, "block_length": 4, "early_stop": 0}
-    full = full_recompute_generate(model, prompts, Sampling(**options)).sequences
-    everything = freecache_generate(model, prompts, commit=commit, sliding=18, **options)
+    full = generate(model, prompts, caching=False, **options).sequences
+    everything = generate(model, prompts, commit=commit, sliding=18, **options)
     assert torch.equal(everything.sequences, full)
-    frozen = freecache_generate(model, prompts, commit=commit, **options).sequences
+    frozen = generate(model, prompts, commit=commit, **options).sequences
     assert not torch.equal(frozen, full), "the host is too easy to tell the windows apart"
 
 
@@ -184,11 +195,11 @@ def test_rows_and_frozen_positions_of_a_sliding_window():
     model, prompts = make_host("llada", 2), prompts_of(1, 32)
     options = {"gen_length": 16, "block_length": 4, "early_stop": 0, "sliding": 8}
     cache = FreeCache(model, commit="stale")
-    stats = freecache_generate(model, prompts, cache=cache, **options).stats
+    stats = generate(model, prompts, cache=cache, **options).stats
     # 48 rows at first, then 8 more than what is left of the answer at each of the other 15 steps.
     assert stats.rows == 48 + 3 * 24 + 4 * (20 + 16 + 12)
     assert cache.committed == 32 + 12 - 8
-    lazy = freecache_generate(model, prompts, **options).stats
+    lazy = generate(model, prompts, **options).stats
     assert lazy.rows == stats.rows + 3 * 4
 
 
@@ -225,12 +236,12 @@ def test_dream_windows_begin_one_row_early(commit):
     model, prompts = counting_host(), torch.tensor([[9, 9, 3], [9, 9, 11]])
     options = {"gen_length": 12, "block_length": 4, "early_stop": 0}
     cache = FreeCache(model, commit=commit)
-    found = threshold_generate(model, prompts, Sampling(**options), cache=cache)
+    found = generate(model, prompts, reveal="threshold", cache=cache, **options)
     assert found.sequences[:, 3:].tolist() == [list(range(4, 16)), list(range(12, 24))]
     assert found.stats.steps == 12
     unshifted = FreeCache(model, detect_host(model, shift=0), commit=commit)
-    wrong = threshold_generate(model, prompts, Sampling(**options), cache=unshifted)
-    sliding = threshold_generate(model, prompts, Sampling(**options, sliding=5), cache=cache)
+    wrong = generate(model, prompts, reveal="threshold", cache=unshifted, **options)
+    sliding = generate(model, prompts, reveal="threshold", cache=cache, sliding=5, **options)
     assert torch.equal(sliding.sequences, found.sequences)
     assert sliding.stats.rows > found.stats.rows
     assert not torch.equal(wrong.sequences, found.sequences)
@@ -238,7 +249,7 @@ def test_dream_windows_begin_one_row_early(commit):
 
 def test_counts_follow_the_even_and_the_linear_schedule():
     llada, dream = (detect_host(make_host(kind, 1)) for kind in MAKERS)
-    assert block_counts(llada, 16, 8, 6, 1e-3) == [3, 3, 2, 3, 3, 2]
+    assert block_counts(llada, Sampling(16, 8, "schedule", steps=6)) == [3, 3, 2, 3, 3, 2]
     times = [1 + (1e-3 - 1) * i / 12 for i in range(13)]
     expected = []
     for block in range(2):
@@ -248,7 +259,7 @@ def test_counts_follow_the_even_and_the_linear_schedule():
             wanted = int((left + 12 * (1 - block)) * (1 - times[i + 1] / times[i]) + 1e-9)
             expected.append(left if step == 5 else min(wanted, left))
             left -= expected[-1]
-    found = block_counts(dream, 24, 12, 12, 1e-3)
+    found = block_counts(dream, Sampling(24, 12, "schedule", steps=12))
     assert found == expected
     assert (sum(found[:6]), sum(found[6:])) == (12, 12)
 
@@ -287,11 +298,11 @@ def ending_host(kind):
 def test_early_stop_fills_the_rest_with_ends_and_saves_steps(kind):
     model, prompts = ending_host(kind), prompts_of(2, 4)
     options = {"gen_length": 16, "block_length": 4, "order": "position_weighted"}
-    stopped = freecache_generate(model, prompts, **options)
+    stopped = generate(model, prompts, **options)
     assert (stopped.sequences[:, 4:] == 28).all()
     assert stopped.stats.steps < 16
-    assert freecache_generate(model, prompts, early_stop=0, **options).stats.steps == 16
-    later = freecache_generate(model, prompts, early_stop=3, **options)
+    assert generate(model, prompts, early_stop=0, **options).stats.steps == 16
+    later = generate(model, prompts, early_stop=3, **options)
     assert later.stats.steps > stopped.stats.steps
 
 
@@ -330,12 +341,12 @@ def test_allocated_memory_is_the_formula_on_scaled_hosts(kind, sizes, expected):
 def test_memory_is_allocated_once_and_used_again():
     model, prompts = make_host("llada", 1), prompts_of(2, 6)
     cache = FreeCache(model, max_length=32)
-    first = freecache_generate(model, prompts, cache=cache, gen_length=8, block_length=4, early_stop=0)
+    first = generate(model, prompts, cache=cache, gen_length=8, block_length=4, early_stop=0)
     keys = cache._keys.data_ptr()
     assert cache.memory_bytes() == 2 * 32 * kv_bytes_per_token(model)
-    again = freecache_generate(model, prompts, cache=cache, gen_length=8, block_length=4, early_stop=0)
+    again = generate(model, prompts, cache=cache, gen_length=8, block_length=4, early_stop=0)
     assert torch.equal(first.sequences, again.sequences)
-    alone = freecache_generate(model, prompts[:1], cache=cache, gen_length=8, block_length=4, early_stop=0)
+    alone = generate(model, prompts[:1], cache=cache, gen_length=8, block_length=4, early_stop=0)
     assert torch.equal(alone.sequences, first.sequences[:1])
     assert cache._keys.data_ptr() == keys
 
@@ -363,7 +374,7 @@ def test_misuse_of_the_cache_is_refused():
     with pytest.raises(InputError, match="training mode"):
         FreeCache(model.train()).reset(2, 14)
     with pytest.raises(InputError, match="another model"):
-        freecache_generate(make_host("llada", 1), prompts_of(1, 4), cache=FreeCache(model.eval()))
+        generate(make_host("llada", 1), prompts_of(1, 4), cache=FreeCache(model.eval()))
 
 
 @pytest.mark.parametrize(
@@ -380,17 +391,19 @@ def test_misuse_of_the_cache_is_refused():
         ({"sliding": 1.5}, "sliding"),
         ({"top_p": 0.0}, "top_p"),
         ({"attention_mask": torch.ones(1, 3)}, "attention_mask"),
+        ({"reveal": "threshold", "steps": 128}, "go with reveal"),
+        ({"reveal": "threshold", "order": "entropy"}, "go with reveal"),
     ],
 )
 def test_bad_requests_are_refused_in_one_sentence(options, part):
     with pytest.raises(InputError, match=part) as refused:
-        freecache_generate(make_host("llada", 1), prompts_of(2, 4), **options)
+        generate(make_host("llada", 1), prompts_of(2, 4), **options)
     assert "\n" not in str(refused.value)
 
 
 def test_masks_in_prompts_are_refused():
     with pytest.raises(InputError, match="mask id"):
-        freecache_generate(make_host("llada", 1), torch.tensor([[1, MASK]]))
+        generate(make_host("llada", 1), torch.tensor([[1, MASK]]))
 
 
 def test_values_that_are_not_finite_stop_the_run_and_name_the_layer():
@@ -398,4 +411,4 @@ def test_values_that_are_not_finite_stop_the_run_and_name_the_layer():
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
     with pytest.raises(NonFiniteError, match="network call 0, first after layer 1"):
-        freecache_generate(model, prompts_of(1, 4), gen_length=8, block_length=4, early_stop=0)
+        generate(model, prompts_of(1, 4), gen_length=8, block_length=4, early_stop=0)

@@ -1,115 +1,46 @@
-"""What FreeCache and Guided Diffusion are compared with: no cache, parallel decoding by confidence, a threshold."""
+"""What FreeCache and Guided Diffusion are compared with, besides no cache: Fast-dLLM's, and the guide alone."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
-from noiseworks.core.checks import check_number
-from noiseworks.core.discrete import select_threshold
-from noiseworks.freecache.cache import FreeCache, Recompute
-from noiseworks.freecache.decoding import (
-    Decoded,
-    Rows,
-    Sampling,
-    Stats,
-    checked,
-    decode_blocks,
-    window_start,
-)
-from noiseworks.kits.masked_lm import HostSpec, confidence
+from noiseworks.freecache.cache import FreeCache, Positions
+from noiseworks.freecache.decoding import Decoded, Stats, decode_blocks
+from noiseworks.freecache.options import Caching, Sampling
+from noiseworks.kits.masked_lm import HostSpec
 from torch import Tensor, nn
 
 
-def full_recompute_generate(
+class DualCache(FreeCache):
+    """Fast-dLLM's dual cache (arXiv 2505.22618): a step computes the rows of its block alone.
+
+    Keys and values of everything else, later masks included, are those of the last forward of everything, which
+    begins each block.
+
+    Args:
+        model: The host, adapted by peft or not, in evaluation mode.
+        spec: Its contract; by default detected.
+    """
+
+    def __init__(self, model: nn.Module, spec: HostSpec | None = None) -> None:
+        super().__init__(model, spec, commit="stale")
+
+    def _span(self, start: int, end: int, positions: Positions) -> tuple[int, int, int]:
+        if start == 0:
+            return super()._span(start, end, positions)
+        return positions[0] - self.spec.shift, positions[1] - self.spec.shift, self.length
+
+
+def dual_cache_generate(
     model: nn.Module,
     input_ids: Tensor,
     sampling: Sampling,
     *,
     attention_mask: Tensor | None = None,
     spec: HostSpec | None = None,
-    generator: torch.Generator | None = None,
-    seeds: Sequence[int] | None = None,
 ) -> Decoded:
-    """Decode as `freecache_generate` does, with the host's own forward on the whole canvas at every step.
-
-    Fewer steps than tokens make it confidence-parallel decoding: the surest tokens of a step are revealed
-    together.
-
-    Args:
-        model: A LLaDA or Dream model in evaluation mode.
-        input_ids: Prompts, int64 [B, P], left padded where they differ in length.
-        sampling: Lengths, steps, order and draws.
-        attention_mask: 1 for tokens and 0 for padding, [B, P].
-        spec: The host's contract; by default detected.
-        generator: Where the rows' seeds are drawn from.
-        seeds: One seed a row instead.
-
-    Raises:
-        InputError: When lengths and steps do not fit, or a prompt cannot be completed.
-    """
-    cache = Recompute(model, spec)
-    return decode_blocks(cache, input_ids, attention_mask, sampling, generator=generator, seeds=seeds)
-
-
-@torch.no_grad()
-def threshold_generate(
-    model: nn.Module,
-    input_ids: Tensor,
-    sampling: Sampling,
-    *,
-    threshold: float = 0.9,
-    attention_mask: Tensor | None = None,
-    cache: FreeCache | None = None,
-    spec: HostSpec | None = None,
-) -> Decoded:
-    """Decode block by block; a step reveals all tokens surer than a threshold, and the surest in any case.
-
-    The confidence-aware parallel decoding of Fast-dLLM (arXiv 2505.22618), greedy; rows of a batch wait for each
-    other at the end of a block.
-
-    Args:
-        model: A LLaDA or Dream model in evaluation mode.
-        input_ids: Prompts, int64 [B, P], left padded where they differ in length.
-        sampling: Lengths, early stop and sliding window; steps, order and draws are not used.
-        threshold: Of the probability, in [0, 1].
-        attention_mask: 1 for tokens and 0 for padding, [B, P].
-        cache: A FreeCache to decode with; by default everything is computed anew.
-        spec: The host's contract; by default detected.
-
-    Raises:
-        InputError: When lengths do not fit, or a prompt cannot be completed.
-    """
-    began = time.perf_counter()
-    check_number("threshold", threshold, low=0, high=1)
-    cache = Recompute(model, spec) if cache is None else cache
-    sampling, blocks = checked(replace(sampling, steps=None), input_ids, cache.spec)
-    prompt, width = input_ids.shape[1], sampling.block_length
-    rows, stats = Rows.begin(cache, input_ids, attention_mask, sampling.gen_length), Stats()
-    for block in range(blocks):
-        low = prompt + block * width
-        start = window_start(low, cache.spec, sampling)
-        while rows.active and bool((rows.tokens[:, low : low + width] == cache.spec.mask_id).any()):
-            logits = cache.forward(rows.tokens, start if stats.steps else 0, positions=(low, low + width))
-            if stats.steps == 0:
-                cache.commit(start)
-            here = rows.tokens[:, low : low + width]
-            drawn = logits.argmax(dim=-1)
-            sure = confidence(logits, drawn, "top1")
-            chosen = select_threshold(sure, here == cache.spec.mask_id, threshold)
-            rows.tokens[:, low : low + width] = torch.where(chosen, drawn, here)
-            stats.steps += 1
-            if sampling.early_stop:
-                rows.stop_ended(cache, sampling.early_stop)
-        cache.check_finite(rows.tokens)
-        if not rows.active:
-            break
-        following = window_start(low + width, cache.spec, sampling)
-        if block < blocks - 1 and following > start:
-            cache.finish(rows.tokens, following)
-    stats.calls, stats.rows, stats.memory_bytes = cache.calls, cache.rows, cache.memory_bytes()
-    stats.seconds = {"total": time.perf_counter() - began}
-    return Decoded(rows.snapshot(), stats)
+    """Decode block by block with Fast-dLLM's dual cache; arguments of `freecache_generate`."""
+    caching = Caching(commit="stale", sliding=0, refresh_every=1)
+    return decode_blocks(DualCache(model, spec), input_ids, attention_mask, sampling, caching)
 
 
 @torch.no_grad()

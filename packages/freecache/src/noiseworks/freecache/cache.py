@@ -5,17 +5,16 @@ A forward computes the hidden states of a window only; its queries read frozen k
 keys inside it. Nothing ever moves, so one index says what is frozen.
 """
 
-from typing import Literal
+from typing import get_args
 
 import torch
 from noiseworks.core.checks import check_choice
 from noiseworks.core.errors import InputError, NonFiniteError
+from noiseworks.freecache.options import CommitRule
 from noiseworks.kits.masked_lm import HostSpec, aligned_logits, detect_host, layer_access
 from noiseworks.kits.masked_lm.arithmetic import attend
 from torch import Tensor, nn
 
-CommitRule = Literal["lazy", "stale", "eager"]
-COMMIT_RULES = ("lazy", "stale", "eager")
 Positions = tuple[int, int] | Tensor | None
 
 
@@ -49,8 +48,6 @@ class FreeCache:
         commit: `lazy`, `stale` or `eager`.
         dtype: Type of the cache, by default the model's; attention is computed in it.
         max_length: Positions to allocate for; by default those of the first `reset`.
-        compile: Whether to compile the window's layers. Shapes are static: one graph for the first, full forward,
-            and one a block.
 
     Attributes:
         committed: The commit index c.
@@ -69,17 +66,11 @@ class FreeCache:
         commit: CommitRule = "lazy",
         dtype: torch.dtype | None = None,
         max_length: int | None = None,
-        compile: bool = False,
     ) -> None:
-        check_choice("commit", commit, COMMIT_RULES)
+        check_choice("commit", commit, get_args(CommitRule))
         self.model, self.spec, self.rule = model, detect_host(model) if spec is None else spec, commit
         self.access = layer_access(model)
         self.dtype, self.max_length = dtype, max_length
-        self._layers = self._run
-        if compile:
-            # More graphs than dynamo's default limit, after which it would quietly run eagerly.
-            graphs = torch._dynamo.config.patch(recompile_limit=1024, accumulated_recompile_limit=4096)
-            self._layers = graphs(torch.compile(self._run, dynamic=False))
         self._keys = self._values = self._forbidden = None
         self.batch = self.length = self.committed = self.calls = self.rows = 0
 
@@ -140,10 +131,8 @@ class FreeCache:
             InputError: When the window starts beyond the commit index, a position is outside of it, or the
                 canvas is not the one of `reset`.
         """
-        if self._pending is not None:
-            start = min(start, self.committed)
-        end = self.length if end is None else end
-        hidden = self._window(tokens, start, end, end)
+        start, end, seen = self._span(start, self.length if end is None else end, positions)
+        hidden = self._window(tokens, start, end, seen)
         if self._pending is not None:
             self.commit(self._pending)
             self._pending = None
@@ -250,17 +239,13 @@ class FreeCache:
         """Return hidden states [B, end - start, D] before the final norm; keys below `seen` are read."""
         self._check_window(tokens, start, end)
         mask = None if self._mask is None else self._mask[..., :seen]
-        hidden = self._layers(tokens[:, start:end], start, mask, seen)
+        hidden = self.access.embed(tokens[:, start:end])
+        for index in range(len(self.access.blocks)):
+            hidden = self._layer(index, hidden, start, mask, seen)
         self._valid = max(self._valid, end)
         self.rows += self.batch * (end - start)
         self.calls += 1
         self._finite.append(hidden.isfinite().all())
-        return hidden
-
-    def _run(self, tokens: Tensor, start: int, mask: Tensor | None, seen: int) -> Tensor:
-        hidden = self.access.embed(tokens)
-        for index in range(len(self.access.blocks)):
-            hidden = self._layer(index, hidden, start, mask, seen)
         return hidden
 
     def _layer(self, index: int, hidden: Tensor, start: int, mask: Tensor | None, seen: int) -> Tensor:
@@ -274,6 +259,12 @@ class FreeCache:
         read = attend(q.to(keys.dtype), keys[:, :, :seen], values[:, :, :seen], mask).to(hidden.dtype)
         hidden = hidden + block.out(read)
         return hidden + block.mlp(block.norm2(hidden))
+
+    def _span(self, start: int, end: int, positions: Positions) -> tuple[int, int, int]:
+        """Return where a forward's window starts and ends, and one past the last key that it reads."""
+        if self._pending is not None:
+            start = min(start, self.committed)
+        return start, end, end
 
     def _predicting(self, positions: Positions, start: int, end: int) -> slice | Tensor:
         """Return the window's rows that predict `positions`."""

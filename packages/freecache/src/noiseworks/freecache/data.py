@@ -32,20 +32,6 @@ class Question:
     right: Callable[[str], bool]
 
 
-def read_prompts(prompt: str) -> list[str]:
-    """Return the lines of a text file, or the text itself.
-
-    Raises:
-        InputError: When there is no text.
-    """
-    is_file = len(prompt) < 1000 and Path(prompt).is_file()
-    lines = Path(prompt).read_text().splitlines() if is_file else [prompt]
-    lines = [line for line in lines if line.strip()]
-    if not lines:
-        raise InputError("there is no prompt; give a text, or a file with one prompt a line")
-    return lines
-
-
 def encode(
     tokenizer: Any, prompts: Sequence[str], spec: HostSpec, device: torch.device, chat: bool
 ) -> tuple[Tensor, Tensor]:

@@ -1,18 +1,18 @@
 """FreeCache block decoding of LLaDA and Dream: finished positions are frozen, the rest is computed each step."""
 
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from noiseworks.core.checks import check_number
-from noiseworks.core.discrete import select_top
+from noiseworks.core.discrete import select_threshold, select_top
 from noiseworks.core.errors import InputError
-from noiseworks.freecache.cache import CommitRule, FreeCache, Recompute
+from noiseworks.freecache.cache import FreeCache, Recompute
+from noiseworks.freecache.options import Caching, Sampling
 from noiseworks.freecache.orders import (
     block_counts,
     check_ends,
-    check_order,
     default_order,
     dream_shares,
     ended,
@@ -23,12 +23,12 @@ from noiseworks.freecache.orders import (
 from noiseworks.kits.masked_lm import (
     HostSpec,
     check_prompt,
+    confidence,
     detect_host,
     draw_tokens,
     filter_logits,
     row_keys,
 )
-from noiseworks.kits.masked_lm.decoding import check_blocks
 from torch import Tensor, nn
 
 
@@ -69,6 +69,24 @@ class Stats:
         """Accepted drafts as a share of those compared; NaN without a guide."""
         return self.accepted / self.compared if self.compared else float("nan")
 
+    def cost(self) -> dict[str, float]:
+        """Return the cost as plain numbers."""
+        numbers = {
+            "steps": self.steps,
+            "model_calls": self.calls,
+            "rows": self.rows,
+            "seconds": round(self.seconds["total"], 4),
+            "cache_mb": round(self.memory_bytes / 1e6, 3),
+        }
+        if self.guide_calls:
+            numbers |= {
+                "guide_calls": self.guide_calls,
+                "acceptance_rate": round(self.acceptance_rate, 4),
+                "seconds_model": round(self.seconds["host"], 4),
+                "seconds_guide": round(self.seconds["guide"], 4),
+            }
+        return numbers
+
 
 @dataclass
 class Decoded:
@@ -79,54 +97,13 @@ class Decoded:
     history: list[Tensor] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How block-wise decoding draws and orders tokens.
-
-    Attributes:
-        gen_length: Tokens to generate G, a multiple of `block_length`.
-        block_length: Tokens a block B.
-        steps: Steps in all, a multiple of the number of blocks; None for one a token.
-        order: One of `noiseworks.freecache.orders.ORDERS`; None for the host's usual one.
-        temperature: Of the draws; 0 takes the likeliest token.
-        top_p: Mass of the nucleus.
-        top_k: Tokens kept.
-        early_stop: Ends of text in a row that end a row's decoding; 0 decodes every token.
-        refresh_every: Blocks after which the whole canvas is computed anew; 0 for never.
-        eps: Last time of Dream's schedule.
-        sliding: Clean tokens before the block that every step computes anew; 0 freezes up to the block.
-    """
-
-    gen_length: int = 128
-    block_length: int = 32
-    steps: int | None = None
-    order: str | None = None
-    temperature: float = 0.0
-    top_p: float | None = None
-    top_k: int | None = None
-    early_stop: int = 1
-    refresh_every: int = 0
-    eps: float = 1e-3
-    sliding: int = 0
-
-
 def freecache_generate(
     model: nn.Module,
     input_ids: Tensor,
+    sampling: Sampling = Sampling(),
+    caching: Caching = Caching(),
     *,
     attention_mask: Tensor | None = None,
-    gen_length: int = 128,
-    block_length: int = 32,
-    steps: int | None = None,
-    order: str | None = None,
-    temperature: float = 0.0,
-    top_p: float | None = None,
-    top_k: int | None = None,
-    commit: CommitRule = "lazy",
-    refresh_every: int = 0,
-    early_stop: int = 1,
-    eps: float = 1e-3,
-    sliding: int = 0,
     spec: HostSpec | None = None,
     cache: FreeCache | None = None,
     generator: torch.Generator | None = None,
@@ -137,57 +114,37 @@ def freecache_generate(
 
     The first step computes everything and freezes the prompt, as it is with an all-mask answer. Every later step
     computes from the current block on (Dream: from one row before it, which predicts its first token), and a
-    finished block is frozen by the commit rule. With `sliding`, windows start that many tokens earlier and the
-    commit index trails as far behind (the sliding window of the authors' code): the end of the prompt, where the
-    question stands, then follows the answer. Rows a step grow by `sliding`.
+    finished block is frozen by the commit rule. With `caching.sliding`, windows start that many tokens earlier and
+    the commit index trails as far behind (the sliding window of the authors' code): the end of the prompt, where
+    the question stands, then follows the answer. Rows a step grow by as many.
+
+    By default a step reveals every token that is surer than a threshold, the confidence-aware parallel decoding of
+    Fast-dLLM (arXiv 2505.22618); rows of a batch then wait for each other at the end of a block.
 
     Args:
         model: A LLaDA or Dream model in evaluation mode.
         input_ids: Prompts, int64 [B, P], left padded where they differ in length.
+        sampling: Lengths, draws, and which tokens are revealed when.
+        caching: What is frozen; without a cache everything is computed anew at every step, the baseline.
         attention_mask: 1 for tokens and 0 for padding, [B, P].
-        gen_length: Tokens to generate, a multiple of `block_length`.
-        block_length: Tokens a block.
-        steps: Steps in all, a multiple of the number of blocks; by default one a token.
-        order: One of `noiseworks.freecache.orders.ORDERS`: `low_confidence` (LLaDA's default), `entropy` (Dream's
-            default), `maskgit_plus`, `topk_margin`, `position_weighted`, `origin` and `random`.
-        temperature: Of the draws; 0 takes the likeliest token.
-        top_p: Mass of the nucleus.
-        top_k: Tokens kept.
-        commit: `lazy`, `stale` (the authors' code) or `eager`; see `FreeCache`.
-        refresh_every: Blocks after which the whole canvas is computed anew; 0 for never.
-        early_stop: Ends of text in a row that end a row's decoding; 0 decodes every token.
-        eps: Last time of Dream's schedule.
-        sliding: Clean tokens before the block that every step computes anew; 0 freezes up to the block. The
-            authors' window has 128.
         spec: The host's contract; by default detected.
         cache: A cache of this model to use again, which then decides the commit rule; by default a new one.
         generator: Where the rows' seeds are drawn from.
-        seeds: One seed a row instead: a row's draws then are the same in every batch.
+        seeds: One seed a row instead: a row then is the same in every batch, but for commit rule `stale` with a
+            threshold, which freezes a block as the last of the rows to end saw it.
         record: Whether to keep the canvas of every step; rows that ended keep their text.
 
     Raises:
-        InputError: When lengths and steps do not fit, or a prompt cannot be completed.
+        InputError: When a prompt cannot be completed.
         NonFiniteError: When the model gives NaN or infinity.
     """
     spec = (cache.spec if cache is not None else detect_host(model)) if spec is None else spec
     if cache is not None and cache.model is not model:
         raise InputError("the cache belongs to another model; make a FreeCache of this one")
-    sampling = Sampling(
-        gen_length,
-        block_length,
-        steps,
-        order,
-        temperature,
-        top_p,
-        top_k,
-        early_stop,
-        refresh_every,
-        eps,
-        sliding,
-    )
-    cache = FreeCache(model, spec, commit=commit) if cache is None else cache
+    if cache is None:
+        cache = FreeCache(model, spec, commit=caching.commit) if caching.cache else Recompute(model, spec)
     return decode_blocks(
-        cache, input_ids, attention_mask, sampling, generator=generator, seeds=seeds, record=record
+        cache, input_ids, attention_mask, sampling, caching, generator=generator, seeds=seeds, record=record
     )
 
 
@@ -197,6 +154,7 @@ def decode_blocks(
     input_ids: Tensor,
     attention_mask: Tensor | None,
     sampling: Sampling,
+    caching: Caching,
     *,
     generator: torch.Generator | None = None,
     seeds: Sequence[int] | None = None,
@@ -205,26 +163,30 @@ def decode_blocks(
     """Complete prompts block by block with any cache; `freecache_generate` says what the arguments are."""
     began = time.perf_counter()
     spec = cache.spec
-    sampling, blocks = checked(sampling, input_ids, spec)
+    check_prompt(input_ids, spec, sampling.gen_length)
+    check_ends(spec, sampling.early_stop)
     prompt, width = input_ids.shape[1], sampling.block_length
     rows = Rows.begin(cache, input_ids, attention_mask, sampling.gen_length)
     keys = row_keys(len(input_ids), sampling.gen_length, generator, seeds, input_ids.device)
-    counts = block_counts(spec, sampling.gen_length, width, sampling.steps, sampling.eps)
-    output = Decoded(rows.sequences, Stats())
-    for block in range(blocks):
+    counts = block_counts(spec, sampling) if sampling.reveal == "schedule" else []
+    stats = Stats()
+    output = Decoded(rows.sequences, stats)
+    every, sliding = caching.refresh_every, caching.width(width)
+    for block in range(sampling.blocks):
         low = prompt + block * width
-        start = window_start(low, spec, sampling)
-        whole = block == 0 or (sampling.refresh_every > 0 and block % sampling.refresh_every == 0)
-        for step in range(sampling.steps // blocks):
+        start = max(low - spec.shift - sliding, 0)
+        whole = block == 0 or (every > 0 and block % every == 0)
+        for step in _block_steps(rows, low, sampling):
             window = 0 if whole and step == 0 else start
             logits = cache.forward(rows.tokens, window, positions=(low, low + width))
-            if output.stats.steps == 0:
+            if stats.steps == 0:
                 cache.commit(start)
             here = rows.tokens[:, low : low + width]
-            call = output.stats.steps
-            chosen, drawn = reveal(logits, here, keys[:, low - prompt :], low, rows, sampling, counts, call)
+            chosen, drawn = reveal(
+                logits, here, keys[:, low - prompt :], low, rows, sampling, counts, stats.steps
+            )
             rows.tokens[:, low : low + width] = torch.where(chosen, drawn, here)
-            output.stats.steps += 1
+            stats.steps += 1
             if sampling.early_stop:
                 keys = keys[rows.stop_ended(cache, sampling.early_stop)]
             if record:
@@ -234,19 +196,24 @@ def decode_blocks(
         cache.check_finite(rows.tokens)
         if not rows.active:
             break
-        following = window_start(low + width, spec, sampling)
-        if block < blocks - 1 and following > start:
+        following = max(low + width - spec.shift - sliding, 0)
+        if block < sampling.blocks - 1 and following > start:
             cache.finish(rows.tokens, following)
     output.sequences = rows.snapshot()
-    output.stats.calls, output.stats.rows = cache.calls, cache.rows
-    output.stats.memory_bytes = cache.memory_bytes()
-    output.stats.seconds = {"total": time.perf_counter() - began}
+    stats.calls, stats.rows, stats.memory_bytes = cache.calls, cache.rows, cache.memory_bytes()
+    stats.seconds = {"total": time.perf_counter() - began}
     return output
 
 
-def window_start(low: int, spec: HostSpec, sampling: Sampling) -> int:
-    """Return where windows start while the block at `low` is decoded, which is also what is frozen by then."""
-    return max(low - spec.shift - sampling.sliding, 0)
+def _block_steps(rows: "Rows", low: int, sampling: Sampling) -> Iterator[int]:
+    """Yield the numbers of the steps of the block at `low`: those of the schedule, or until no mask is left."""
+    if sampling.reveal == "schedule":
+        yield from range(sampling.block_steps)
+        return
+    for step in itertools.count():
+        if not bool((rows.tokens[:, low : low + sampling.block_length] == rows.spec.mask_id).any()):
+            return
+        yield step
 
 
 def reveal(
@@ -268,7 +235,7 @@ def reveal(
         low: First position of the block.
         rows: The canvas.
         sampling: How to draw and order.
-        counts: Tokens to reveal, step by step.
+        counts: With a schedule: tokens to reveal, step by step.
         call: Number of the step.
     """
     spec, width = rows.spec, here.shape[1]
@@ -278,36 +245,18 @@ def reveal(
     shaped = filter_logits(shaped, sampling.top_p, sampling.top_k)
     drawn = draw_tokens(shaped, keys, temperature=1.0 if warm else 0.0, call=call)
     masked = here == spec.mask_id
+    if sampling.reveal == "threshold":
+        return select_threshold(confidence(logits, drawn, "top1"), masked, sampling.threshold), drawn
+    order = sampling.order or default_order(spec)
     where = torch.arange(low, low + width, device=here.device)
-    uniforms = uniform(keys, call) if sampling.order in ("random", "origin") else keys
-    scores = order_scores(sampling.order, logits, shaped, drawn, where, rows.tokens.shape[1], uniforms)
-    if sampling.order == "origin":
+    uniforms = uniform(keys, call) if order in ("random", "origin") else keys
+    scores = order_scores(order, logits, shaped, drawn, where, rows.tokens.shape[1], uniforms)
+    if order == "origin":
         # Each token by itself with the step's probability; the block's last step reveals all.
-        blocks = sampling.gen_length // width
-        last = (call + 1) % (sampling.steps // blocks) == 0
-        share = 1.0 if last else float(dream_shares(sampling.steps, sampling.eps)[call])
-        return masked & (uniforms < share), drawn
+        last = (call + 1) % sampling.block_steps == 0
+        shares = dream_shares(sampling.blocks * sampling.block_steps, sampling.eps)
+        return masked & (uniforms < (1.0 if last else float(shares[call]))), drawn
     return select_top(scores, masked, counts[call]), drawn
-
-
-def checked(sampling: Sampling, input_ids: Tensor, spec: HostSpec) -> tuple[Sampling, int]:
-    """Return the settings with defaults filled in and the number of blocks.
-
-    Raises:
-        InputError: When a number is out of range, lengths and steps do not fit, or a prompt cannot be completed.
-    """
-    block_length, steps, blocks = check_blocks(sampling.gen_length, sampling.block_length, sampling.steps)
-    check_prompt(input_ids, spec, sampling.gen_length)
-    check_number("temperature", sampling.temperature, low=0)
-    check_number("early_stop", sampling.early_stop, low=0, integer=True)
-    check_number("refresh_every", sampling.refresh_every, low=0, integer=True)
-    check_number("sliding", sampling.sliding, low=0, integer=True)
-    check_number("eps", sampling.eps, low=0, high=1, low_open=True, high_open=True)
-    check_ends(spec, sampling.early_stop)
-    order = default_order(spec) if sampling.order is None else sampling.order
-    check_order(order)
-    fields = vars(sampling) | {"block_length": block_length, "steps": steps, "order": order}
-    return Sampling(**fields), blocks
 
 
 @dataclass

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from noiseworks.core.errors import InputError
 from noiseworks.freecache.tokens import TokenMap
+from noiseworks.kits.masked_lm import DreamModel, LLaDAModelLM
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
@@ -61,12 +62,17 @@ class Guide:
         tokens: The guide's ids of the masked model's ids, or None where they are the same
             (`noiseworks.freecache.tokens.token_map`).
 
+    Raises:
+        InputError: When the model is a masked one.
+
     Attributes:
         lengths: Columns with cached keys of each row, padding included, int64 [B].
         calls: Forwards since `reset`, the one over the prompts included.
     """
 
     def __init__(self, model: nn.Module, tokens: TokenMap | None = None) -> None:
+        if isinstance(model, LLaDAModelLM | DreamModel):
+            raise InputError("the guide must be a causal language model, got a masked one")
         self.model, self.map = model, tokens
         self.cache = ColumnCache()
         self.lengths, self.calls = torch.zeros(0, dtype=torch.long), 0

@@ -3,22 +3,20 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.errors import InputError
 from noiseworks.freecache.cache import FreeCache, Recompute
 from noiseworks.freecache.decoding import Decoded, Rows, Stats
-from noiseworks.freecache.guidance import Acceptance, leading_run
+from noiseworks.freecache.guidance import accepts, leading_run
 from noiseworks.freecache.guide import CHUNK, Guide
-from noiseworks.freecache.orders import ended, fill, uniform
+from noiseworks.freecache.options import Caching, Guidance, Sampling
+from noiseworks.freecache.orders import check_ends, ended, fill, uniform
 from noiseworks.freecache.tokens import guide_prompts, token_map
-from noiseworks.freecache.windows import WINDOWS, WindowMode, next_window
+from noiseworks.freecache.windows import next_window
 from noiseworks.kits.masked_lm import HostSpec, check_prompt, detect_host, draw_tokens, row_keys
 from torch import Tensor, nn
-
-Mode = Literal["guided", "speculative"]
 
 
 @dataclass(frozen=True)
@@ -52,95 +50,75 @@ class GuidedDiffusion:
     Args:
         model: A LLaDA or Dream model in evaluation mode.
         guide: A transformers causal language model, smaller than the model.
+        guidance: When a draft is accepted, and where windows start.
+        caching: Whether windows are used at all, and the width of sliding ones, which then is at least `verify`.
+            Tokens are frozen when they were computed once with their final values; the commit rule plays no part.
         tokenizers: Tokenizers of the model and of the guide, to compare vocabularies; None when the ids are known
             to agree.
-        acceptance: When a draft is accepted.
-        verify: Drafts that are compared a step; None for all. The guide reads them in chunks of 32 and stops at
-            the first chunk with a rejection.
-        cache: Where windows start: `block`, `token`, `prompt` or `sliding`; None computes everything anew.
-        block_length: Tokens a block of `block` windows.
-        sliding: Tokens to each side of `sliding` windows, at least `verify`.
-        mode: `guided`, or `speculative`: a baseline that writes the guide's token at the first rejection, so
-            that the text follows the guide.
-        match_any: Whether to write every accepted draft, not only the run at the start (experimental).
-        early_stop: Whether a written end of text ends a row.
-        allow_retokenize: Whether a guide with another vocabulary is mapped by text.
         spec: The model's contract; by default detected.
 
     Raises:
-        InputError: On an unknown word, a number out of range, or a guide with another vocabulary.
+        InputError: When settings do not fit each other, or the guide has another vocabulary.
     """
 
     def __init__(
         self,
         model: nn.Module,
         guide: nn.Module,
+        guidance: Guidance = Guidance(),
+        caching: Caching = Caching(),
         *,
         tokenizers: tuple[Any, Any] | None = None,
-        acceptance: Acceptance | None = None,
-        verify: int | None = 32,
-        cache: WindowMode | None = "block",
-        block_length: int = 32,
-        sliding: int = 128,
-        mode: Mode = "guided",
-        match_any: bool = False,
-        early_stop: bool = True,
-        allow_retokenize: bool = False,
         spec: HostSpec | None = None,
     ) -> None:
         self.spec = detect_host(model) if spec is None else spec
-        self.acceptance = Acceptance() if acceptance is None else acceptance
-        if verify is not None:
-            check_number("verify", verify, low=1, integer=True)
-        if cache is not None:
-            check_choice("cache", cache, WINDOWS)
-        check_number("block_length", block_length, low=1, integer=True)
-        check_number("sliding", sliding, low=1 if cache != "sliding" else (verify or 1), integer=True)
-        check_choice("mode", mode, ("guided", "speculative"))
-        if match_any and mode == "speculative":
-            raise InputError("match_any writes the model's drafts; it does not go with mode 'speculative'")
-        tokens = token_map(tokenizers, self.spec, guide, allow_retokenize=allow_retokenize)
-        if tokens is not None and mode == "speculative":
+        self.guidance, self.caching, self.tokenizers = guidance, caching, tokenizers
+        self.window = guidance.windows if caching.cache else None
+        sliding, verify = caching.sliding, guidance.verify or 1
+        if self.window == "sliding" and sliding is not None and sliding < verify:
+            raise InputError(f"sliding windows must reach all of the {verify} verified drafts, got {sliding}")
+        tokens = token_map(tokenizers, self.spec, guide, allow_retokenize=guidance.allow_retokenize)
+        if tokens is not None and guidance.mode == "speculative":
             raise InputError(
                 "mode 'speculative' writes the guide's tokens; it needs a guide of one vocabulary"
             )
-        if early_stop and not self.spec.eos_ids:
-            raise InputError("early_stop needs an end of text, the model names none; pass early_stop=False")
-        self.tokenizers, self.guide = tokenizers, Guide(guide, tokens)
-        self.verify, self.window, self.mode = verify, cache, mode
-        self.block_length, self.sliding = block_length, sliding
-        self.match_any, self.early_stop = match_any, early_stop
-        self.cache = Recompute(model, self.spec) if cache is None else FreeCache(model, self.spec)
+        self.guide = Guide(guide, tokens)
+        self.cache = FreeCache(model, self.spec) if self.window else Recompute(model, self.spec)
 
     @torch.no_grad()
     def generate(
         self,
         input_ids: Tensor,
+        sampling: Sampling = Sampling(),
         *,
         attention_mask: Tensor | None = None,
-        gen_length: int = 128,
         generator: torch.Generator | None = None,
         seeds: Sequence[int] | None = None,
         record: bool = False,
     ) -> Decoded:
-        """Complete prompts, at most `gen_length` steps.
+        """Complete prompts; each row goes at its own pace, finished rows leave the batch.
+
+        Rows share one window, which starts where the slowest row needs it: but for windows `prompt`, or without a
+        cache, a row's text may depend on the rows beside it.
 
         Args:
             input_ids: Prompts, int64 [B, P], left padded where they differ in length.
+            sampling: Lengths, and whether a written end of text ends a row. Drafts are the likeliest tokens, and
+                the guide decides how many are written.
             attention_mask: 1 for tokens and 0 for padding, [B, P].
-            gen_length: Tokens to generate.
             generator: Where the rows' seeds are drawn from (strategy `stochastic`).
             seeds: One seed a row instead.
             record: Whether to keep the canvas of every step.
 
         Raises:
-            InputError: When a prompt cannot be completed.
+            InputError: When a prompt cannot be completed, or when anything but lengths and the early stop was chosen.
             NonFiniteError: When the model gives NaN or infinity.
         """
+        self._check(sampling)
         began = time.perf_counter()
-        check_prompt(input_ids, self.spec, gen_length)
-        check_number("gen_length", gen_length, low=1, integer=True)
-        prompt, shift = input_ids.shape[1], self.spec.shift
+        check_prompt(input_ids, self.spec, sampling.gen_length)
+        prompt, gen_length = input_ids.shape[1], sampling.gen_length
+        sliding = max(self.caching.width(sampling.block_length), self.guidance.verify or 1)
         rows = Rows.begin(self.cache, input_ids, attention_mask, gen_length)
         extra = self._reset_guide(input_ids, attention_mask, gen_length)
         keys = row_keys(len(input_ids), gen_length, generator, seeds, input_ids.device)
@@ -159,7 +137,7 @@ class GuidedDiffusion:
             stats.steps += 1
             if record:
                 output.history.append(rows.snapshot())
-            kept = self._drop_finished(rows, clean)
+            kept = self._drop_finished(rows, clean, sampling.early_stop > 0)
             clean, keys = clean[kept], keys[kept]
             if rows.active:
                 start, end = next_window(
@@ -168,15 +146,25 @@ class GuidedDiffusion:
                     self.cache.committed,
                     prompt=prompt,
                     length=rows.tokens.shape[1],
-                    block_length=self.block_length,
-                    shift=shift,
-                    sliding=self.sliding,
+                    block_length=sampling.block_length,
+                    shift=self.spec.shift,
+                    sliding=sliding,
                 )
         output.sequences = rows.snapshot()
         stats.calls, stats.rows, stats.guide_calls = self.cache.calls, self.cache.rows, self.guide.calls
         stats.memory_bytes = self.cache.memory_bytes()
         stats.seconds["total"] = time.perf_counter() - began
         return output
+
+    def _check(self, sampling: Sampling) -> None:
+        """Refuse what has no effect under guidance."""
+        plain = Sampling(sampling.gen_length, sampling.block_length)
+        for name in ("reveal", "threshold", "temperature", "top_p", "top_k"):
+            if getattr(sampling, name) != getattr(plain, name):
+                raise InputError(
+                    f"a guide decides what is written, and drafts are the likeliest tokens; leave out {name}"
+                )
+        check_ends(self.spec, sampling.early_stop)
 
     def _reset_guide(self, input_ids: Tensor, attention_mask: Tensor | None, gen_length: int) -> int:
         """Cache the prompts; return how many more columns they take in the guide's tokens."""
@@ -193,7 +181,7 @@ class GuidedDiffusion:
         """Draft the next masks of every row and let the guide score them."""
         start, end = window
         left = end - int(clean.min())
-        count = left if self.verify is None else min(self.verify, left)
+        count = left if self.guidance.verify is None else min(self.guidance.verify, left)
         positions = clean.unsqueeze(1) + torch.arange(count, device=clean.device)
         inside = positions < end
         positions = positions.clamp(max=end - 1)
@@ -225,14 +213,13 @@ class GuidedDiffusion:
             chunk = slice(low, low + CHUNK)
             logits = self.guide.score(fed[:, chunk])
             drafts, uniforms = candidates[:, chunk], None
-            if self.acceptance.strategy == "stochastic":
+            if self.guidance.strategy == "stochastic":
                 uniforms = uniform(mine[:, chunk], step)
-            flags[:, chunk] = self.acceptance.accepts(logits, drafts, uniforms)
-            if self.mode == "speculative":
+            flags[:, chunk] = accepts(self.guidance, logits, drafts, uniforms)
+            if self.guidance.mode == "speculative":
                 replacements[:, chunk] = self._own_tokens(logits, drafts, mine[:, chunk], step)
             # Another copy to the host only when there is another chunk.
-            more = not self.match_any and low + CHUNK < fed.shape[1]
-            if more and not bool((flags | ~inside)[:, chunk].all(dim=1).any()):
+            if low + CHUNK < fed.shape[1] and not bool((flags | ~inside)[:, chunk].all(dim=1).any()):
                 break
         return flags, replacements
 
@@ -242,17 +229,17 @@ class GuidedDiffusion:
         words = torch.arange(size, device=logits.device)
         limit = size if self.spec.vocab_limit is None else self.spec.vocab_limit
         own = logits.float().masked_fill((words >= limit) | (words == self.spec.mask_id), -torch.inf)
-        if self.acceptance.strategy != "stochastic":
+        if self.guidance.strategy != "stochastic":
             return own.argmax(dim=-1)
         return draw_tokens(
             own.scatter(-1, drafts.unsqueeze(-1), -torch.inf), keys, temperature=1.0, call=step
         )
 
-    def _drop_finished(self, rows: Rows, clean: Tensor) -> list[int]:
+    def _drop_finished(self, rows: Rows, clean: Tensor, early_stop: bool) -> list[int]:
         """Take rows without masks, or with a written end of text, out of the batch; return those that stay."""
         answers = rows.tokens[:, rows.prompt :]
         done, cut = clean == rows.tokens.shape[1], torch.full_like(clean, answers.shape[1])
-        if self.early_stop:
+        if early_stop:
             over, after = ended(answers, self.spec, 1, rightmost=False)
             done, cut = done | over, torch.where(over, after, cut)
         if not bool(done.any()):
@@ -269,23 +256,18 @@ class GuidedDiffusion:
         count = run.clamp(min=1)
         place = torch.arange(proposal.flags.shape[1], device=run.device)
         tokens = proposal.candidates
-        if self.mode == "speculative":
+        if self.guidance.mode == "speculative":
             rejected = (place == run.unsqueeze(1)) & proposal.inside
             tokens, count = torch.where(rejected, proposal.replacements, tokens), run + 1
         written = (place < count.unsqueeze(1)) & proposal.masked
         compared = run + (run < proposal.inside.sum(dim=1)).long()
-        accepted = run
-        if self.match_any:
-            written = (written | proposal.flags) & proposal.masked
-            compared = proposal.masked.sum(dim=1)
-            accepted = (proposal.flags & proposal.masked).sum(dim=1)
         rows.tokens = _put(rows.tokens, proposal.positions, tokens, written)
         for row, number in zip(rows.active, written.sum(dim=1).tolist(), strict=True):
             stats.written[row] += number
             stats.row_steps[row] += 1
         stats.compared += int(compared.sum())
-        stats.accepted += int(accepted.sum())
-        stats.accepted_per_step.append(float(accepted.float().mean()))
+        stats.accepted += int(run.sum())
+        stats.accepted_per_step.append(float(run.float().mean()))
 
 
 def _put(canvas: Tensor, positions: Tensor, tokens: Tensor, written: Tensor) -> Tensor:

@@ -4,37 +4,19 @@ from collections.abc import Sequence
 
 import torch
 from noiseworks.core import noise
-from noiseworks.core.checks import check_choice
 from noiseworks.core.errors import InputError
+from noiseworks.freecache.options import Order, Sampling
 from noiseworks.kits.masked_lm import HostSpec, confidence, transfer_schedule
 from torch import Tensor
 
-ORDERS = (
-    "low_confidence",
-    "random",
-    "origin",
-    "maskgit_plus",
-    "topk_margin",
-    "entropy",
-    "position_weighted",
-)
 _SCORE = {"maskgit_plus": "top1", "topk_margin": "margin", "entropy": "neg_entropy"}
 # Streams of their own, beyond the counters that draws of tokens use.
 _ORDER_STREAM = 2**40
 
 
-def default_order(spec: HostSpec) -> str:
+def default_order(spec: HostSpec) -> Order:
     """Return the order that the host's users take: `low_confidence` for LLaDA, `entropy` for Dream."""
     return "low_confidence" if spec.kind == "llada" else "entropy"
-
-
-def check_order(order: str) -> None:
-    """Refuse an unknown order.
-
-    Raises:
-        InputError: Naming the orders.
-    """
-    check_choice("order", order, ORDERS)
 
 
 def uniform(keys: Tensor, call: int) -> Tensor:
@@ -44,12 +26,12 @@ def uniform(keys: Tensor, call: int) -> Tensor:
 
 
 def order_scores(
-    order: str, plain: Tensor, shaped: Tensor, drawn: Tensor, where: Tensor, length: int, uniforms: Tensor
+    order: Order, plain: Tensor, shaped: Tensor, drawn: Tensor, where: Tensor, length: int, uniforms: Tensor
 ) -> Tensor:
     """Return the score of each drawn token; the highest are revealed first, [B, n].
 
     Args:
-        order: One of `ORDERS`.
+        order: Which tokens come first.
         plain: Aligned logits as the model gives them, [B, n, V].
         shaped: The same after temperature, nucleus and top k.
         drawn: Drawn tokens, int64 [B, n].
@@ -67,7 +49,7 @@ def order_scores(
     return confidence(shaped, drawn, _SCORE[order])
 
 
-def block_counts(spec: HostSpec, gen_length: int, block_length: int, steps: int, eps: float) -> list[int]:
+def block_counts(spec: HostSpec, sampling: Sampling) -> list[int]:
     """Return how many tokens each step reveals in block-wise decoding; they sum to `gen_length`.
 
     LLaDA shares a block's masks evenly among its steps. Dream has the times linspace(1, eps, steps + 1) over all
@@ -76,16 +58,12 @@ def block_counts(spec: HostSpec, gen_length: int, block_length: int, steps: int,
 
     Args:
         spec: The host's contract.
-        gen_length: Tokens to generate.
-        block_length: Tokens a block.
-        steps: Steps in all, a multiple of the number of blocks.
-        eps: Dream's last time.
+        sampling: Lengths and steps.
     """
-    blocks = gen_length // block_length
-    per_block = steps // blocks
+    blocks, per_block, block_length = sampling.blocks, sampling.block_steps, sampling.block_length
     if spec.kind == "llada":
         return transfer_schedule(block_length, per_block, "even") * blocks
-    shares, counts = dream_shares(steps, eps), []
+    shares, counts = dream_shares(blocks * per_block, sampling.eps), []
     for block in range(blocks):
         left = block_length
         for step in range(per_block):

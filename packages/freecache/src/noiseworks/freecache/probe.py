@@ -1,11 +1,14 @@
 """How far keys and values drift from one step to the next: what FreeCache assumes to be small, measured."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from noiseworks.core.errors import InputError
 from noiseworks.freecache.cache import FreeCache
-from noiseworks.freecache.decoding import Sampling, decode_blocks
+from noiseworks.freecache.decoding import decode_blocks
+from noiseworks.freecache.options import Caching, Sampling
 from noiseworks.kits.masked_lm import HostSpec
 from torch import Tensor, nn
 
@@ -30,6 +33,16 @@ class Drift:
         """Return the mean over steps of keys and values together, by kind, one number a layer."""
         return {kind: ((self.keys[kind] + self.values[kind]) / 2).nanmean(dim=0).tolist() for kind in KINDS}
 
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one record a tensor, kind, step and layer."""
+        return [
+            {"tensor": name, "kind": kind, "step": step, "layer": layer, "relative_change": value}
+            for name, part in (("keys", self.keys), ("values", self.values))
+            for kind, table in part.items()
+            for step, row in enumerate(table.tolist(), start=1)
+            for layer, value in enumerate(row)
+        ]
+
 
 @torch.no_grad()
 def probe_drift(
@@ -46,17 +59,20 @@ def probe_drift(
     Args:
         model: A LLaDA or Dream model in evaluation mode.
         input_ids: Prompts, int64 [B, P], left padded where they differ in length.
-        sampling: Lengths, steps, order and draws; at least 2 steps.
+        sampling: Lengths, steps, order and draws, by a schedule; at least 2 steps.
         attention_mask: 1 for tokens and 0 for padding, [B, P].
         spec: The host's contract; by default detected.
         seeds: One seed a row.
 
     Raises:
-        InputError: When lengths and steps do not fit, or a prompt cannot be completed.
+        InputError: When there are fewer than 2 steps, or a prompt cannot be completed.
     """
     recorder = _Recorder(model, spec)
-    sampling = Sampling(**(vars(sampling) | {"early_stop": 0}))
-    decode_blocks(recorder, input_ids, attention_mask, sampling, seeds=seeds)
+    # A threshold may reveal everything at once, and then nothing can drift.
+    sampling = replace(sampling, reveal="schedule", early_stop=0)
+    if sampling.blocks * sampling.block_steps < 2:
+        raise InputError("drift is what changes between two steps; take at least 2 steps")
+    decode_blocks(recorder, input_ids, attention_mask, sampling, Caching(sliding=0), seeds=seeds)
     found = {"keys": recorder.key_drift, "values": recorder.value_drift}
     drift = {
         name: {kind: torch.stack([step[kind] for step in steps]) for kind in KINDS}

@@ -1,13 +1,10 @@
 """Where the next window starts, and ends, under guidance: `prompt`, `block`, `token`, `sliding`."""
 
-from typing import Literal
-
-WindowMode = Literal["prompt", "block", "token", "sliding"]
-WINDOWS = ("prompt", "block", "token", "sliding")
+from noiseworks.freecache.options import Windows
 
 
 def next_window(
-    mode: WindowMode | None,
+    mode: Windows | None,
     clean: tuple[int, int],
     committed: int,
     *,

@@ -1,0 +1,10 @@
+from .cache import FreeCache as FreeCache
+from .cache import kv_bytes_per_token as kv_bytes_per_token
+from .decoding import Decoded as Decoded
+from .decoding import freecache_generate as freecache_generate
+from .guided import GuidedDiffusion as GuidedDiffusion
+from .options import Caching as Caching
+from .options import Guidance as Guidance
+from .options import Sampling as Sampling
+from .probe import probe_drift as probe_drift
+from .transformers import apply_freecache as apply_freecache
