@@ -13,10 +13,10 @@ import typing
 from dataclasses import MISSING, fields, is_dataclass
 from importlib.metadata import entry_points
 
-from contracts import app_of
 from docstring_parser import parse
 from noiseworks.core.cli import run
 from noiseworks.core.options import Bound, Options
+from noiseworks.dev.contracts import app_of
 
 HEAVY = (
     "torch",

@@ -14,7 +14,7 @@ from functools import cache, cached_property
 from pathlib import Path
 
 import pytest
-from contracts import contract_of
+from noiseworks.dev.contracts import contract_of
 from warm import Warm
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -4,8 +4,8 @@ import json
 import os
 
 import pytest
-from contracts import typed, written
 from noiseworks.core.cli import dispatched
+from noiseworks.dev.contracts import typed, written
 
 # Commands that must be refused; {name} stands for a file or folder that `mistakes` makes.
 BENCH = {

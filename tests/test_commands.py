@@ -7,8 +7,8 @@ from importlib import import_module
 from importlib.metadata import entry_points
 
 import pytest
-from contracts import contract_of, typed
 from noiseworks.core.cli import root_app
+from noiseworks.dev.contracts import contract_of, typed
 
 
 def loaded_modules(importtime: str) -> set[str]:

@@ -5,8 +5,9 @@ import json
 import shutil
 
 import pytest
-from contracts import app_of, contract_of, same, typed, words_of, written
 from noiseworks.core.errors import InputError
+from noiseworks.dev.contracts import app_of, contract_of, same, typed, words_of, written
+from noiseworks.dev.fuzzing import Effort, fuzz
 
 GENERATED_VERBS = {"claim"}  # the claims' own tests run it
 
@@ -81,3 +82,10 @@ def test_resumed_training_equals_uninterrupted_training(method, trainer, tmp_pat
     whole = resume.train(tmp_path / "whole", None)
     resume.train(tmp_path / "parts", resume.stop_after)
     assert same(resume.train(tmp_path / "parts", None), whole)
+
+
+def test_lines_with_one_thing_wrong_are_taken_well(method, contract, root, monkeypatch):
+    """Refused in one line with nothing written, or accepted; `noiseworks-dev fuzz` types more of them."""
+    monkeypatch.chdir(root)
+    found = fuzz(method.folder.name, effort=Effort(calls=12), seed=1)
+    assert found.bad == {}

@@ -8,8 +8,8 @@ from importlib.metadata import distribution
 from itertools import chain
 
 import pytest
-from contracts import contract_of
 from noiseworks.core.families import COSTS, FAMILIES, cost_of, family_of
+from noiseworks.dev.contracts import contract_of
 
 METHOD_FILES = ("cli.py", "claim.py", "__init__.py", "py.typed")
 # Code lines (without docstrings, imports and blank lines), public names, and parameters of one public function.

@@ -8,6 +8,7 @@ app = make_app(
         "new": Command(
             "noiseworks.dev.laying:new", "Lay a package for a new method; it runs and passes its tests."
         ),
+        "fuzz": Command("noiseworks.dev.fuzzing:fuzz", "Type a package's good lines with one thing wrong."),
         "check": Command(
             "noiseworks.dev.checking:check", "Check one package: its style, its tests, and those about it."
         ),

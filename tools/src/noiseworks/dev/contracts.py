@@ -30,6 +30,7 @@ def contract_of(folder: Path) -> Contract | None:
 
 @cache
 def app_of(slug: str) -> Any:
+    """Return the command line of an installed method."""
     (entry,) = entry_points(group="noiseworks.methods", name=slug)
     return entry.load()
 
