@@ -87,5 +87,5 @@ def test_resumed_training_equals_uninterrupted_training(method, trainer, tmp_pat
 def test_lines_with_one_thing_wrong_are_taken_well(method, contract, root, monkeypatch):
     """Refused in one line with nothing written, or accepted; `noiseworks-dev fuzz` types more of them."""
     monkeypatch.chdir(root)
-    found = fuzz(method.folder.name, effort=Effort(calls=12), seed=1)
+    found = fuzz(method.folder.name, effort=Effort(calls=12, seconds=10), seed=1)
     assert found.bad == {}

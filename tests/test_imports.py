@@ -15,6 +15,7 @@ EXTRA_FILES = {
     "diffusers": ("*/core/interop.py", "*/kits/diffusers_hosts*"),
     "kernels": ("*/core/kernels/*",),
     "ray": ("*/bench/runner/*",),
+    "testing": ("*/kits/testing.py",),
     "train": ("*/bench/testbeds/*",),
     "masked-lm": ("*/kits/masked_lm/*",),
     "policies": ("*/kits/policies/*",),

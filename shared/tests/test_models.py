@@ -52,3 +52,9 @@ def test_loading_bars_are_off_inside_and_as_before_afterwards(shown, monkeypatch
     with models.without_loading_bars():
         assert not logging.is_progress_bar_enabled()
     assert logging.is_progress_bar_enabled() is shown
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "x" * 300 + "/y"])
+def test_names_that_no_file_system_takes_are_refused(name):
+    with pytest.raises(ModelNotFoundError, match="no model at"):
+        resolve_model(name)

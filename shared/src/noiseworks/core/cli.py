@@ -94,7 +94,7 @@ def run(app: App, arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt as stop:
         print(one_line(stop) if stop.args else "stopped", file=sys.stderr)
         sys.exit(EXIT_STOPPED)
-    except (NoiseworksError, CycloptsError, FileNotFoundError, PermissionError) as error:
+    except (NoiseworksError, CycloptsError, OSError) as error:
         if debug:
             raise
         print(f"{app.name[0]}: {one_line(error)}", file=sys.stderr)

@@ -68,9 +68,13 @@ def resolve_model(name: str | Path) -> str:
             )
             raise ModelNotFoundError(f"unknown testbed model {text!r}; available: {known}")
         return str(models[short])
-    if text and Path(text).is_dir():
+    try:
+        folder, there = Path(text).is_dir(), Path(text).exists()
+    except (OSError, ValueError):  # a name that no file system takes
+        folder, there = False, True
+    if text and folder:
         return text
-    if _HUB_ID.match(text) and not Path(text).exists():
+    if _HUB_ID.match(text) and not there:
         return text
     raise ModelNotFoundError(f"no model at {text!r}: name a directory, a hub id (org/name) or testbed:<name>")
 

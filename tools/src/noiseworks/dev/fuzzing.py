@@ -1,7 +1,7 @@
 """Types a package's good lines with one thing wrong, in this process, and counts how each is taken.
 
-What is wrong: a value out of any range, a path that is none, a broken file of every kind, an option left out, said
-twice or unknown. A call is taken well when it is refused in one line with nothing written, or accepted.
+What is wrong: a value out of any range, a path that is none, a broken file of every kind, an option said twice, without
+its value, or unknown. A call is taken well when it is refused in one line with nothing written, or accepted.
 """
 
 import contextlib
@@ -75,13 +75,13 @@ class Fuzzed:
         counts: Outcome -> number of calls: "refused" (one line, status 2, nothing written), "accepted", "trace",
             "long" (more than one line, or something on stdout), "left" (refused, but something was written), "slow",
             "failed" (another status).
-        bad: Outcome other than refused and accepted -> the calls, with what was printed.
-        accepted: The calls that were accepted, to be read: is one of them nonsense?
+        bad: Outcome other than refused, accepted and slow -> the calls, with what was printed.
+        read: The calls that were accepted or slow, to be read: is one of them nonsense?
     """
 
     counts: dict[str, int]
     bad: dict[str, list[str]]
-    accepted: list[str]
+    read: list[str]
 
     @property
     def failed(self) -> bool:
@@ -129,9 +129,9 @@ def fuzz(slug: str, *, effort: Spread[Effort] = Effort(), seed: Seed = 0) -> Fuz
             outcomes[outcome] += 1
             calls.setdefault(outcome, []).append(f"{shlex.join(words)}\n    {text}".replace(name, ""))
             shutil.rmtree(desk / "work")
-    accepted = calls.pop("accepted", [])
+    read = calls.pop("accepted", []) + calls.pop("slow", [])
     calls.pop("refused", None)
-    return Fuzzed(dict(outcomes), calls, [call.split("\n")[0] for call in accepted])
+    return Fuzzed(dict(outcomes), calls, [call.split("\n")[0] for call in read])
 
 
 def break_things(folder: Path) -> Iterator[str]:
@@ -158,12 +158,10 @@ def spoiled(words: list[str], choose: random.Random, broken: list[str]) -> list[
     """Return a line with one thing wrong."""
     verb, rest = words[0], words[1:]
     places = [place for place, word in enumerate(rest) if word.startswith("--")]
-    kind = choose.choice(("value", "value", "value", "broken", "broken", "drop", "twice", "unknown", "bare"))
+    kind = choose.choice(("value", "value", "value", "broken", "broken", "twice", "unknown", "bare"))
     if kind == "unknown" or not places:
         return [verb, *rest, choose.choice(("--no-such-option", "--out-", "-q", "stray")), "1"]
     place = choose.choice(places)
-    if kind == "drop":
-        return [verb, *rest[:place], *rest[place + 2 :]]
     if kind == "twice":
         return [verb, *rest, *rest[place : place + 2]]
     if kind == "bare":
