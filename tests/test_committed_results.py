@@ -7,6 +7,8 @@ from importlib.metadata import entry_points
 
 import pytest
 from noiseworks.bench.claims import SEEDS
+from noiseworks.bench.runner.tables import publish
+from noiseworks.core.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -17,22 +19,36 @@ def records(root):
     }
 
 
-def test_readme_table_is_generated_from_the_committed_results(root, run, tmp_path):
-    """`noiseworks bench table --write README.md` changes nothing; run it after committing results."""
-    page = tmp_path / "README.md"
-    shutil.copy(root / "README.md", page)
-    done = run("noiseworks", "bench", "table", root / "benchmarks/results", "--write", page)
-    assert done.returncode == 0, done.stderr
-    assert page.read_text() == (root / "README.md").read_text()
+SHOWN = ("README.md", "docs/images/results.svg", "benchmarks/src/noiseworks/bench/judged.json")
 
 
-def test_page_without_a_place_for_the_table_is_refused(root, run, tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text("# No place\n")
-    done = run("noiseworks", "bench", "table", root / "benchmarks/results", "--write", page)
-    assert done.returncode == 2
-    assert "results:start" in done.stderr
-    assert page.read_text() == "# No place\n"
+@pytest.fixture
+def workspace(root, tmp_path):
+    """A folder with what `publish` reads."""
+    shutil.copytree(root / "benchmarks/results", tmp_path / "benchmarks/results")
+    shutil.copy(root / "README.md", tmp_path / "README.md")
+    return tmp_path
+
+
+def test_what_is_shown_is_generated_from_the_committed_results(root, workspace):
+    """`noiseworks bench publish` changes nothing; run it after committing results."""
+    assert publish(workspace) == {"wrote": list(SHOWN)}
+    for name in SHOWN:
+        assert (workspace / name).read_text() == (root / name).read_text(), name
+
+
+def test_page_without_a_place_for_the_overview_is_refused(workspace):
+    (workspace / "README.md").write_text("# No place\n")
+    with pytest.raises(InputError, match="results:start"):
+        publish(workspace)
+    assert (workspace / "README.md").read_text() == "# No place\n"
+    assert not (workspace / SHOWN[1]).exists()
+
+
+def test_every_claim_has_a_row_that_links_to_its_page(root):
+    text = (root / "README.md").read_text()
+    for entry in entry_points(group="noiseworks.claims"):
+        assert f"| [{entry.name}](packages/{entry.name}/README.md) |" in text
 
 
 def test_committed_results_are_judged_laptop_runs_of_the_present_arms(records):

@@ -17,7 +17,7 @@ from noiseworks.bench.runner.report import write_report
 from noiseworks.bench.runner.results import failed_import, judge_claim, results_document
 from noiseworks.bench.runner.tasks import Outcome, Task
 
-VOID_ELEMENTS = {"meta", "link", "img", "rect", "line", "circle", "path", "use"}
+VOID_ELEMENTS = {"meta", "link", "img", "input"}
 
 
 @pytest.fixture
@@ -92,6 +92,25 @@ def test_page_holds_every_part_of_a_claim(report):
         assert part in text
     assert "&lt;b&gt;than&lt;/b&gt;" in text
     assert text.count("data:image/png;base64,") == 2
+    assert "1 of 1 effects in the promised direction, 1 at the promised size" in text
+    assert re.search(r"judged verdicts", text, re.IGNORECASE) is None, "no result of these is committed"
+
+
+def test_pictures_stand_in_one_grid_with_arms_as_columns(report):
+    text = report.read_text()
+    (grid,) = re.findall(r'<table class="grid-of-pictures">.*?</table>', text, re.DOTALL)
+    assert re.findall(r'<th scope="col">([^<]*)</th>', grid) == ["Plain sampling", "Fewer calls"]
+    (row,) = re.findall(r'<th scope="row">([^<]*)</th>(.*?)</tr>', grid, re.DOTALL)
+    assert row[0].startswith("first prompt, with a title")
+    assert row[1].count("<img") == 2
+
+
+def test_headers_and_drawings_say_what_they_are(report):
+    text = report.read_text()
+    assert "<th>" not in text
+    drawings = re.findall(r'<svg(?![^>]*aria-hidden)[^>]*role="img">(.{7})', text)
+    assert len(drawings) == text.count("<svg") - text.count('aria-hidden="true"')
+    assert set(drawings) == {"<title>"}
 
 
 def test_page_is_well_formed_and_names_no_address(report):
@@ -126,6 +145,13 @@ def test_page_fits_wide_and_narrow_screens_and_stays_offline(report, scheme):
             assert messages == []
             assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
             assert page.evaluate("document.documentElement.scrollWidth") <= width
+            page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            page.evaluate("scrollTo(0, document.body.scrollHeight)")
+            assert page.locator("nav").bounding_box()["y"] >= 0, "the navigation stays"
+            page.locator("label", has=page.locator("#show-failed")).click()
+            assert not page.locator("article#fake-steady").is_visible()
+            assert page.locator("article#fake-missing").is_visible()
             background = page.evaluate("getComputedStyle(document.body).backgroundColor")
             brightness = sum(map(int, re.findall(r"\d+", background)[:3])) / 3
             assert brightness > 200 if scheme == "light" else brightness < 60

@@ -35,6 +35,7 @@ def document():
         "scale": "quick",
         "status": "judged",
         "verdict": "holds",
+        "void_reason": None,
         "targets": [target],
     }
     return {"schema": SCHEMA, "scale": "quick", "claims": [claim]}
@@ -110,7 +111,7 @@ def test_markdown_table_shows_every_result(document, tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(document))
     text = results_markdown(tmp_path)
     assert text.splitlines()[2] == (
-        r"| `a` | Fewer \| calls. | network calls | ≤ ×0.75 | ×0.7 [×0.68, ×0.72] | **holds** | quick |"
+        r"| `a` | Fewer \| calls. | network calls | ≤ ×0.75 | ×0.7 [×0.68, ×0.72] | holds | **holds**, 1 of 1 | quick |"
     )
     own = results_markdown(tmp_path, method="a")
     assert own.splitlines()[2] == "| network calls | ≤ ×0.75 | ×0.7 [×0.68, ×0.72] | holds | quick |"

@@ -1,4 +1,4 @@
-"""The command line of the runner: `noiseworks bench [compose|table|ship|train-testbed|cards]`."""
+"""The command line of the runner: `noiseworks bench [compose|table|publish|ship|train-testbed|cards]`."""
 
 from noiseworks.bench.runner.session import bench
 from noiseworks.core.cli import Command, make_app, run
@@ -11,6 +11,10 @@ app = make_app(
             "Measure pairs of methods on one host.",
         ),
         "table": Command("noiseworks.bench.runner.tables:table", "Print a folder's results as markdown."),
+        "publish": Command(
+            "noiseworks.bench.runner.tables:publish",
+            "Write what README, docs and reports show of the results.",
+        ),
         "ship": Command(
             "noiseworks.bench.shipped:ship", "Copy a laptop run's models into a method's package."
         ),

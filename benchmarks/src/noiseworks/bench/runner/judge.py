@@ -181,6 +181,18 @@ def claim_verdict(targets: Sequence[Target], verdicts: Sequence[Verdict]) -> Ver
     return "worse" if any(target.guard and verdict == "worse" for target, verdict in guarded) else "partly"
 
 
+def deciding_target(targets: Sequence[Target], verdicts: Sequence[Verdict]) -> int:
+    """Return the index of the target that decided a claim's verdict; of the first one where all hold."""
+    claim = claim_verdict(targets, verdicts)
+    if verdicts[0] != "holds" or claim == "holds":
+        return 0
+    return next(
+        index
+        for index, (target, verdict) in enumerate(zip(targets, verdicts, strict=True))
+        if verdict != "holds" and (claim != "worse" or (target.guard and verdict == "worse"))
+    )
+
+
 def judge_target(target: Target, measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> Estimate:
     """Return a target's estimate from the measurements of all seeds.
 

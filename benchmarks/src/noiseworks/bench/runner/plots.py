@@ -1,37 +1,16 @@
-"""Plots of a claim as inline SVG whose colours follow the page: light, dark or printed."""
+"""Plots of a claim as inline SVG whose colours and letters are the page's: light, dark or printed."""
 
-import re
+import math
 from collections.abc import Mapping, Sequence
-from io import StringIO
-from typing import TYPE_CHECKING, Any
+from html import escape
+from typing import Any
 
 import numpy as np
+from noiseworks.bench.runner.display import number
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-# Stand-in colours that become CSS variables: text, grid lines, then one for each arm.
-INK, GRID = "#010203", "#010204"
 ARM_COLOURS = 8
-WIDTH = 4.4  # inches; the page scales it
-STYLE = {
-    "svg.fonttype": "none",
-    "font.size": 9,
-    "text.color": INK,
-    "axes.edgecolor": GRID,
-    "axes.labelcolor": INK,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 9.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-}
+WIDTH, LABELS, ROW = 460, 190, 26
+CURVE_HEIGHT, LEFT, BOTTOM = 190, 48, 24
 
 
 def claim_plots(claim: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -40,12 +19,8 @@ def claim_plots(claim: Mapping[str, Any]) -> list[dict[str, str]]:
     for metric, label in claim["columns"].items():
         arms = [arm for arm in claim["arms"] if metric in claim["summary"].get(arm["name"], {})]
         if arms:
-            figure = _metric_figure(claim, metric, arms)
-            plots.append({"caption": label, "svg": to_svg(figure, f"{claim['method']}-metric-{len(plots)}")})
-    for name in series_names(claim):
-        figure = _series_figure(claim, name)
-        plots.append({"caption": name, "svg": to_svg(figure, f"{claim['method']}-series-{len(plots)}")})
-    return plots
+            plots.append({"caption": label, "svg": metric_plot(claim, metric, label, arms)})
+    return plots + [{"caption": name, "svg": curve_plot(claim, name)} for name in series_names(claim)]
 
 
 def series_names(claim: Mapping[str, Any]) -> list[str]:
@@ -55,81 +30,145 @@ def series_names(claim: Mapping[str, Any]) -> list[str]:
 
 
 def colour(index: int) -> str:
-    """Return the stand-in colour of the arm with this index."""
-    return f"#0102{16 + index % ARM_COLOURS:02x}"
+    """Return the page's colour of the arm with this index."""
+    return f"var(--arm-{index % ARM_COLOURS})"
 
 
-def to_svg(figure: "Figure", prefix: str) -> str:
-    """Return a figure as an SVG element with CSS variables for colours and ids that no other figure has."""
-    from matplotlib import rc_context
-
-    file = StringIO()
-    with rc_context({**STYLE, "svg.hashsalt": prefix}):
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = file.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
-    svg = svg.replace(INK, "var(--ink)").replace(GRID, "var(--line)")
-    for index in range(ARM_COLOURS):
-        svg = svg.replace(colour(index), f"var(--arm-{index})")
-    return svg
-
-
-def _metric_figure(claim: Mapping[str, Any], metric: str, arms: Sequence[Mapping[str, Any]]) -> "Figure":
-    """One row an arm: the mean, its 95 % interval, and each seed's mean as a faint dot."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 0.55 + 0.34 * len(arms)), layout="constrained")
-        axes = figure.subplots()
-        order = {arm["name"]: index for index, arm in enumerate(claim["arms"])}
-        for row, arm in enumerate(arms):
-            own = colour(order[arm["name"]])
-            cell = claim["summary"][arm["name"]][metric]
-            seeds = [np.mean(run["metrics"][metric]) for run in claim["measurements"][arm["name"]]]
-            axes.plot(seeds, [row] * len(seeds), "o", color=own, alpha=0.3, markersize=3.5, markeredgewidth=0)
-            axes.plot(cell["interval"], [row, row], "-", color=own, linewidth=2, solid_capstyle="round")
-            axes.plot([cell["mean"]], [row], "o", color=own, markersize=6, markeredgewidth=0)
-        axes.set_yticks(range(len(arms)), [shorten(arm["label"]) for arm in arms])
-        axes.set_ylim(len(arms) - 0.4, -0.6)
-        axes.margins(x=0.08)
-        axes.grid(axis="x")
-        axes.locator_params(axis="x", nbins=5)
-        axes.spines["left"].set_visible(False)
-    return figure
+def metric_plot(claim: Mapping[str, Any], metric: str, label: str, arms: Sequence[Mapping[str, Any]]) -> str:
+    """Draw one row an arm: the mean, its 95 % interval, and each seed's mean as a faint dot."""
+    order = {arm["name"]: index for index, arm in enumerate(claim["arms"])}
+    cells = [claim["summary"][arm["name"]][metric] for arm in arms]
+    seeds = [
+        [float(np.mean(run["metrics"][metric])) for run in claim["measurements"][arm["name"]]] for arm in arms
+    ]
+    values = [
+        value
+        for cell, own in zip(cells, seeds, strict=True)
+        for value in (cell["mean"], *cell["interval"], *own)
+    ]
+    axis = Axis(min(values), max(values), LABELS, WIDTH - 12)
+    height = ROW * len(arms) + BOTTOM
+    parts, told = vertical_grid(axis, height), []
+    for row, (arm, cell, own) in enumerate(zip(arms, cells, seeds, strict=True)):
+        y, paint = ROW * (row + 0.5), colour(order[arm["name"]])
+        low, high = (axis.place(end) for end in cell["interval"])
+        parts.append(
+            f'<text x="{LABELS - 12}" y="{y + 4}" class="end">{escape(shorten(arm["label"]))}</text>'
+        )
+        parts += [
+            f'<circle cx="{axis.place(value)}" cy="{y}" r="2.5" fill="{paint}" opacity=".35"/>'
+            for value in own
+        ]
+        parts.append(f'<line x1="{low}" x2="{high}" y1="{y}" y2="{y}" stroke="{paint}" stroke-width="2.5"/>')
+        parts.append(f'<circle cx="{axis.place(cell["mean"])}" cy="{y}" r="4.5" fill="{paint}"/>')
+        told.append(f"{arm['label']} {number(cell['mean'])}")
+    return svg(height, f"{label}: {', '.join(told)}", parts)
 
 
-def _series_figure(claim: Mapping[str, Any], name: str) -> "Figure":
-    """One line an arm: the mean over seeds where they share x values, with the seeds faint behind it."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
+def curve_plot(claim: Mapping[str, Any], name: str) -> str:
+    """Draw one line an arm: the mean over seeds where they share x values, with the seeds faint behind it."""
+    drawn: list[tuple[int, str, list[tuple[list[float], list[float]]]]] = []
+    for index, arm in enumerate(claim["arms"]):
+        runs = claim["measurements"][arm["name"]]
+        curves = [run["series"][name] for run in runs if name in run["series"]]
+        if curves:
+            drawn.append((index, arm["label"], [known_points(*curve) for curve in curves]))
+    xs = [x for _, _, curves in drawn for points, _ in curves for x in points]
+    ys = [y for _, _, curves in drawn for _, points in curves for y in points]
+    if not xs:
+        return svg(ROW, f"{name}: no point was measured", [])
+    legend = ROW * math.ceil(len(drawn) / 2)
+    height = legend + CURVE_HEIGHT
+    across = Axis(min(xs), max(xs), LEFT, WIDTH - 10)
+    up = Axis(min(ys), max(ys), height - BOTTOM, legend + 6)
+    parts = [*vertical_grid(across, height, lines=False), *horizontal_grid(up)]
+    for row, (index, label, curves) in enumerate(drawn):
+        shared = len(curves) > 1 and all(x == curves[0][0] for x, _ in curves)
+        for x, y in curves:
+            parts.append(polyline(across, up, x, y, colour(index), faint=shared))
+        if shared:
+            mean = np.mean([y for _, y in curves], axis=0).tolist()
+            parts.append(polyline(across, up, curves[0][0], mean, colour(index), faint=False))
+        x, y = (row % 2) * WIDTH / 2, ROW * (row // 2 + 0.5)
+        parts.append(
+            f'<line x1="{x}" x2="{x + 18}" y1="{y}" y2="{y}" stroke="{colour(index)}" stroke-width="2.5"/>'
+            f'<text x="{x + 24}" y="{y + 4}">{escape(shorten(label, 30))}</text>'
+        )
+    return svg(height, f"{name}: {', '.join(label for _, label, _ in drawn)}", parts)
 
-    with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 2.5), layout="constrained")
-        axes = figure.subplots()
-        for index, arm in enumerate(claim["arms"]):
-            runs = claim["measurements"][arm["name"]]
-            curves = [run["series"][name] for run in runs if name in run["series"]]
-            xs, ys = zip(*curves, strict=True) if curves else ((), ())
-            shared = len(curves) > 1 and all(list(x) == list(xs[0]) for x in xs)
-            for number, (x, y) in enumerate(curves):
-                label = None if shared or number else shorten(arm["label"])
-                faint = {"alpha": 0.3, "linewidth": 0.8} if shared else {"linewidth": 1.5}
-                axes.plot(x, np.array(y, dtype=float), color=colour(index), label=label, **faint)
-            if shared:
-                mean = np.mean(np.array(ys, dtype=float), axis=0)
-                axes.plot(xs[0], mean, color=colour(index), linewidth=1.6, label=shorten(arm["label"]))
-        axes.grid(axis="y")
-        axes.locator_params(nbins=5)
-        axes.spines["left"].set_visible(False)
-        axes.legend(frameon=False, fontsize=8, labelcolor=INK)
-    return figure
+
+def known_points(xs: Sequence[float], ys: Sequence[float | None]) -> tuple[list[float], list[float]]:
+    """Return the points of a curve whose value is known."""
+    pairs = [(x, y) for x, y in zip(xs, ys, strict=True) if x is not None and y is not None]
+    return [x for x, _ in pairs], [y for _, y in pairs]
 
 
-def shorten(label: str, length: int = 26) -> str:
+class Axis:
+    """Maps values to places between two ends, with round numbers as ticks."""
+
+    def __init__(self, low: float, high: float, start: float, end: float):
+        spread = (high - low) or abs(high) or 1.0
+        self.low, self.high = low - 0.05 * spread, high + 0.05 * spread
+        self.start, self.end = start, end
+
+    def place(self, value: float) -> float:
+        """Return where a value lies, in the SVG's units."""
+        share = (value - self.low) / (self.high - self.low)
+        return round(self.start + share * (self.end - self.start), 2)
+
+    def ticks(self, most: int = 5) -> list[float]:
+        """Return at most `most` multiples of 1, 2, 2.5 or 5 times a power of ten."""
+        power = 10.0 ** math.floor(math.log10((self.high - self.low) / most))
+        step = next(
+            power * factor
+            for factor in (1, 2, 2.5, 5, 10)
+            if (self.high - self.low) / (power * factor) <= most
+        )
+        first = math.ceil(self.low / step)
+        return [index * step for index in range(first, math.floor(self.high / step) + 1)]
+
+
+def vertical_grid(axis: Axis, height: float, *, lines: bool = True) -> list[str]:
+    """Return ticks with their numbers below, and lines upwards from them."""
+    parts = []
+    for tick in axis.ticks():
+        x = axis.place(tick)
+        if lines:
+            parts.append(f'<line x1="{x}" x2="{x}" y1="0" y2="{height - BOTTOM}" class="grid"/>')
+        parts.append(f'<text x="{x}" y="{height - 8}" class="middle">{number(tick)}</text>')
+    return parts
+
+
+def horizontal_grid(axis: Axis) -> list[str]:
+    """Return lines with their numbers at the left."""
+    parts = []
+    for tick in axis.ticks():
+        y = axis.place(tick)
+        parts.append(f'<line x1="{LEFT}" x2="{WIDTH}" y1="{y}" y2="{y}" class="grid"/>')
+        parts.append(f'<text x="{LEFT - 8}" y="{y + 4}" class="end">{number(tick)}</text>')
+    return parts
+
+
+def polyline(
+    across: Axis, up: Axis, xs: Sequence[float], ys: Sequence[float], paint: str, *, faint: bool
+) -> str:
+    """Return a line through points; a single point is a dot."""
+    opacity, width = ("0.3", 1) if faint else ("1", 2)
+    if len(xs) == 1:
+        x, y = across.place(xs[0]), up.place(ys[0])
+        return f'<circle cx="{x}" cy="{y}" r="4" fill="{paint}" opacity="{opacity}"/>'
+    points = " ".join(f"{across.place(x)},{up.place(y)}" for x, y in zip(xs, ys, strict=True))
+    return f'<polyline points="{points}" fill="none" stroke="{paint}" stroke-width="{width}" opacity="{opacity}"/>'
+
+
+def svg(height: float, title: str, parts: Sequence[str]) -> str:
+    """Return a drawing with a title that screen readers read and the pointer shows."""
+    return (
+        f'<svg class="plot" viewBox="0 0 {WIDTH} {height}" role="img"><title>{escape(title)}</title>'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def shorten(label: str, length: int = 25) -> str:
     """Return a label cut to a length that leaves room for the plot."""
     return label if len(label) <= length else label[: length - 1].rstrip() + "…"

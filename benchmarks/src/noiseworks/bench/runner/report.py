@@ -3,24 +3,29 @@
 import base64
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from noiseworks.bench.claims import Target
 from noiseworks.bench.runner.display import (
-    effect,
+    VERDICT_STYLE,
+    count_verdicts,
+    decided_by,
     estimate_text,
+    headline,
     number,
     outcome_word,
+    passed_text,
     rivals_text,
+    target_of,
     threshold_text,
 )
 from noiseworks.bench.runner.judge import no_effect_value
 from noiseworks.bench.runner.plots import claim_plots
+from noiseworks.bench.runner.tables import grouped, published_verdicts
 from noiseworks.core.artifacts import atomic_write
 
 REPORT_NAME = "report.html"
+JUDGING = ("laptop", "full")
 IMAGES_PER_ARM = 24
 MIME_TYPES = {".png": "image/png", ".webp": "image/webp", ".jpg": "image/jpeg", ".gif": "image/gif"}
 GLYPH_WIDTH, GLYPH_HEIGHT = 180.0, 22.0
@@ -45,26 +50,50 @@ def render(document: Mapping[str, Any], out: Path) -> str:
     templates = Environment(
         loader=PackageLoader("noiseworks.bench.runner"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
+    templates.filters["slug"] = lambda word: word.lower().replace(" ", "-")
     templates.globals.update(
-        effect=effect,
         estimate_text=estimate_text,
+        headline=headline,
         number=number,
         outcome_word=outcome_word,
+        passed_text=passed_text,
         rivals_text=rivals_text,
         threshold_text=threshold_text,
     )
-    claims = [
-        {
-            **claim,
-            "targets": [{**target, "glyph": _glyph(target)} for target in _judged_targets(claim)],
-            "plots": claim_plots(claim),
-            "gallery": _gallery(claim, out),
-        }
-        for claim in document["claims"]
+    known = published_verdicts()
+    claims = {claim["method"]: _shown(claim, known, out) for claim in document["claims"]}
+    families = [
+        {"title": title, "id": f"family-{number}", "claims": [claims[slug] for slug in slugs]}
+        for number, (title, slugs) in enumerate(grouped({*claims}).items())
     ]
-    counts = Counter(outcome_word(claim) for claim in claims)
-    template = templates.get_template("report.html.j2")
-    return template.render(document=document, claims=claims, counts=counts)
+    shown = [claim["judged"] for claim in claims.values() if claim["judged"]]
+    counts = Counter(outcome_word(claim) for claim in claims.values())
+    return templates.get_template("report.html.j2").render(
+        document=document,
+        claims=list(claims.values()),
+        families=families,
+        counts={word: counts[word] for word in VERDICT_STYLE if counts[word]},
+        looks=document["scale"] not in JUDGING,
+        judged=count_verdicts(shown),
+    )
+
+
+def _shown(claim: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]], out: Path) -> dict[str, Any]:
+    """Return a claim with everything that its part of the page shows."""
+    targets = [{**target, "glyph": _glyph(target)} for target in _judged_targets(claim)]
+    decisive = decided_by(claim) or next(iter(targets), None)
+    return {
+        **claim,
+        "targets": targets,
+        "decisive": next((target for target in targets if target["name"] == decisive["name"]), None)
+        if decisive
+        else None,
+        "judged": {"status": "judged", "void_reason": None, **known[claim["method"]]}
+        if claim["method"] in known
+        else None,
+        "plots": claim_plots(claim),
+        "pictures": _pictures(claim, out),
+    }
 
 
 def _judged_targets(claim: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -73,7 +102,7 @@ def _judged_targets(claim: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _glyph(target: Mapping[str, Any]) -> dict[str, float]:
     """Return the x positions of the small interval drawing: sides, marks, interval."""
-    neutral = no_effect_value(Target(**{field.name: target[field.name] for field in fields(Target)}))
+    neutral = no_effect_value(target_of(target))
     low, high = target["interval"]
     marks = (low, high, target["threshold"], neutral, target["estimate"])
     margin = 0.12 * ((max(marks) - min(marks)) or max(abs(marks[0]), 1.0))
@@ -98,20 +127,43 @@ def _glyph(target: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _gallery(claim: Mapping[str, Any], out: Path) -> list[dict[str, Any]]:
-    """Return the first seed's images of every arm as data addresses; files that are gone are left out."""
-    rows = []
+def _pictures(claim: Mapping[str, Any], out: Path) -> dict[str, Any] | None:
+    """Return the first seed's pictures as data addresses: a grid of those that several arms have, then the others.
+
+    The grid's rows are the titles (prompts, tasks), its columns the arms, so that equal requests lie side by side.
+    Files that are gone are left out.
+    """
+    found: dict[str, dict[str, str]] = {}
+    seed = None
     for arm in claim["arms"]:
         runs = claim["measurements"].get(arm["name"], [])
-        paths = {title: out / name for title, name in runs[0]["images"].items()} if runs else {}
-        images = [
-            {"title": title, "data": _data_address(path)}
-            for title, path in list(paths.items())[:IMAGES_PER_ARM]
-            if path.is_file() and path.suffix in MIME_TYPES
-        ]
-        if images:
-            rows.append({"label": arm["label"], "seed": runs[0]["seed"], "images": images})
-    return rows
+        if not runs:
+            continue
+        seed = runs[0]["seed"]
+        for title, name in list(runs[0]["images"].items())[:IMAGES_PER_ARM]:
+            path = out / name
+            if path.is_file() and path.suffix in MIME_TYPES:
+                found.setdefault(title, {})[arm["label"]] = _data_address(path)
+    if not found:
+        return None
+    shared = {title: cells for title, cells in found.items() if len(cells) > 1}
+    columns = [
+        arm["label"] for arm in claim["arms"] if any(arm["label"] in cells for cells in shared.values())
+    ]
+    return {
+        "seed": seed,
+        "columns": columns,
+        "rows": [
+            {"title": title, "cells": [cells.get(label) for label in columns]}
+            for title, cells in shared.items()
+        ],
+        "single": [
+            {"title": title if title.startswith(label) else f"{label}: {title}", "data": data}
+            for title, cells in found.items()
+            if title not in shared
+            for label, data in cells.items()
+        ],
+    }
 
 
 def _data_address(path: Path) -> str:

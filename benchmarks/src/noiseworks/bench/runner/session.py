@@ -2,7 +2,7 @@
 
 import sys
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -51,13 +51,14 @@ class BenchResult:
         }
 
     def __rich__(self) -> Any:
-        from noiseworks.bench.runner.display import results_table
+        from noiseworks.bench.runner.display import headline, results_table
         from rich.console import Group
         from rich.text import Text
 
         lines = [Text(f"regression: {sentence}", style="bold red") for sentence in self.regressions]
         end = Text(f"\nreport: {self.report}", overflow="fold", no_wrap=True)
-        return Group(results_table(self.document["claims"]), *lines, end)
+        summary = Text(f"\n{headline(self.document)}{judged_text(self.document)}", style="bold")
+        return Group(results_table(self.document["claims"]), summary, *lines, end)
 
 
 def bench(
@@ -201,6 +202,18 @@ def typed_command(command: str, methods: Sequence[str] | None, settings: Setting
     for name, value in settings.data.items():
         words += ["--data", f"{name}={_without_folders(value)}"]
     return " ".join(words if settings.device == "cpu" else [*words, "--device", settings.device])
+
+
+def judged_text(document: Mapping[str, Any]) -> str:
+    """Return the committed verdicts of a run's claims, for a run at a scale that only looks."""
+    from noiseworks.bench.runner.display import count_verdicts
+    from noiseworks.bench.runner.tables import published_verdicts
+
+    known = published_verdicts()
+    shown = [known[claim["method"]] for claim in document["claims"] if claim["method"] in known]
+    if document["scale"] in ("laptop", "full") or not shown:
+        return ""
+    return f"; judged verdicts (laptop, committed): {count_verdicts(shown)}"
 
 
 def _without_folders(name: str) -> str:
