@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from noiseworks.bench.runner.tables import grouped, results_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -26,7 +27,8 @@ PAGES |= {f"packages/{slug}/README.md": f"methods/{slug}.md" for slug in MEMBERS
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Add the method pages and the reference to the navigation."""
-    methods = [f"methods/{slug}.md" for slug in MEMBERS if slug not in ("core", "bench")]
+    families = grouped({slug for slug in MEMBERS if slug not in ("core", "bench")})
+    methods = [{title: [f"methods/{slug}.md" for slug in slugs]} for title, slugs in families.items()]
     references = [f"reference/{slug}.md" for slug in MEMBERS]
     config.nav[2:2] = [{"Methods": methods}]
     config.nav.append({"API reference": references})
@@ -53,8 +55,6 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def results(slug: str | None) -> str:
     """Return the markdown table of the committed results, of one method or of all."""
-    from noiseworks.bench.runner.tables import results_markdown
-
     return results_markdown(RESULTS, method=slug) if slug else results_markdown(RESULTS)
 
 

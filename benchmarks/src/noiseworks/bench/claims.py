@@ -24,6 +24,7 @@ from noiseworks.core.errors import InputError
 Role = Literal["method", "baseline", "naive", "reference"]
 ScaleName = Literal["smoke", "quick", "tune", "laptop", "full"]
 Verdict = Literal["holds", "partly", "no effect", "worse", "void", "tuning"]
+ModelKind = Literal["pipeline", "autoencoder", "language model", "policy"]
 
 LARGEST_SEED = 999_999  # claims multiply it to number episodes and noise
 SEEDS: Mapping[ScaleName, range] = MappingProxyType(
@@ -333,6 +334,8 @@ class Claim:
         prepare: `prepare(seed, context)` returns what the arms of this seed share. It is called once a process.
         preconditions: Conditions without which the claim is void.
         data: What the user has to give, at some scales.
+        model_kind: What `--model` names, so that a folder of another kind is refused before any work; None where a
+            claim looks for itself.
         precondition: Looks at the measurements of all arms of all seeds (arm -> list of Measurement) and
             returns None, or the reason why the claim is void on this model.
         version: Raise it when the meaning of the numbers changes; finished work of other versions is not
@@ -352,6 +355,7 @@ class Claim:
     prepare: Callable[[int, Context], Any] | None = None
     preconditions: tuple[Floor | Ceiling, ...] = ()
     data: tuple[Data, ...] = ()
+    model_kind: ModelKind | None = None
     precondition: Callable[[Mapping[str, Sequence[Measurement]]], str | None] | None = None
     version: int = 1
 

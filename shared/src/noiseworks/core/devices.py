@@ -26,6 +26,10 @@ def resolve_device(device: str = "auto") -> "torch.device":
         found = torch.device(device)
     except RuntimeError as error:
         raise InputError(f"unknown device {device!r}; use auto, cpu, cuda, cuda:<n> or mps") from error
+    if found.type not in ("cpu", "cuda", "mps"):
+        raise InputError(f"unknown device {device!r}; use auto, cpu, cuda, cuda:<n> or mps")
+    if found.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError("device 'mps' is not present; use cpu")
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise InputError(
             f"device {device!r} is not present ({torch.cuda.device_count()} CUDA devices found); use cpu"

@@ -12,6 +12,7 @@ from noiseworks.bench.runner.describe import Described, check_device, describe_c
 from noiseworks.bench.runner.discovery import Source, split_names
 from noiseworks.bench.runner.display import Display
 from noiseworks.bench.runner.environment import available_cores, describe_environment
+from noiseworks.bench.runner.kinds import check_kind
 from noiseworks.bench.runner.tasks import Outcome, Task, finished
 from noiseworks.core.artifacts import check_writable
 from noiseworks.core.checks import check_choice, check_number
@@ -178,6 +179,9 @@ def run_claims(sources: Sequence[Source], settings: Settings, command: str) -> d
 
     described = describe_claims(sources, settings.scale)
     check_data(described, settings.data)
+    for one in described:
+        if settings.model is not None and one.claim and one.claim.model_kind:
+            check_kind(settings.model, one.claim.model_kind, one.source.method)
     reasons = {one.source.method: cannot_run(one, settings) for one in described if one.claim}
     if reasons and all(reasons.values()):
         raise InputError("; ".join(f"{method}: {reason}" for method, reason in reasons.items()))

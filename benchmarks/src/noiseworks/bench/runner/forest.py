@@ -90,5 +90,5 @@ def _row(claim: Mapping[str, Any], y: float, place: Any) -> str:
     )
 
 
-def _short(text: str, length: int = 27) -> str:
+def _short(text: str, length: int = 24) -> str:
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
