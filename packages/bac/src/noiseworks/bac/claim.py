@@ -171,6 +171,7 @@ CLAIM = Claim(
         "full": Scale((1000, 1001, 1002), 7200, _sizes(50, 15, 16)),
     },
     prepare=prepare,
+    model_kind="policy",
     run=run,
     units="episode",
     columns={

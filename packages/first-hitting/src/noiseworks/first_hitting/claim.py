@@ -160,6 +160,7 @@ CLAIM = Claim(
         ),
     },
     prepare=prepare,
+    model_kind="language model",
     run=run,
     preconditions=(
         Floor(

@@ -167,6 +167,7 @@ CLAIM = Claim(
         "full": Scale((1000, 1001, 1002, 1003, 1004), 36000, sizes(50, 50, 50)),
     },
     prepare=prepare,
+    model_kind="policy",
     run=run,
     preconditions=(Floor("full", "success", 0.3, "the full sampler solves only {:.0%} of the episodes"),),
     units="episode",
