@@ -1,12 +1,13 @@
 """Folders of models are told apart by their files, and a wrong one is refused before any work."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from noiseworks.bench.runner.kinds import check_kind, kind_of
 from noiseworks.bench.runner.session import bench
 from noiseworks.core.errors import InputError
-from noiseworks.core.models import testbed_models
+from noiseworks.core.models import resolve_model
 
 KINDS = {
     "shapes": "pipeline",
@@ -21,7 +22,7 @@ KINDS = {
 
 @pytest.mark.parametrize("name", KINDS)
 def test_shipped_models_are_told_apart(name):
-    assert kind_of(testbed_models()[name]) == KINDS[name]
+    assert kind_of(Path(resolve_model(f"testbed:{name}"))) == KINDS[name]
 
 
 def test_folders_that_say_nothing_have_no_kind(tmp_path):

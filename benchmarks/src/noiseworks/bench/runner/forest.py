@@ -29,7 +29,10 @@ def share_of_promise(target: Mapping[str, Any], value: float) -> float:
     neutral = no_effect_value(target_of(target))
     promise, estimate = target["threshold"], target["estimate"]
     if target["kind"] == "ratio":
-        neutral, promise, estimate, value = (math.log(one) for one in (neutral, promise, estimate, value))
+        # A mean of the method's arm, and so a ratio, can be 0; the axis ends long before its logarithm.
+        neutral, promise, estimate, value = (
+            math.log(max(one, 1e-9)) for one in (neutral, promise, estimate, value)
+        )
     unit = promise - neutral or abs(estimate - neutral) * (1 if target["better"] == "higher" else -1) or 1.0
     return (value - neutral) / unit
 
