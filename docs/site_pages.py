@@ -1,8 +1,7 @@
 """The generated part of the site: a page for each method, the API reference and the contribution guide.
 
 mkdocs calls the functions below as a hook. A method's page is its package's README; the line
-`<!-- results -->` in a page is replaced by the table of the committed results (on a method's page: of that
-method alone).
+`<!-- results -->` in a page is replaced by the committed results (on a method's page: of that method alone).
 """
 
 import os
@@ -12,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
-from noiseworks.bench.runner.tables import grouped, results_markdown
+from noiseworks.bench.runner.tables import grouped, overview_markdown, results_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -49,13 +48,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Put the committed results where a page asks for them."""
-    slug = Path(page.file.src_uri).stem if page.file.src_uri.startswith("methods/") else None
-    return RESULTS_LINE.sub(lambda _: results(slug), markdown)
+    return RESULTS_LINE.sub(lambda _: results(page.file.src_uri), markdown)
 
 
-def results(slug: str | None) -> str:
-    """Return the markdown table of the committed results, of one method or of all."""
-    return results_markdown(RESULTS, method=slug) if slug else results_markdown(RESULTS)
+def results(uri: str) -> str:
+    """Return the committed results: one row a method at home, one a target elsewhere, a method's own on its page."""
+    if uri == "index.md":
+        return overview_markdown(RESULTS, page="methods/{}.md")
+    return results_markdown(RESULTS, method=Path(uri).stem if uri.startswith("methods/") else None)
 
 
 def reference(slug: str, folder: Path) -> str:

@@ -84,11 +84,12 @@ def results_markdown(folder: Path | str, method: str | None = None) -> str:
     return markdown(rows)
 
 
-def overview_markdown(folder: Path | str) -> str:
+def overview_markdown(folder: Path | str, page: str = "packages/{}/README.md") -> str:
     """Return one table a family with one row a method; a method without a result is a draft.
 
     Args:
         folder: A folder of results files.
+        page: Where a method's page is, with a place for the method.
 
     Raises:
         InputError: When the folder is missing or a file has another schema version.
@@ -96,17 +97,16 @@ def overview_markdown(folder: Path | str) -> str:
     claims = {claim["method"]: claim for claim in read_claims(folder)}
     parts = []
     for title, slugs in grouped({*claims, *installed(CLAIM_GROUP)}).items():
-        rows = [OVERVIEW, *(_overview_row(slug, claims.get(slug)) for slug in slugs)]
+        rows = [OVERVIEW, *(_overview_row(slug, claims.get(slug), page.format(slug)) for slug in slugs)]
         parts.append(f"### {title}\n\n{markdown(rows)}")
     return "\n".join(parts)
 
 
-def _overview_row(slug: str, claim: Mapping[str, Any] | None) -> tuple[str, ...]:
+def _overview_row(slug: str, claim: Mapping[str, Any] | None, page: str) -> tuple[str, ...]:
     about = _distribution(slug)
     cost = cost_of(about)
-    page = f"[{slug}](packages/{slug}/README.md)"
     summary = about.metadata["Summary"].rstrip(".") if about else ""
-    facts = (page, summary, COSTS[cost] if cost else "")
+    facts = (f"[{slug}]({page})", summary, COSTS[cost] if cost else "")
     if claim is None or not claim["targets"]:
         return (*facts, "", "draft")
     first = claim["targets"][0]
