@@ -52,15 +52,22 @@ def test_every_claim_has_a_row_that_links_to_its_page(root):
 
 
 def test_committed_results_are_judged_laptop_runs_of_the_present_arms(records):
-    """A claim without a result is a draft: a warning, so that a method can grow in the open."""
+    """A claim without a result of its version is a draft: a warning, so that a method can grow in the open."""
     for entry in entry_points(group="noiseworks.claims"):
+        claim = entry.load()
         if entry.name not in records:
             warnings.warn(f"{entry.name} is a draft: its laptop result is not committed", stacklevel=1)
             continue
         (result,) = records[entry.name]["claims"]
         assert (result["scale"], result["status"]) == ("laptop", "judged"), entry.name
         assert set(result["seeds"]) <= set(SEEDS["laptop"]), entry.name
-        assert [arm["name"] for arm in result["arms"]] == [arm.name for arm in entry.load().arms], entry.name
+        if result["version"] != claim.version:
+            was = result["version"]
+            warnings.warn(
+                f"{entry.name} is a draft: judged at version {was}, not {claim.version}", stacklevel=1
+            )
+            continue
+        assert [arm["name"] for arm in result["arms"]] == [arm.name for arm in claim.arms], entry.name
 
 
 def test_no_result_is_left_of_a_claim_that_is_gone(records):

@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from noiseworks.bench.runner.describe import describe_claims
 from noiseworks.bench.runner.discovery import CLAIM_GROUP, installed
 from noiseworks.bench.runner.display import estimate_text, outcome_word, passed_text, threshold_text
 from noiseworks.bench.runner.forest import forest
@@ -85,7 +86,7 @@ def results_markdown(folder: Path | str, method: str | None = None) -> str:
 
 
 def overview_markdown(folder: Path | str, page: str = "packages/{}/README.md") -> str:
-    """Return one table a family with one row a method; a method without a result is a draft.
+    """Return one table a family with one row a method; a method without a result of its claim's version is a draft.
 
     Args:
         folder: A folder of results files.
@@ -95,14 +96,24 @@ def overview_markdown(folder: Path | str, page: str = "packages/{}/README.md") -
         InputError: When the folder is missing or a file has another schema version.
     """
     claims = {claim["method"]: claim for claim in read_claims(folder)}
+    versions = {
+        one.source.method: one.claim.version
+        for one in describe_claims(list(installed(CLAIM_GROUP).values()), "laptop")
+        if one.claim
+    }
     parts = []
     for title, slugs in grouped({*claims, *installed(CLAIM_GROUP)}).items():
-        rows = [OVERVIEW, *(_overview_row(slug, claims.get(slug), page.format(slug)) for slug in slugs)]
+        rows = [
+            OVERVIEW,
+            *(_overview_row(slug, claims.get(slug), versions.get(slug), page.format(slug)) for slug in slugs),
+        ]
         parts.append(f"### {title}\n\n{markdown(rows)}")
     return "\n".join(parts)
 
 
-def _overview_row(slug: str, claim: Mapping[str, Any] | None, page: str) -> tuple[str, ...]:
+def _overview_row(
+    slug: str, claim: Mapping[str, Any] | None, version: int | None, page: str
+) -> tuple[str, ...]:
     about = _distribution(slug)
     cost = cost_of(about)
     summary = about.metadata["Summary"].rstrip(".") if about else ""
@@ -111,7 +122,10 @@ def _overview_row(slug: str, claim: Mapping[str, Any] | None, page: str) -> tupl
         return (*facts, "", "draft")
     first = claim["targets"][0]
     ours = f"{first['name']} {estimate_text(first).partition(' ')[0]}"
-    return (*facts, ours, f"**{outcome_word(claim)}**, {passed_text(claim)}")
+    verdict = f"**{outcome_word(claim)}**, {passed_text(claim)}"
+    if version not in (None, claim["version"]):
+        verdict = f"draft; version {claim['version']}: {verdict}"
+    return (*facts, ours, verdict)
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
