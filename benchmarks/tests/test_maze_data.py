@@ -95,3 +95,17 @@ def test_bad_requests_are_refused(bad):
         record(**({"layout": "open", "behaviour": "random"} | bad))
     with pytest.raises(InputError):
         load("umaze-lazy")
+
+
+def test_recipes_train_policies_that_act(tmp_path):
+    from noiseworks.bench.testbeds.maze.recipes import RECIPES, roll_out
+
+    recipe = RECIPES["maze-routes"]
+    windows = recipe.prepare("noisy", 400)
+    assert windows["action"].shape[1:] == (4, 2)
+    assert windows["obs"].shape[1:] == (1, 4)
+    module = recipe.build(windows)
+    module.loss({name: tensor[:8] for name, tensor in windows.items()}).backward()
+    recipe.publish(module, tmp_path / "model")
+    report = roll_out(tmp_path / "model", "routes", 2, 500, 12)
+    assert report.steps.tolist() == [12, 12]

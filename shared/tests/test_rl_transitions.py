@@ -100,6 +100,9 @@ def test_transitions_are_saved_and_damage_is_seen(tmp_path):
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(ArtifactError, match="readable"):
         Transitions.load(tmp_path / "a")
+    (tmp_path / "a/config.json").write_text("[]")
+    with pytest.raises(ArtifactError, match="object"):
+        Transitions.load(tmp_path / "a")
 
 
 @pytest.mark.parametrize(

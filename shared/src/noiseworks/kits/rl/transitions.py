@@ -194,6 +194,8 @@ class Transitions:
         path = Path(path)
         try:
             record = json.loads((path / CONFIG_NAME).read_text())
+            if not isinstance(record, dict):
+                raise ArtifactError(f"{path / CONFIG_NAME} holds no object: save the transitions again")
             if (record.get("kind"), record.get("format_version")) != (KIND, VERSION):
                 raise ArtifactError(
                     f"{path} holds {record.get('kind')!r}, expected {KIND!r} of version {VERSION}"

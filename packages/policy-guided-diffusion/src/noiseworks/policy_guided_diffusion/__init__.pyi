@@ -1,0 +1,12 @@
+from .agents import train_agent as train_agent
+from .guidance import policy_gradient as policy_gradient
+from .measures import dynamics_error as dynamics_error
+from .measures import log_likelihood as log_likelihood
+from .model import TrajectoryDiffusion as TrajectoryDiffusion
+from .options import Architecture as Architecture
+from .options import Guidance as Guidance
+from .options import Sampling as Sampling
+from .policies import as_log_prob as as_log_prob
+from .replay import SyntheticReplay as SyntheticReplay
+from .sampling import sample_windows as sample_windows
+from .training import fit_trajectories as fit_trajectories
