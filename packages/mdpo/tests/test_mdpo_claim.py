@@ -1,90 +1,76 @@
-"""The claim on an untrained host of the testbed's tokenizer: what arms measure, what is shipped, when it is void."""
+"""The claim on an untrained host of the testbed's tokenizer: what arms measure, what is kept, the user's files."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
-from noiseworks.bench.claims import Context, Measurement
+from noiseworks.bench import shipped
+from noiseworks.bench.claims import Context
 from noiseworks.bench.testbeds.countdown.tokens import EOS_ID, MASK_ID, PAD_ID, make_tokenizer
-from noiseworks.core.errors import InputError
 from noiseworks.kits.masked_lm import make_llada
 from noiseworks.mdpo import claim
 
 
-@pytest.fixture(scope="module")
-def context(tmp_path_factory):
-    folder, tokenizer = tmp_path_factory.mktemp("claim"), make_tokenizer()
+@pytest.fixture
+def context(tmp_path):
+    tokenizer = make_tokenizer()
     ids = {"mask_token_id": MASK_ID, "eos_token_id": EOS_ID, "pad_token_id": PAD_ID}
-    make_llada(len(tokenizer), d_model=32, n_layers=1, **ids).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    make_llada(len(tokenizer), d_model=32, n_layers=1, **ids).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
     settings = claim.CLAIM.scales["smoke"].settings
-    return Context("smoke", settings, str(folder / "model"), "cpu", folder, lambda *step: None)
+    return Context("smoke", settings, str(tmp_path / "model"), "cpu", tmp_path, lambda *step: None)
 
 
-def right_where_zero(prompts, completions, *, problem, **columns):
+def right_where_odd(prompts, completions, *, problem, **columns):
     return [float(len(text) % 2) for text in completions]
 
 
-def test_arms_measure_the_same_problems_and_trained_ones_are_shipped(context, monkeypatch):
-    monkeypatch.setattr(claim, "right_answer", right_where_zero)
-    found = {arm.name: claim.run_arm(arm.name, 5, context) for arm in claim.CLAIM.arms}
+def test_arms_measure_the_same_problems_and_what_is_trained_is_kept(context, monkeypatch):
+    monkeypatch.setattr(claim, "right_answer", right_where_odd)
+    shared = claim.prepare(5, context)
+    found = {arm.name: claim.run(arm.name, shared, context) for arm in claim.CLAIM.arms}
     count = context.settings["problems"]
     for arm, measured in found.items():
         assert len(measured.metrics["accuracy_trained"]) == count, arm
         assert ("accuracy_blocks" in measured.metrics) == (arm in claim.SAMPLERS)
-        assert ("reward over updates" in measured.series) == (
-            arm in ("mdpo", "mdpo_rcr", "final", "diffu_grpo", "sft")
-        )
+        assert ("reward over updates" in measured.series) == (arm not in claim.SAMPLERS)
     assert set(claim.CLAIM.columns) - {"stress"} <= {name for one in found.values() for name in one.metrics}
-    target = context.folder / "shipped"
-    claim.ship_adapters(context.folder, target)
     for arm in claim.RECIPES:
-        size = sum(file.stat().st_size for file in (target / arm).iterdir())
-        assert size < 1_000_000
-        model, rewards = claim.load_shipped(arm, context.model, target)
-        assert len(rewards) == context.settings["updates"]
-        trained, _ = claim.model_of(arm, 5, context)
+        config, tensors = shipped.load_from(context.folder, arm)
+        assert len(config["rewards"]) == context.settings["updates"]
+        trained, _ = claim.model_of(arm, shared, context)
         for name, value in claim.adapter_of(trained).items():
-            torch.testing.assert_close(model.state_dict()[name], value.half().float())
+            torch.testing.assert_close(tensors[name], value.half().float())
 
 
-@pytest.mark.parametrize(("share", "void"), [(0.0, True), (0.3, False), (1.0, True)])
-def test_claim_is_void_where_nothing_can_be_gained_or_lost(share, void):
-    values = [1.0] * round(100 * share) + [0.0] * round(100 * (1 - share))
-    reason = claim.precondition({"base": [Measurement({"accuracy_trained": values})]})
-    assert (reason is not None) == void
+def test_what_ships_fits_the_testbed():
+    context = Context("quick", claim.CLAIM.scales["quick"].settings, None, "cpu", None, lambda *step: None)
+    shared = claim.prepare(5, context)
+    for arm in claim.RECIPES:
+        model, rewards = claim.model_of(arm, shared, context)
+        _, tensors = shipped.load(claim.PACKAGE, arm)
+        assert len(rewards) == 100
+        assert tensors.keys() == claim.adapter_of(model).keys()
+        assert all(torch.equal(tensors[name], value) for name, value in claim.adapter_of(model).items())
 
 
-@pytest.fixture
-def full_context(context, monkeypatch, tmp_path):
-    """The full scale at small sizes, on files in MATH-500's form."""
-    for name, first in ((claim.TEST_VARIABLE, 4), (claim.TRAIN_VARIABLE, 30)):
+def test_full_scale_asks_and_trains_on_the_users_problems(context, tmp_path):
+    files = {}
+    for name, first in (("test", 4), ("train", 30)):
         records = [{"problem": f"sort {i} 3 :", "answer": f"{i}"} for i in range(first, first + 12)]
-        (tmp_path / name).write_text("\n".join(map(json.dumps, records)))
-        monkeypatch.setenv(name, str(tmp_path / name))
+        files[name] = str(tmp_path / f"{name}.jsonl")
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)))
     settings = claim.CLAIM.scales["full"].settings | {"length": 16, "dtype": "float32", "steps": (8,)}
-    small = settings | {"problems": 6, "updates": 1, "prompts": 2, "train_steps": 8}
-    return replace(context, scale="full", settings=small)
-
-
-def test_full_scale_asks_and_trains_on_the_users_problems(full_context):
-    setup = claim.setup_of(full_context)
-    tested, taught = (claim.rows_of(setup, 6, 1000, split) for split in ("test", "train"))
-    assert len({row["prompt"] for row in tested + taught}) == 12
-    assert tested != claim.rows_of(setup, 6, 1001, "test")
-    assert len(claim.rows_of(setup, 100, 1000, "train")) == 12
-    assert taught[0]["answer"] == f"\\boxed{{{taught[0]['solution']}}}"
-    config = claim.config_of("mdpo", 1000, full_context.settings, setup)
+    settings |= {"problems": 6, "updates": 1, "prompts": 2, "train_steps": 8}
+    full = Context("full", settings, context.model, "cpu", tmp_path, lambda *step: None, files)
+    shared = claim.prepare(1000, full)
+    assert len({row["prompt"] for row in (*shared.test, *shared.train)}) == 8
+    assert shared.test != claim.prepare(1001, full).test
+    assert len(claim.file_rows(files["train"], 100, 1000)) == 12
+    assert shared.train[0]["answer"] == f"\\boxed{{{shared.train[0]['solution']}}}"
+    config = claim.config_of("mdpo", 1000, full)
     assert (config.lora_rank, config.sample_train_steps, config.decoding.temperature) == (128, 8, 0.4)
     for arm in ("base", "rcr", "sft"):
-        measured = claim.run_arm(arm, 1000, full_context)
+        measured = claim.run(arm, shared, full)
         assert len(measured.metrics["accuracy_trained"]) == 6
         assert ("reward over updates" in measured.series) == (arm == "sft")
-
-
-@pytest.mark.parametrize("name", [claim.TEST_VARIABLE, claim.TRAIN_VARIABLE])
-def test_full_scale_without_problems_is_refused(full_context, monkeypatch, name):
-    monkeypatch.delenv(name)
-    with pytest.raises(InputError, match=f"{name} not set"):
-        claim.run_arm("base", 1000, full_context)

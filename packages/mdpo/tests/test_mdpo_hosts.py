@@ -6,20 +6,21 @@ import pytest
 import torch
 from noiseworks.core.errors import InputError
 from noiseworks.kits.masked_lm import load_host
-from noiseworks.mdpo import Decoding, MDPOConfig, MDPOTrainer, rcr_generate
+from noiseworks.kits.training import open_run
+from noiseworks.mdpo import Decoding, MDPOConfig, MDPOTrainer, RolloutDecoding, rcr_generate
 from noiseworks.mdpo.policy import load_adapter
 from safetensors import safe_open
 
 ROWS = [{"prompt": f"{i}+1="} for i in range(4)]
 CONFIG = MDPOConfig(
-    Decoding(8, 8, 4, 1.0),
-    updates=2,
+    decoding=RolloutDecoding(8, 8, 4, 1.0, remask="rcr"),
+    max_steps=2,
     num_generations=4,
-    prompts_per_update=2,
+    batch_size=2,
     sample_train_steps=2,
     learning_rate=1e-2,
     lora_rank=2,
-    accelerator="cpu",
+    device="cpu",
 )
 RELEASED = {
     "llada": "model.transformer.blocks.0.attn_out.weight",
@@ -58,8 +59,9 @@ def test_saved_host_has_the_released_names_and_decodes_alike(saved):
 def test_adapter_of_a_run_is_put_back_on_the_saved_host(saved, tokenizer, tmp_path):
     _, _, folder = saved
     model, _, spec = load_host(folder, dtype=torch.float32)
-    trainer = MDPOTrainer(model, tokenizer, [some_zeros], CONFIG, ROWS, spec=spec, out=tmp_path / "run")
-    result = trainer.fit()
+    trainer = MDPOTrainer(model, tokenizer, [some_zeros], CONFIG, ROWS, spec=spec)
+    with open_run(tmp_path / "run", {}) as run:
+        result = trainer.fit(run, progress=False)
     ids, decoding = torch.tensor([[5, 6, 7]]), Decoding(8, 8, 8)
     trained = rcr_generate(trainer.policy.model.eval(), ids, decoding, spec=spec, record=True)
     again = load_adapter(load_host(folder, dtype=torch.float32)[0], result.model)
@@ -73,11 +75,11 @@ def test_folder_without_an_adapter_and_one_of_another_model_are_refused(saved, m
     _, model, folder = saved
     with pytest.raises(InputError, match="cannot put the adapter"):
         load_adapter(model, str(folder))
-    trainer = MDPOTrainer(
-        make_host(d_model=64), load_host(folder)[1], [some_zeros], CONFIG, ROWS, out=tmp_path / "run"
-    )
+    trainer = MDPOTrainer(make_host(d_model=64), load_host(folder)[1], [some_zeros], CONFIG, ROWS)
+    with open_run(tmp_path / "run", {}) as run:
+        made = trainer.fit(run, progress=False)
     with pytest.raises(InputError, match="cannot put the adapter"):
-        load_adapter(make_host(d_model=32), trainer.fit().model)
+        load_adapter(make_host(d_model=32), made.model)
 
 
 def test_bfloat16_weights_keep_float32_adapters(saved, tokenizer):
@@ -88,7 +90,7 @@ def test_bfloat16_weights_keep_float32_adapters(saved, tokenizer):
     assert {p.dtype for p in trainer.policy.trainable().values()} == {torch.float32}
     frozen = {p.dtype for p in trainer.policy.parameters() if not p.requires_grad}
     assert frozen == {torch.bfloat16}
-    assert trainer.round()["grad_norm"] > 0
+    assert trainer.round(0)["grad_norm"] > 0
 
 
 def test_float16_weights_are_refused_for_training(saved, tokenizer):
@@ -104,6 +106,6 @@ def test_recomputed_blocks_give_the_same_update(make_host, tokenizer):
         config = replace(CONFIG, lora_rank=0, gradient_checkpointing=again)
         trainer = MDPOTrainer(make_host(), tokenizer, [some_zeros], config, ROWS)
         assert trainer.policy.model.gradient_checkpointing == again
-        trainer.round()
+        trainer.round(0)
         weights.append(torch.cat([p.detach().flatten() for p in trainer.policy.trainable().values()]))
     assert torch.equal(*weights)

@@ -5,16 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from noiseworks.core.errors import InputError
-from noiseworks.mdpo import (
-    compute_advantages,
-    diffu_grpo_loss,
-    kl_estimate,
-    mdpo_loss,
-    select_steps,
-    step_returns,
-    token_log_probs,
-)
-from noiseworks.mdpo.objective import sft_loss
+from noiseworks.mdpo.advantages import compute_advantages, select_steps, step_returns
+from noiseworks.mdpo.objective import diffu_grpo_loss, kl_estimate, mdpo_loss, sft_loss, token_log_probs
 from noiseworks.mdpo.policy import masked_positions
 
 TWO = torch.tensor([[0.0, 1, 1, 0], [0, 0, 1, 1]])

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from noiseworks.mdpo import Decoding, MDPOConfig, MDPOTrainer
+from noiseworks.mdpo import MDPOConfig, MDPOTrainer, RolloutDecoding
 
 ROWS = [{"prompt": f"{i}+{j}=", "answer": "ab"} for i in range(4) for j in (3, 12)]
 SETTINGS = {
@@ -14,7 +14,7 @@ SETTINGS = {
     "sample_train_steps": 2,
     "learning_rate": 1e-2,
     "micro_batch_prompts": 2,
-    "accelerator": "cpu",
+    "device": "cpu",
     "precision": "64-true",  # sums of another order differ by 1e-16, which Adam cannot blow up
 }
 OBJECTIVES = ("mdpo", "diffu_grpo", "sft")
@@ -26,10 +26,10 @@ def some_zeros(prompts, completions, **columns):
 
 def train(model, tokenizer, objective, **changes):
     """Two rounds; returns their figures and the trained weights."""
-    settings = SETTINGS | {"objective": objective, "prompts_per_update": 4} | changes
-    config = MDPOConfig(Decoding(8, 4, 4, 1.0), **settings)
+    settings = SETTINGS | {"objective": objective, "batch_size": 4} | changes
+    config = MDPOConfig(decoding=RolloutDecoding(8, 4, 4, 1.0, remask="rcr"), **settings)
     trainer = MDPOTrainer(model, tokenizer, [some_zeros], config, ROWS)
-    figures = [trainer.round() for _ in range(2)]
+    figures = [trainer.round(step) for step in range(2)]
     parts = [p.detach().flatten() for p in trainer.policy.trainable().values()]
     return figures, torch.cat(parts), trainer.fabric.global_rank
 
@@ -40,9 +40,7 @@ def main(folder):
 
     for objective in OBJECTIVES:
         model, tokenizer, _ = load_host(folder, dtype=torch.float64)
-        figures, weights, rank = train(
-            model, tokenizer, objective, prompts_per_update=2, devices=2, strategy="ddp"
-        )
+        figures, weights, rank = train(model, tokenizer, objective, devices=2, strategy="ddp")
         torch.save({"figures": figures, "weights": weights}, f"{folder}/{objective}-{rank}.pt")
 
 

@@ -6,9 +6,16 @@ from fractions import Fraction
 
 import pytest
 from noiseworks.core.errors import InputError
-from noiseworks.mdpo import bundled_reward, math_equal, score_completions, solves_countdown
+from noiseworks.mdpo import bundled_reward
 from noiseworks.mdpo.arithmetic import ArithmeticSyntaxError, evaluate
-from noiseworks.mdpo.rewards import RewardTimeoutError, combine_rewards, sudoku_cells_right
+from noiseworks.mdpo.rewards import (
+    RewardTimeoutError,
+    combine_rewards,
+    math_equal,
+    score_completions,
+    solves_countdown,
+    sudoku_cells_right,
+)
 
 
 @pytest.mark.parametrize(
@@ -103,14 +110,6 @@ def test_sudoku_counts_empty_cells():
         sudoku_cells_right("", "123", "123")
 
 
-def test_form_rewards():
-    tagged = "<think>\na\n</think>\n<answer>\nb\n</answer>"
-    prompts = ["p", "p", "q"]
-    assert bundled_reward("format")(prompts, [tagged, tagged + tagged, "x"]) == [1.0, 0.0, 0.0]
-    assert bundled_reward("length")(prompts, ["a", "aaa", "zzzzz"]) == [0.5, -0.5, 0.0]
-    assert bundled_reward("repetition")(["p"] * 2, ["a b c d", "a b c a b c"]) == [0.0, -0.25]
-
-
 def test_bundled_rewards_ignore_other_columns_and_miss_their_own():
     reward = bundled_reward("math")
     assert reward(["p"], ["\\boxed{3}"], solution=["3"], level=[1]) == [1.0]
@@ -145,7 +144,7 @@ def test_rewards_of_wrong_length_and_slow_ones_are_stopped():
     with pytest.raises(InputError, match="returned 1 values for 2"):
         score_completions([lambda prompts, completions: [1.0]], ["p"] * 2, ["a", "b"], {})
     with pytest.raises(InputError, match="weight"):
-        score_completions([bundled_reward("format")], ["p"], ["a"], {}, weights=[1.0, 2.0])
+        score_completions([bundled_reward("math")], ["p"], ["a"], {}, weights=[1.0, 2.0])
 
     def slow(prompts, completions):
         time.sleep(1.0)

@@ -5,29 +5,30 @@ from dataclasses import replace
 import pytest
 import torch
 from noiseworks.core.errors import ArtifactError, InputError, NonFiniteError
+from noiseworks.kits.training import Run, open_run
 from noiseworks.mdpo import (
     Decoding,
     MDPOConfig,
     MDPOTrainer,
+    RolloutDecoding,
     Scoring,
-    Selection,
     roll_out,
     select_over_denoised,
 )
 from noiseworks.mdpo.micro_batches import diffu_grpo_micro_batches, mdpo_micro_batches, sft_micro_batch
 from noiseworks.mdpo.rollouts import join_rollouts, row_seeds, summarize
+from noiseworks.mdpo.selection import Selection
 
 ROWS = [{"prompt": f"{i}+{j}=", "answer": "ab"} for i in range(4) for j in (3, 12)]
 CONFIG = MDPOConfig(
-    Decoding(8, 8, 4, 1.0),
-    updates=3,
+    decoding=RolloutDecoding(8, 8, 4, 1.0, remask="rcr"),
+    max_steps=3,
     num_generations=4,
-    prompts_per_update=4,
+    batch_size=4,
     sample_train_steps=2,
     learning_rate=1e-3,
     micro_batch_prompts=2,
-    checkpoint_every=1,
-    accelerator="cpu",
+    device="cpu",
 )
 
 
@@ -37,10 +38,9 @@ def some_zeros(prompts, completions, **columns):
 
 @pytest.fixture
 def make_trainer(make_host, tokenizer):
-    def make(out=None, kind="llada", eval_data=(), **changes):
-        config, words = replace(CONFIG, **changes), {}
+    def make(kind="llada", eval_data=(), **changes):
         return MDPOTrainer(
-            make_host(kind), tokenizer, [some_zeros], config, ROWS, eval_data, out=out, **words
+            make_host(kind), tokenizer, [some_zeros], replace(CONFIG, **changes), ROWS, eval_data
         )
 
     return make
@@ -51,8 +51,8 @@ def weights(trainer):
 
 
 def test_reward_grows(make_trainer):
-    trainer = make_trainer(updates=12, learning_rate=3e-3, beta=0.0)
-    rewards = [trainer.round()["reward"] for _ in range(12)]
+    trainer = make_trainer(max_steps=12, learning_rate=3e-3, beta=0.0)
+    rewards = [trainer.round(step)["reward"] for step in range(12)]
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.15
 
 
@@ -67,7 +67,7 @@ def test_reward_grows(make_trainer):
         {"confidence_weights": False, "kl": "k3"},
         {"precision": "bf16-true"},
         {"precision": "bf16-mixed"},
-        {"decoding": Decoding(8, 4, 4, 1.0, remask="rcr")},
+        {"decoding": RolloutDecoding(8, 4, 4, 1.0, remask="rcr")},
         {"lora_rank": 2, "lora_dropout": 0.1},
         {"kind": "dream"},
         {"kind": "dream", "lora_rank": 2},
@@ -77,7 +77,7 @@ def test_reward_grows(make_trainer):
 def test_every_kind_of_run_updates_the_weights(make_trainer, changes):
     trainer = make_trainer(**changes)
     before = weights(trainer)
-    figures = [trainer.round() for _ in range(2)]
+    figures = [trainer.round(step) for step in range(2)]
     assert bool(weights(trainer).isfinite().all())
     assert not torch.equal(weights(trainer), before)
     assert figures[0]["grad_norm"] > 0
@@ -113,7 +113,9 @@ def test_first_pass_has_ratio_one_and_the_second_compares_with_it(make_trainer):
 
 def test_log_probs_of_the_policy_are_those_the_sampler_drew_with(make_trainer):
     """Standard sampler, no filters: the recorded confidence is exp of the training log-probability."""
-    trainer = make_trainer(decoding=Decoding(8, 4, 8, 0.7, remask="low_confidence"), sample_train_steps=8)
+    trainer = make_trainer(
+        decoding=RolloutDecoding(8, 4, 8, 0.7, remask="low_confidence"), sample_train_steps=8
+    )
     rollouts = trainer.roll_out(*trainer._next_prompts())
     for batch in mdpo_micro_batches(rollouts, trainer.config):
         logp = trainer.policy(*batch.inputs)
@@ -123,7 +125,7 @@ def test_log_probs_of_the_policy_are_those_the_sampler_drew_with(make_trainer):
 
 
 def test_rcr_gives_no_weight_to_blocks_that_are_still_to_come(make_trainer):
-    trainer = make_trainer(decoding=Decoding(8, 4, 4, 1.0, remask="rcr"))
+    trainer = make_trainer(decoding=RolloutDecoding(8, 4, 4, 1.0, remask="rcr"))
     rollouts = trainer.roll_out(*trainer._next_prompts())
     assert not rollouts.trace.scores[0, :, 4:].any()
     assert bool((rollouts.trace.scores[0, :, :4] > 0).all())
@@ -170,7 +172,9 @@ def test_groups_that_were_rewarded_alike_are_skipped(make_host, tokenizer):
         make_host(), tokenizer, [lambda prompts, completions, **c: [1.0] * len(prompts)], CONFIG, ROWS
     )
     before = weights(trainer)
-    assert trainer.round()["micro_batches"] == 0
+    with pytest.warns(UserWarning, match=r"rounds 1 to 5 taught the model nothing.*\(mean 1\)") as warned:
+        assert sum(trainer.round(step)["micro_batches"] for step in range(8)) == 0
+    assert len(warned) == 1
     assert torch.equal(weights(trainer), before)
 
 
@@ -180,10 +184,10 @@ def test_groups_that_were_rewarded_alike_are_skipped(make_host, tokenizer):
 def test_frozen_reference_stays_and_sync_moves_it(make_trainer):
     trainer = make_trainer(reference_sync_every=2, learning_rate=1e-2)
     start = weights(trainer)
-    trainer.round()
+    trainer.round(0)
     frozen = torch.cat([p.flatten() for p in trainer.reference.copy.parameters()])
     assert torch.equal(frozen, start)
-    trainer.round()
+    trainer.round(1)
     moved = torch.cat([p.flatten() for p in trainer.reference.copy.parameters()])
     torch.testing.assert_close(moved, start + 0.6 * (weights(trainer) - start))
 
@@ -204,14 +208,14 @@ def test_reference_of_an_adapted_model_is_the_model_without_adapter(make_trainer
 
 
 def test_an_epoch_uses_every_prompt_once(make_trainer):
-    trainer = make_trainer(updates=None, prompts_per_update=2)
+    trainer = make_trainer(max_steps=None, batch_size=2)
     seen = []
     for _ in range(4):
         rows, lengths = trainer._next_prompts()
         seen += [row["prompt"] for row in rows]
         assert lengths == [8, 8]
     assert sorted(seen) == sorted(row["prompt"] for row in ROWS)
-    assert trainer.finished
+    assert (trainer.rounds_in_all(), trainer.order.epoch) == (4, 1)
     assert [row["prompt"] for row in ROWS] != seen
 
 
@@ -256,7 +260,7 @@ def test_selection_keeps_what_was_right_and_ended_wrong(host, tokenizer, make_tr
 def test_given_selection_means_rows_of_the_whole_data(make_host, tokenizer):
     rows = [{"prompt": "1" * 30}, *ROWS]
     chosen = Selection((0, 1, 3), (8, 8, 4), "", 0.5)
-    config = replace(CONFIG, max_prompt_length=20, prompts_per_update=2, block_lengths=(4, 8))
+    config = replace(CONFIG, max_prompt_length=20, batch_size=2, block_lengths=(4, 8))
     trainer = MDPOTrainer(make_host(), tokenizer, [some_zeros], config, rows, selection=chosen)
     found, lengths = trainer._next_prompts()
     pairs = {(row["prompt"], length) for row, length in zip(found, lengths, strict=True)}
@@ -270,8 +274,9 @@ def test_training_can_select_before_each_epoch(make_host, tokenizer, tmp_path):
     def good_early(prompts, completions, **columns):
         return [1.0 if len(set(text)) < 3 else 0.5 * (len(text) % 2) for text in completions]
 
-    config = replace(CONFIG, select=True, updates=2, prompts_per_update=1, decoding=Decoding(8, 8, 8, 1.0))
-    trainer = MDPOTrainer(make_host(seed=3), tokenizer, [good_early], config, ROWS, out=tmp_path)
+    config = replace(CONFIG, select=True, max_steps=2, batch_size=1, decoding=RolloutDecoding(8, 8, 8, 1.0))
+    trainer = MDPOTrainer(make_host(seed=3), tokenizer, [good_early], config, ROWS)
+    trainer.run = Run(tmp_path)
     trainer.given_selection = Selection((2, 5), (4, 8), "", 0.25)
     rows, lengths = trainer._next_prompts()
     assert (rows[0], lengths[0]) in [(ROWS[2], 4), (ROWS[5], 8)]
@@ -286,9 +291,10 @@ def test_training_can_select_before_each_epoch(make_host, tokenizer, tmp_path):
 def test_run_leaves_a_model_that_loads(make_trainer, tmp_path):
     from noiseworks.kits.masked_lm import load_host
 
-    trainer = make_trainer(tmp_path, eval_data=ROWS, eval_every=3)
-    result = trainer.fit()
-    assert result.updates == 3
+    trainer = make_trainer(eval_data=ROWS, eval_every=3)
+    with open_run(tmp_path, {"config": trainer.config}) as run:
+        result = trainer.fit(run, progress=False)
+    assert (result.steps, result.reward) == (3, trainer.last["reward"])
     assert result.evaluation.prompts == 8
     loaded, _, spec = load_host(tmp_path / "model")
     assert spec.mask_id == 2
@@ -296,15 +302,9 @@ def test_run_leaves_a_model_that_loads(make_trainer, tmp_path):
         assert torch.equal(loaded.state_dict()[name], value)
 
 
-def test_corrupt_checkpoint_is_named(make_trainer, tmp_path):
-    (tmp_path / "checkpoint.pt").write_bytes(b"cut off")
-    with pytest.raises(ArtifactError, match=r"checkpoint\.pt"):
-        make_trainer(tmp_path).fit(resume=True)
-
-
 def test_nan_weights_stop_the_run(make_trainer):
     trainer = make_trainer(beta=0.1)
-    trainer.round()
+    trainer.round(0)
     batches = list(mdpo_micro_batches(trainer.roll_out(*trainer._next_prompts()), trainer.config))
     with torch.no_grad():
         next(iter(trainer.policy.trainable().values())).fill_(float("nan"))
@@ -315,7 +315,7 @@ def test_nan_weights_stop_the_run(make_trainer):
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"decoding": Decoding(8, 8, 4, 0.0)}, "temperature must be above 0"),
+        ({"decoding": RolloutDecoding(8, 8, 4, 0.0)}, "temperature must be above 0"),
         ({"num_generations": 1}, "num_generations"),
         ({"sample_train_steps": 9}, "sample_train_steps"),
         ({"learning_rate": float("nan")}, "learning_rate"),

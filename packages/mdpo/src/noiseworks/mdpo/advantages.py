@@ -3,14 +3,14 @@
 Shapes end in [..., G, T]: G rollouts of one prompt, T denoising steps; leading dimensions are prompts.
 """
 
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.errors import InputError
+from noiseworks.mdpo.options import AdvantageKind
 from torch import Tensor
 
-AdvantageKind = Literal["diff+future", "diff", "future", "step", "final"]
 STD_FLOOR = 1e-4
 # Sums over rollouts that differ by rounding alone count as a tie.
 TIE_DECIMALS = 9

@@ -14,7 +14,6 @@ app = make_app(
         "train": Command(f"{_HERE}.commands:train", "Train with MDPO or one of its baselines."),
         "eval": Command(f"{_HERE}.commands:evaluate", "Measure accuracy and over-denoising on a task."),
         "viz": Command(f"{_HERE}.viewer:view_trace", "Show a recorded trace step by step."),
-        "claim": Command(f"{_HERE}.claim:run_claim", "Run the paper's claim at one scale."),
     },
 )
 

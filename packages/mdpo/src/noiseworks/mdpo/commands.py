@@ -1,318 +1,222 @@
 """What `noiseworks-mdpo` runs: each verb is one of these functions."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
-from cyclopts import Parameter
-from noiseworks.core.artifacts import HOST_FOLDER, atomic_write, check_folder, check_writable
-from noiseworks.core.checks import check_choice, check_number
-from noiseworks.core.devices import resolve_device, resolve_dtype
+from noiseworks.core.artifacts import atomic_write, check_folder, check_writable
 from noiseworks.core.errors import InputError
-from noiseworks.kits.masked_lm import load_host
-from noiseworks.mdpo.config import MDPOConfig
-from noiseworks.mdpo.policy import load_adapter
-from noiseworks.mdpo.prompts import decode_completions, encode_prompts
-from noiseworks.mdpo.remasking import Decoding, rcr_generate
+from noiseworks.core.models import resolve_model
+from noiseworks.core.options import Hardware, Spread
+from noiseworks.kits.training import check_run, open_run
+from noiseworks.kits.training.progress import Bar
+from noiseworks.mdpo.options import MODEL_FOLDER, Batching, BlockLengths, Decoding, MDPOConfig, Problems
+from noiseworks.mdpo.results import Evaluation, Generated, TrainResult
 from noiseworks.mdpo.rewards import bundled_reward, check_columns
-from noiseworks.mdpo.rollouts import Evaluation, Scoring, roll_out, row_seeds, summarize
-from noiseworks.mdpo.selection import Selection, select_over_denoised
-from noiseworks.mdpo.task_data import REWARD_OF, Task, load_rows
-from noiseworks.mdpo.training import CHECKPOINT, MDPOTrainer, TrainResult
-from rich.progress import Progress as Bars
+from noiseworks.mdpo.task_data import load_rows
 
-Flat = Annotated[Decoding, Parameter(name="*")]
-CONFIG_NAME = "config.yaml"
-_SHORT = Decoding(gen_length=64, block_length=64, steps=64)
+if TYPE_CHECKING:
+    from noiseworks.mdpo.rollouts import Scoring
 
 
-@dataclass(frozen=True)
-class Generated:
-    """What `generate` returns.
+def _host(model: str, adapter: str | None, hardware: Hardware) -> tuple[Any, Any, Any]:
+    from noiseworks.kits.masked_lm import load_host
+    from noiseworks.mdpo.policy import load_adapter
 
-    Attributes:
-        completions: One text a prompt.
-        calls: Network calls.
-        trace: The trace file, if one was asked for.
-    """
-
-    completions: list[str]
-    calls: int
-    trace: str | None
-
-
-def _host(model: str, adapter: str | None, device: str, dtype: str) -> tuple[Any, Any, Any]:
-    target, precision = resolve_device(device), resolve_dtype(dtype)
-    loaded, tokenizer, spec = load_host(model, dtype=precision)
+    target = hardware.torch_device()
+    loaded, tokenizer, spec = load_host(model, dtype=hardware.torch_dtype() or "auto")
     loaded = loaded if adapter is None else load_adapter(loaded, adapter)
     return loaded.to(target).eval(), tokenizer, spec
-
-
-@contextmanager
-def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    with Bars(transient=True) as bars:
-        task = bars.add_task(title, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
 def generate(
     *,
     model: str,
     prompt: list[str],
-    decoding: Flat = _SHORT,
+    decoding: Spread[Decoding] = Decoding(),
+    batching: Spread[Batching] = Batching(),
+    hardware: Spread[Hardware] = Hardware(),
     trace: Path | None = None,
-    adapter: str | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    dtype: str = "float32",
 ) -> Generated:
     """Complete prompts with RCR or the standard sampler.
 
     Args:
-        model: A directory, a hub id or testbed:<name>.
-        prompt: A prompt; repeat the option for several, which run in one batch.
+        model: A directory, a hub id or testbed:NAME.
+        prompt: A prompt; repeat the option for several. Prompt i is drawn with seed + i.
         decoding: How to decode.
-        trace: JSON file for what every step read and predicted; `viz` shows it.
-        adapter: LoRA adapters that `train` left, a directory or a hub id.
-        seed: Prompt i is drawn with seed + i.
-        device: auto, cpu, cuda or cuda:<n>.
-        dtype: float32, bfloat16 or float16.
+        batching: How prompts go through the model.
+        hardware: Where the model runs.
+        trace: JSON file for what every step read and predicted; viz shows it. All prompts then are one batch.
 
     Returns:
         The completions and the number of network calls.
     """
-    check_number("seed", seed, low=0, integer=True)
     if trace is not None:
         check_writable(trace.parent)
-    host, tokenizer, spec = _host(model, adapter, device, dtype)
-    ids, mask = encode_prompts(tokenizer, spec, [{"prompt": text} for text in prompt])
-    target = next(host.parameters()).device
-    made = rcr_generate(
-        host,
-        ids.to(target),
-        decoding,
-        attention_mask=mask.to(target),
-        spec=spec,
-        seeds=[seed + i for i in range(len(prompt))],
-        record=trace is not None,
-    )
-    if trace is not None:
-        made.trace.with_words(tokenizer).save(trace)
-    texts = decode_completions(tokenizer, spec, made.sequences[:, ids.shape[1] :].cpu())
-    return Generated(texts, made.calls, None if trace is None else str(trace))
+    resolve_model(model)
+    from noiseworks.mdpo.prompts import decode_completions, encode_prompts
+    from noiseworks.mdpo.remasking import rcr_generate
+
+    host, tokenizer, spec = _host(model, batching.adapter, hardware)
+    device = next(host.parameters()).device
+    size, texts, calls = len(prompt) if trace is not None else batching.batch_size, [], 0
+    for start in range(0, len(prompt), size):
+        rows = [{"prompt": text} for text in prompt[start : start + size]]
+        ids, mask = (part.to(device) for part in encode_prompts(tokenizer, spec, rows))
+        seeds = [batching.seed + start + i for i in range(len(rows))]
+        made = rcr_generate(
+            host, ids, decoding, attention_mask=mask, spec=spec, seeds=seeds, record=trace is not None
+        )
+        texts += decode_completions(tokenizer, spec, made.sequences[:, ids.shape[1] :].cpu())
+        calls += made.calls
+        if trace is not None:
+            made.trace.with_words(tokenizer).save(trace)
+    return Generated(texts, calls, None if trace is None else str(trace))
+
+
+def _pool(problems: Problems, seed: int, split: str) -> list[dict[str, Any]]:
+    rows = load_rows(problems.data, problems.task, num=problems.num, seed=seed, split=split)
+    check_columns(problems.reward_name, rows[0])
+    return rows
+
+
+def _scoring(tokenizer: Any, spec: Any, problems: Problems) -> "Scoring":
+    from noiseworks.mdpo.rollouts import Scoring
+
+    return Scoring(tokenizer, spec, [bundled_reward(problems.reward_name)])
 
 
 def evaluate(
     *,
     model: str,
-    task: Task = "countdown",
-    data: str = "testbed:countdown",
-    decoding: Flat = _SHORT,
-    reward: str | None = None,
-    num: int | None = None,
-    batch_size: int = 64,
+    problems: Spread[Problems] = Problems(),
+    decoding: Spread[Decoding] = Decoding(),
+    batching: Spread[Batching] = Batching(),
+    hardware: Spread[Hardware] = Hardware(),
     out: Path | None = None,
-    adapter: str | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    dtype: str = "float32",
 ) -> Evaluation:
     """Measure the accuracy on a task, and how often a right prediction is denoised away again.
 
     Args:
-        model: A directory, a hub id or testbed:<name>.
-        task: countdown, math (or math500), sudoku, or rows for your own data.
-        data: A .jsonl, .json or .csv file, or testbed:countdown.
+        model: A directory, a hub id or testbed:NAME.
+        problems: The task and its data.
         decoding: How to decode.
-        reward: A bundled reward instead of the task's own; 1 or more is right.
-        num: Prompts taken from the data.
-        batch_size: Prompts a forward.
+        batching: How prompts go through the model.
+        hardware: Where the model runs.
         out: JSON file for the figures.
-        adapter: LoRA adapters that `train` left, a directory or a hub id.
-        seed: Of sampling, and of the testbed's problems.
-        device: auto, cpu, cuda or cuda:<n>.
-        dtype: float32, bfloat16 or float16.
 
     Returns:
         Accuracy, share right at any step, and share over-denoised.
     """
     if out is not None:
         check_writable(out.parent)
-    name = _reward_name(task, reward)
-    rows = load_rows(data, task, num=num, seed=seed)
-    check_columns(name, rows[0])
-    host, tokenizer, spec = _host(model, adapter, device, dtype)
-    scoring = Scoring(tokenizer, spec, [bundled_reward(name)])
-    with _bar("evaluating") as progress:
-        rollouts = roll_out(
-            host,
-            scoring,
-            rows,
-            decoding,
-            seeds=row_seeds(seed, len(rows)),
-            max_rows=batch_size,
-            progress=progress,
+    resolve_model(model)
+    rows = _pool(problems, batching.seed, "test")
+    from noiseworks.mdpo.rollouts import roll_out, row_seeds, summarize
+
+    host, tokenizer, spec = _host(model, batching.adapter, hardware)
+    scoring, seeds = _scoring(tokenizer, spec, problems), row_seeds(batching.seed, len(rows))
+    with Bar("evaluating", len(rows)) as bar:
+        found = summarize(
+            roll_out(
+                host, scoring, rows, decoding, seeds=seeds, max_rows=batching.batch_size, progress=bar.done
+            )
         )
-    found = summarize(rollouts)
     if out is not None:
-        atomic_write(out, json.dumps({"model": model, "task": task, **asdict(found)}, indent=2) + "\n")
+        record = {"model": model, "task": problems.task, **asdict(found)}
+        atomic_write(out, json.dumps(record, indent=2) + "\n")
     return found
 
 
 def select(
     *,
     model: str,
-    data: str,
     out: Path,
-    task: Task = "countdown",
-    decoding: Flat = _SHORT,
-    block_lengths: tuple[int, ...] = (),
-    reward: str | None = None,
-    num: int | None = None,
-    batch_size: int = 64,
-    adapter: str | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    dtype: str = "float32",
+    problems: Spread[Problems] = Problems(),
+    decoding: Spread[Decoding] = Decoding(),
+    block_lengths: BlockLengths = None,
+    batching: Spread[Batching] = Batching(),
+    hardware: Spread[Hardware] = Hardware(),
 ) -> dict[str, Any]:
     """Find the prompts that the model over-denoises: right at some step, wrong at the last one.
 
     Args:
-        model: A directory, a hub id or testbed:<name>.
-        data: A .jsonl, .json or .csv file, or testbed:countdown (its training problems).
-        out: JSON file of the selection, for the key `selection` of a training configuration.
-        task: countdown, math, sudoku, or rows for your own data.
+        model: A directory, a hub id or testbed:NAME.
+        out: JSON file of the selection, for train.
+        problems: The task and its data; of the testbed its training problems.
         decoding: How to decode; temperature 0 is the authors' choice (0.1 for Dream).
-        block_lengths: Block length of each prompt is drawn from these.
-        reward: A bundled reward instead of the task's own.
-        num: Prompts taken from the data.
-        batch_size: Prompts a forward.
-        adapter: LoRA adapters that `train` left, a directory or a hub id.
-        seed: Of block lengths, sampling, and the testbed's problems.
-        device: auto, cpu, cuda or cuda:<n>.
-        dtype: float32, bfloat16 or float16.
+        block_lengths: Block length of each prompt is drawn from these, such as 32,512.
+        batching: How prompts go through the model.
+        hardware: Where the model runs.
 
     Returns:
         How many prompts were kept, of how many, and the file.
     """
     check_writable(out.parent)
-    name = _reward_name(task, reward)
-    rows = load_rows(data, task, num=num, seed=seed, split="train")
-    check_columns(name, rows[0])
-    host, tokenizer, spec = _host(model, adapter, device, dtype)
-    with _bar("selecting") as progress:
+    resolve_model(model)
+    rows = _pool(problems, batching.seed, "train")
+    from noiseworks.mdpo.selection import select_over_denoised
+
+    host, tokenizer, spec = _host(model, batching.adapter, hardware)
+    with Bar("selecting", len(rows)) as bar:
         found = select_over_denoised(
             host,
-            Scoring(tokenizer, spec, [bundled_reward(name)]),
+            _scoring(tokenizer, spec, problems),
             rows,
             decoding,
-            block_lengths=block_lengths,
+            block_lengths=block_lengths or (),
             temperature=decoding.temperature,
-            seed=seed,
-            max_rows=batch_size,
-            progress=progress,
+            seed=batching.seed,
+            max_rows=batching.batch_size,
+            progress=bar.done,
         )
     found.save(out)
     return {"out": str(out), "kept": len(found.indices), "pool": len(rows), "rate": found.rate}
 
 
-def train(*, config: Path, out: Path, resume: bool = False) -> TrainResult:
-    """Train with MDPO, or with one of the baselines, as a configuration file says.
+def train(
+    *,
+    model: str,
+    out: Path,
+    problems: Spread[Problems] = Problems(),
+    config: Spread[MDPOConfig] = MDPOConfig(),
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    selection: Path | None = None,
+    eval_data: str | None = None,
+) -> TrainResult:
+    """Train with MDPO or with one of the baselines; the same command goes on with a run that was stopped.
 
     Args:
-        config: YAML file with `model`, `data`, `task` and, if wanted, `dtype` (of the weights: float32, or
-            bfloat16 under LoRA), `num`, `reward`, `selection`, `eval_data`, `eval_num`, and the sections
-            `training` and `decoding`, whose keys are the fields of MDPOConfig and Decoding.
-        out: Folder for config.yaml, metrics.csv, checkpoint, selections and the trained model.
-        resume: Go on with the run that was begun in the folder, if there is one.
+        model: A directory, a hub id or testbed:NAME.
+        out: Folder for config.json, metrics.csv, TensorBoard, checkpoint, selections and the trained model.
+        problems: The task and its data; of the testbed its training problems.
+        config: The training.
+        dtype: Type of the weights: float32, or bfloat16 under LoRA.
+        selection: A file of select, whose prompts the first epoch takes.
+        eval_data: Data of the evaluations along the batching.
 
     Returns:
         Rounds done, last reward, last evaluation and the trained model's folder.
     """
-    check_writable(out)
-    run = _read_config(config)
-    check_folder(out / "model", HOST_FOLDER, sources=(run["model"],))
-    settings = _settings(run)
-    reward, precision = (
-        _reward_name(run["task"], run.get("reward")),
-        resolve_dtype(run.get("dtype", "float32")),
-    )
-    if (out / CONFIG_NAME).is_file():
-        if not resume:
-            raise InputError(
-                f"{out} already holds a run; add --resume to go on with it, or name another folder"
-            )
-        before = yaml.safe_load((out / CONFIG_NAME).read_text())
-        if before != json.loads(json.dumps(run)):
-            raise InputError(f"{out} was begun with another configuration; resume with {out / CONFIG_NAME}")
-    rows = load_rows(run["data"], run["task"], num=run.get("num"), seed=settings.seed, split="train")
-    held = load_rows(run["eval_data"], run["task"], num=run.get("eval_num")) if "eval_data" in run else []
-    for part in filter(None, (rows, held)):
-        check_columns(reward, part[0])
-    selection = Selection.load(run["selection"], rows) if "selection" in run else None
-    host, tokenizer, spec = load_host(run["model"], dtype=precision)
-    functions = [bundled_reward(reward)]
-    trainer = MDPOTrainer(
-        host, tokenizer, functions, settings, rows, held, spec=spec, selection=selection, out=out
-    )
-    if trainer.fabric.is_global_zero:
-        # JSON is YAML: the settings are readable as either.
-        atomic_write(out / CONFIG_NAME, json.dumps(run, indent=2) + "\n")
-    with Bars(transient=True) as bars:
-        task = bars.add_task("training", total=None)
+    settings = {"model": model, "problems": problems, "config": config, "dtype": dtype}
+    settings |= {"selection": selection, "eval_data": eval_data}
+    check_run(out, settings)
+    check_folder(out / "model", MODEL_FOLDER, sources=(model,))
+    resolve_model(model)
+    rows, held = _pool(problems, config.seed, "train"), []
+    if eval_data is not None:
+        held = _pool(replace(problems, data=eval_data, num=None), config.seed, "test")
+    if config.eval_every and not held:
+        raise InputError("eval_every needs evaluation data; name them with eval_data, or set it to 0")
+    import torch
+    from noiseworks.kits.masked_lm import load_host
+    from noiseworks.mdpo.selection import Selection
+    from noiseworks.mdpo.training import MDPOTrainer
 
-        def progress(done: int, total: int, text: str) -> None:
-            bars.update(task, completed=done, total=total, description=text)
-
-        return trainer.fit(resume=resume and (out / CHECKPOINT).is_file(), progress=progress)
-
-
-def _reward_name(task: str, reward: str | None) -> str:
-    if reward is None and task not in REWARD_OF:
-        raise InputError(f"task {task} has no reward of its own; name one with reward")
-    return reward or REWARD_OF[task]
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f"no configuration at {path}; name a YAML file with model, data and task")
-    try:
-        run = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is no YAML: {error}") from error
-    known = {
-        "model",
-        "data",
-        "task",
-        "dtype",
-        "eval_data",
-        "eval_num",
-        "num",
-        "reward",
-        "selection",
-        "training",
-        "decoding",
-    }
-    for key in run if isinstance(run, dict) else ():
-        check_choice(f"a key of {path}", key, sorted(known))
-    missing = [key for key in ("model", "data", "task") if not isinstance(run, dict) or key not in run]
-    if missing:
-        raise InputError(f"{path} lacks the key {missing[0]!r}; it needs model, data and task")
-    return run
-
-
-def _settings(run: dict[str, Any]) -> MDPOConfig:
-    parts = {}
-    for name, kind in (("decoding", Decoding), ("training", MDPOConfig)):
-        values = dict(run.get(name) or {})
-        known = [field.name for field in fields(kind) if field.name != "decoding"]
-        for key, value in values.items():
-            check_choice(f"a key of {name}", key, known)
-            values[key] = tuple(value) if isinstance(value, list) else value
-        parts[name] = values
-    decoding = replace(MDPOConfig().decoding, **parts["decoding"])
-    return MDPOConfig(decoding=decoding, **parts["training"])
+    chosen = None if selection is None else Selection.load(selection, rows)
+    host, tokenizer, spec = load_host(model, dtype=getattr(torch, dtype))
+    rewards = [bundled_reward(problems.reward_name)]
+    trainer = MDPOTrainer(host, tokenizer, rewards, config, rows, held, spec=spec, selection=chosen)
+    with open_run(out, settings) as run:
+        return trainer.fit(run)

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from noiseworks.core import noise
 from noiseworks.mdpo.advantages import compute_advantages, select_steps
-from noiseworks.mdpo.config import MDPOConfig
 from noiseworks.mdpo.objective import LossStats, diffu_grpo_loss, mdpo_loss, sft_loss
+from noiseworks.mdpo.options import MDPOConfig
 from noiseworks.mdpo.policy import masked_positions
 from noiseworks.mdpo.rollouts import Rollouts
 from torch import Tensor

@@ -5,15 +5,15 @@ Everything here is a pure function of log-probabilities; shapes are [G, L] for o
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.errors import InputError
 from noiseworks.core.kernels.logp import selective_logp
+from noiseworks.mdpo.options import KLKind
 from torch import Tensor
 
-KLKind = Literal["k1", "k2", "k3"]
 COUNT_FLOOR = 1e-4
 
 

@@ -11,9 +11,8 @@ from noiseworks.core.errors import InputError
 from noiseworks.core.models import resolve_model
 from noiseworks.kits.masked_lm import HostSpec, aligned_logits
 from noiseworks.mdpo.objective import token_log_probs
+from noiseworks.mdpo.options import ADAPTER_TARGETS
 from torch import Tensor, nn
-
-ADAPTER_TARGETS = ("q_proj", "k_proj", "v_proj")
 
 
 def add_lora(

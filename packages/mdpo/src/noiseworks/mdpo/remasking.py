@@ -9,13 +9,11 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from noiseworks.core import noise
-from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.discrete import select_top
-from noiseworks.core.errors import InputError
 from noiseworks.core.kernels.gumbel import gumbel_argmax_conf
 from noiseworks.kits.masked_lm import (
     HostSpec,
@@ -25,79 +23,10 @@ from noiseworks.kits.masked_lm import (
     detect_host,
     filter_logits,
     row_keys,
-    transfer_schedule,
 )
+from noiseworks.mdpo.options import Decoding, Track
 from noiseworks.mdpo.trace import Trace
 from torch import Tensor, nn
-
-Confidence = Literal["llada", "entropy", "topk_margin", "random"]
-Remask = Literal["rcr", "low_confidence"]
-Track = Literal["latest", "max", "min"]
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How a completion is decoded.
-
-    Attributes:
-        gen_length: L, tokens generated.
-        block_length: B, tokens of a block; must divide L.
-        steps: T, network calls; must be a multiple of the number of blocks.
-        temperature: τ; 0 takes the likeliest token.
-        schedule: linear, cosine, pow<k>, log or exp: how many tokens are revealed when.
-        confidence: Score that orders positions: llada (probability of the token), entropy (negative),
-            topk_margin or random.
-        remask: rcr, or low_confidence (the standard sampler).
-        track: Which score of a position RCR keeps: the latest prediction's (the authors' code), or the largest
-            or smallest so far.
-        top_p: Draw only from the smallest set of likeliest tokens that reaches this probability.
-        top_k: Draw only from this many likeliest tokens.
-    """
-
-    gen_length: int = 128
-    block_length: int = 128
-    steps: int = 128
-    temperature: float = 0.0
-    schedule: str = "linear"
-    confidence: Confidence = "llada"
-    remask: Remask = "rcr"
-    track: Track = "latest"
-    top_p: float | None = None
-    top_k: int | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse settings that do not fit together."""
-        for name in ("gen_length", "block_length", "steps"):
-            check_number(name, getattr(self, name), low=1, integer=True)
-        check_number("temperature", self.temperature, low=0)
-        check_choice("confidence", self.confidence, get_args(Confidence))
-        check_choice("remask", self.remask, get_args(Remask))
-        check_choice("track", self.track, get_args(Track))
-        if self.top_p is not None:
-            check_number("top_p", self.top_p, low=0, low_open=True, high=1)
-        if self.top_k is not None:
-            check_number("top_k", self.top_k, low=1, integer=True)
-        if self.gen_length % self.block_length:
-            raise InputError(
-                f"gen_length must be a multiple of block_length, got {self.gen_length} and {self.block_length}"
-            )
-        if self.steps % self.blocks:
-            raise InputError(
-                f"steps must be a multiple of the {self.blocks} blocks, got {self.steps}; "
-                f"use {max(1, round(self.steps / self.blocks)) * self.blocks}"
-            )
-        self.reveal_counts()
-
-    @property
-    def blocks(self) -> int:
-        """Number of blocks, L / B."""
-        return self.gen_length // self.block_length
-
-    def reveal_counts(self) -> list[int]:
-        """Return k_t for the steps of one block: how many tokens become final at each."""
-        return [
-            int(k) for k in transfer_schedule(self.block_length, self.steps // self.blocks, self.schedule)
-        ]
 
 
 @dataclass(frozen=True)

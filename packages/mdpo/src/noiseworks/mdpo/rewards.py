@@ -17,7 +17,6 @@ from noiseworks.mdpo.arithmetic import ArithmeticSyntaxError, evaluate, numbers_
 
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_TAGS = ("<think>\n", "\n</think>\n", "\n<answer>\n", "\n</answer>")
 _FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
 
 
@@ -170,46 +169,10 @@ def sudoku_reward(
     return [sudoku_cells_right(text, cells, right) for text, cells, right in rows]
 
 
-def format_reward(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
-    """Return a quarter for each of the four <think> and <answer> tags that occurs exactly once on its line."""
-    return [sum(0.25 for tag in _TAGS if text.count(tag) == 1) for text in completions]
-
-
-def length_reward(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
-    """Return 0.5 − (length − shortest) / (longest − shortest) among the completions of a prompt, in characters.
-
-    0 where all completions of the prompt are equally long.
-    """
-    lengths: dict[str, list[int]] = {}
-    for prompt, text in zip(prompts, completions, strict=True):
-        lengths.setdefault(prompt, []).append(len(text))
-    ends = {prompt: (min(found), max(found)) for prompt, found in lengths.items()}
-    return [
-        0.5 - (len(text) - ends[prompt][0]) / (ends[prompt][1] - ends[prompt][0])
-        if ends[prompt][1] > ends[prompt][0]
-        else 0.0
-        for prompt, text in zip(prompts, completions, strict=True)
-    ]
-
-
-def repetition_reward(prompts: Sequence[str], completions: Sequence[str], *, n: int = 3) -> list[float]:
-    """Return minus the share of word n-grams that repeat an earlier one, in [−1, 0]."""
-    return [-_repeated_share(text.split(), n) for text in completions]
-
-
-def _repeated_share(words: list[str], n: int) -> float:
-    grams = Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
-    total = sum(grams.values())
-    return (total - len(grams)) / total if total else 0.0
-
-
 REWARDS: dict[str, tuple[RewardFunction, tuple[str, ...]]] = {
     "math": (math_reward, ("solution",)),
     "countdown": (countdown_reward, ("numbers", "target")),
     "sudoku": (sudoku_reward, ("puzzle", "solution")),
-    "format": (format_reward, ()),
-    "length": (length_reward, ()),
-    "repetition": (repetition_reward, ()),
 }
 """Bundled rewards by name, each with the data columns it reads."""
 

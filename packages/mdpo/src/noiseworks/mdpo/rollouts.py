@@ -8,8 +8,10 @@ import torch
 from noiseworks.core.checks import check_number
 from noiseworks.core.noise import mix64
 from noiseworks.kits.masked_lm import HostSpec
+from noiseworks.mdpo.options import Decoding
 from noiseworks.mdpo.prompts import Row, columns_of, decode_completions, encode_prompts
-from noiseworks.mdpo.remasking import Decoding, rcr_generate
+from noiseworks.mdpo.remasking import rcr_generate
+from noiseworks.mdpo.results import Evaluation
 from noiseworks.mdpo.rewards import RewardFunction, score_completions
 from noiseworks.mdpo.trace import Trace, over_denoised
 from torch import Tensor, nn
@@ -164,27 +166,6 @@ def join_rollouts(parts: Sequence[Rollouts]) -> Rollouts:
         torch.cat([part.rewards for part in parts]),
         sum(part.calls for part in parts),
     )
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What an evaluation measured.
-
-    Attributes:
-        accuracy: Share of right final answers.
-        any_step: Share of prompts with a right prediction at some step.
-        over_denoised: Share of prompts that were right at some step and wrong at the last one.
-        reward: Mean final reward.
-        prompts: Number of prompts.
-        calls: Network calls a prompt.
-    """
-
-    accuracy: float
-    any_step: float
-    over_denoised: float
-    reward: float
-    prompts: int
-    calls: int
 
 
 def summarize(rollouts: Rollouts) -> Evaluation:

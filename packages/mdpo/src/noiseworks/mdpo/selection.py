@@ -9,8 +9,8 @@ from pathlib import Path
 from noiseworks.core import noise
 from noiseworks.core.artifacts import atomic_write
 from noiseworks.core.errors import ArtifactError, InputError
+from noiseworks.mdpo.options import Decoding
 from noiseworks.mdpo.prompts import Row
-from noiseworks.mdpo.remasking import Decoding
 from noiseworks.mdpo.rollouts import Scoring, roll_out, row_seeds
 from torch import nn
 

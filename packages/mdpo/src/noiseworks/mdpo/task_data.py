@@ -8,10 +8,9 @@ from typing import Any, Literal, get_args
 
 from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.errors import InputError
+from noiseworks.mdpo.options import Task
 
-Task = Literal["countdown", "math", "math500", "sudoku", "rows"]
 TESTBED = "testbed:countdown"
-REWARD_OF: dict[str, str] = {"countdown": "countdown", "math": "math", "math500": "math", "sudoku": "sudoku"}
 _BOXED = "Let's think step by step and output the final answer within \\boxed{}."
 
 
@@ -100,16 +99,13 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _testbed_rows(task: Task, num: int, seed: int, split: str) -> list[dict[str, Any]]:
-    from noiseworks.bench.testbeds.countdown import problems
-
-    if task not in ("countdown", "sudoku"):
-        raise InputError(f"{TESTBED} has problems of the tasks countdown and sudoku, got {task!r}")
-    rows = []
-    for problem in problems(task, num, seed, split):
-        row = {"prompt": problem.prompt, "answer": problem.answer}
-        if task == "countdown":
-            rows.append(row | {"numbers": list(problem.numbers), "target": problem.target})
-        else:
-            puzzle, solution = "".join(map(str, problem.numbers)), problem.answer.replace(" ", "")
-            rows.append(row | {"puzzle": puzzle, "solution": solution})
-    return rows
+    if task != "countdown":
+        raise InputError(f"{TESTBED} has problems of the task countdown alone, got {task!r}; name a file")
+    try:
+        from noiseworks.bench.testbeds.countdown import problems
+    except ModuleNotFoundError as error:
+        raise InputError(f'{TESTBED} needs the extra: pip install "noiseworks-mdpo[bench]"') from error
+    return [
+        {"prompt": one.prompt, "answer": one.answer, "numbers": list(one.numbers), "target": one.target}
+        for one in problems(task, num, seed, split)
+    ]

@@ -5,20 +5,19 @@ repeats the rounds of an uninterrupted one bit for bit on the CPU.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
-from lightning.fabric import Fabric  # noqa: TID253
-from noiseworks.core.artifacts import HOST_FOLDER, atomic_directory
+from noiseworks.core.artifacts import atomic_directory
 from noiseworks.core.checks import check_finite
 from noiseworks.core.errors import InputError
 from noiseworks.core.noise import mix64
 from noiseworks.kits.masked_lm import HostSpec, check_prompt, detect_host
-from noiseworks.mdpo.config import MDPOConfig
+from noiseworks.kits.training import Run, load_parameters, make_fabric, rounds
 from noiseworks.mdpo.micro_batches import (
     MicroBatch,
     diffu_grpo_micro_batches,
@@ -26,13 +25,13 @@ from noiseworks.mdpo.micro_batches import (
     mdpo_micro_batches,
     sft_micro_batch,
 )
+from noiseworks.mdpo.options import MODEL_FOLDER, MDPOConfig
 from noiseworks.mdpo.policy import Policy, Reference, add_lora
 from noiseworks.mdpo.prompt_order import PromptOrder
 from noiseworks.mdpo.prompts import Row, encode_prompts, prompt_ids
-from noiseworks.mdpo.records import MetricsFile, load_checkpoint, save_checkpoint
+from noiseworks.mdpo.results import Evaluation, TrainResult
 from noiseworks.mdpo.rewards import RewardFunction
 from noiseworks.mdpo.rollouts import (
-    Evaluation,
     Rollouts,
     Scoring,
     join_rollouts,
@@ -43,27 +42,9 @@ from noiseworks.mdpo.rollouts import (
 from noiseworks.mdpo.selection import Selection, draw_block_lengths, select_over_denoised
 from torch import nn
 
-CHECKPOINT = "checkpoint.pt"
-METRICS = "metrics.csv"
+IDLE_ROUNDS = 5  # rounds in a row without anything to learn from, after which a run says so
 # Streams of random numbers.
 _ROLLOUT, _MASKS, _DROPOUT, _CHOICE = range(4)
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What `MDPOTrainer.fit` returns.
-
-    Attributes:
-        updates: Rounds done over the whole run.
-        reward: Mean final reward of the last round's rollouts.
-        evaluation: The last evaluation, if there was one.
-        model: Folder of the trained model (or adapter), if the run has a folder.
-    """
-
-    updates: int
-    reward: float
-    evaluation: Evaluation | None
-    model: str | None
 
 
 class MDPOTrainer:
@@ -79,7 +60,6 @@ class MDPOTrainer:
         reward_weights: One weight a reward function.
         spec: The host's contract; by default detected.
         selection: Prompts selected before, for the first epoch, instead of selecting them now.
-        out: Folder of checkpoint, metrics, selections and the trained model; None keeps nothing.
 
     Raises:
         InputError: When the data is empty or does not fit, or LoRA's layers are not in the model.
@@ -97,9 +77,8 @@ class MDPOTrainer:
         reward_weights: Sequence[float] | None = None,
         spec: HostSpec | None = None,
         selection: Selection | None = None,
-        out: Path | None = None,
     ) -> None:
-        self.config, self.out = config, out
+        self.config, self.run = config, None
         spec = detect_host(model, tokenizer) if spec is None else spec
         self.scoring = Scoring(tokenizer, spec, reward_fns, reward_weights, config.reward_time_limit)
         kept = self._usable(train_data)
@@ -110,26 +89,22 @@ class MDPOTrainer:
                 torch.manual_seed(config.seed)
                 targets = config.lora_targets
                 model = add_lora(model, config.lora_rank, config.lora_alpha, config.lora_dropout, targets)
-        self.fabric = Fabric(
-            accelerator=config.accelerator,
-            strategy=config.strategy,
-            devices=config.devices,
-            precision=config.precision,
-        )
-        if config.devices > 1:
-            self.fabric.launch()
+        self.fabric = make_fabric(config)
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self.policy = Policy(model, spec)
         parameters = list(self.policy.trainable().values())
         optimizer = torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay)
-        warmup = config.warmup_updates + 1
+        warmup = config.warmup_steps + 1
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min(1.0, (n + 1) / warmup))
         self.module = self.fabric.setup_module(self.policy)
         self.optimizer = self.fabric.setup_optimizers(optimizer)
         # After the set-up, so that a copy has the same device and precision.
         self.reference = Reference(self.policy) if config.beta and config.objective != "sft" else None
         self.order, self.done = PromptOrder(config.seed), 0
+        self.last: dict[str, float] = {}
+        self.evaluation: Evaluation | None = None
+        self._idle = 0
 
     def _usable(self, rows: Sequence[Row]) -> list[int]:
         """Return the places of the rows whose prompts are short enough; refuse what would stop the run later."""
@@ -166,68 +141,79 @@ class MDPOTrainer:
 
     # --- The loop ---
 
-    def fit(
-        self, *, resume: bool = False, progress: Callable[[int, int, str], None] | None = None
-    ) -> TrainResult:
-        """Run the rounds that are left.
+    def fit(self, run: Run | None = None, *, progress: bool = True) -> TrainResult:
+        """Do the rounds that are left, and write the trained model (or adapter) to `model` in the run's folder.
 
         Args:
-            resume: Whether to go on from the folder's checkpoint, if there is one.
-            progress: Called with rounds done, rounds in all and a line of figures.
+            run: The open run, or None to keep nothing.
+            progress: Whether to show a bar.
 
         Raises:
             NonFiniteError: When a loss is NaN or infinite; the last checkpoint stays.
+            Stopped: On Ctrl-C, after a checkpoint of the round at hand.
         """
-        path = None if self.out is None else self.out / CHECKPOINT
-        if resume and path is not None and path.is_file():
-            self.load(path)
-        metrics = MetricsFile(None if self.out is None else self.out / METRICS, self.done)
-        row, evaluation = {"reward": math.nan}, None
-        while not self.finished:
-            row = self.round()
-            if self.config.eval_every and self.done % self.config.eval_every == 0:
-                evaluation = self.evaluate()
-                row |= {"accuracy": evaluation.accuracy, "over_denoised": evaluation.over_denoised}
-            if self.fabric.is_global_zero:
-                metrics.write({"update": self.done, **row})
-                if path is not None and (self.finished or self.done % self.config.checkpoint_every == 0):
-                    self.save(path)
-            if progress is not None:
-                progress(self.done, self._rounds(), f"reward {row['reward']:.3f} loss {row['loss']:.4f}")
-        folder = self._save_model() if path is not None and self.fabric.is_global_zero else None
-        return TrainResult(self.done, row["reward"], evaluation, folder)
+        self.run = run
+        rounds(
+            self,
+            run=run,
+            options=self.config,
+            fabric=self.fabric,
+            total=self.rounds_in_all,
+            progress=progress,
+        )
+        folder = None
+        if run is not None and self.fabric.is_global_zero:
+            folder = str(run.folder / "model")
+            with atomic_directory(folder, MODEL_FOLDER) as kept:
+                self.policy.model.save_pretrained(kept)
+                self.scoring.tokenizer.save_pretrained(kept)
+        return TrainResult(self.done, self.last.get("reward"), self.evaluation, folder)
 
-    @property
-    def finished(self) -> bool:
-        """Whether the run has had all its rounds."""
-        if self.config.updates is None:
-            return self.order.epoch > 0
-        return self.done >= self.config.updates
-
-    def _rounds(self) -> int:
+    def rounds_in_all(self) -> int:
+        """Return the rounds of the run; those of one epoch are known when its prompts are."""
         prompts = len(self.order.indices) or len(self.train_data)
-        return self.config.updates or math.ceil(prompts / self._prompts_a_round())
+        return self.config.max_steps or math.ceil(prompts / self.config.batch_size)
 
-    def round(self) -> dict[str, float]:
-        """Do one round: rollouts, μ optimiser steps, reference sync.
+    def round(self, step: int) -> dict[str, float]:
+        """Do one round: rollouts, optimiser steps, reference sync, and an evaluation when it is due.
+
+        Args:
+            step: Rounds that are done.
 
         Returns:
-            Figures of the round: loss, reward, kl, ratio, clipped, gradient norm, groups trained on.
+            Figures of the round: loss, reward, kl, ratio, clipped, gradient norm, number of micro-batches.
         """
+        self.done = step
         rows, lengths = self._next_prompts()
         rollouts = None if self.config.objective == "sft" else self.roll_out(rows, lengths)
         batches = list(self._micro_batches(rows, rollouts))
-        figures = {"reward": math.nan, "over_denoised_rollouts": math.nan, "micro_batches": len(batches)}
+        figures: dict[str, float] = {"micro_batches": len(batches)}
         if rollouts is not None:
             figures["reward"] = rollouts.rewards[:, -1].mean().item()
             figures["over_denoised_rollouts"] = rollouts.over_denoised.double().mean().item()
         for _ in range(self.config.num_iterations):
             figures |= self._update(batches)
-        self.done += 1
+        self.done = step + 1
+        self._warn_when_idle(len(batches), figures)
         every = self.config.reference_sync_every
         if every and self.done % every == 0:
             self.reference.sync(self.config.reference_mix)
+        if self.config.eval_every and self.done % self.config.eval_every == 0:
+            self.evaluation = self.evaluate()
+            found = {"accuracy": self.evaluation.accuracy, "over_denoised": self.evaluation.over_denoised}
+            figures |= found
+        self.last = figures
         return figures
+
+    def _warn_when_idle(self, batches: int, figures: Mapping[str, float]) -> None:
+        self._idle = 0 if batches else self._idle + 1
+        if self._idle == IDLE_ROUNDS:
+            warnings.warn(
+                f"rounds {self.done - IDLE_ROUNDS + 1} to {self.done} taught the model nothing: all rollouts of each "
+                f"prompt have the same reward (mean {figures['reward']:.3g}); use easier prompts, a reward with "
+                "more levels, a higher temperature or more rollouts a prompt",
+                stacklevel=2,
+            )
 
     def _update(self, batches: list[MicroBatch]) -> dict[str, float]:
         self.module.train()
@@ -347,11 +333,8 @@ class MDPOTrainer:
         first = self.fabric.global_rank + self.fabric.world_size * torch.arange(prompts)
         return (first[:, None] * G + torch.arange(G)).flatten()
 
-    def _prompts_a_round(self) -> int:
-        return self.config.prompts_per_update * self.fabric.world_size
-
     def _next_prompts(self) -> tuple[list[Row], list[int]]:
-        rows, lengths = self.order.next(self.train_data, self._prompts_a_round(), self._choose)
+        rows, lengths = self.order.next(self.train_data, self.config.batch_size, self._choose)
         own = slice(self.fabric.global_rank, None, self.fabric.world_size)
         return rows[own], lengths[own]
 
@@ -362,7 +345,7 @@ class MDPOTrainer:
         if self.given_selection is not None and epoch == 0:
             return self.given_selection.indices, self.given_selection.block_lengths
         if not config.select:
-            choices = list(config.block_lengths) or [config.decoding.block_length]
+            choices = list(config.block_lengths or ()) or [config.decoding.block_length]
             return range(count), draw_block_lengths(count, choices, seed)
         self.module.eval()
         with self.fabric.autocast():
@@ -371,46 +354,39 @@ class MDPOTrainer:
                 self.scoring,
                 self.train_data,
                 config.decoding,
-                block_lengths=config.block_lengths,
+                block_lengths=config.block_lengths or (),
                 temperature=config.selection_temperature,
                 seed=seed,
                 max_rows=config.rollout_rows,
             )
-        if self.out is not None and self.fabric.is_global_zero:
-            found.save(self.out / f"selection-{epoch}.json")
+        if self.run is not None and self.fabric.is_global_zero:
+            found.save(self.run.folder / f"selection-{epoch}.json")
         return found.indices, found.block_lengths
 
     # --- Checkpoints ---
 
-    def save(self, path: Path) -> None:
-        """Write a checkpoint: trainable weights, reference, optimiser, scheduler and place in the data."""
-        reference = (
-            self.reference.state_dict() if self.reference and self.config.reference_sync_every else None
-        )
-        state = {
+    def state_dict(self) -> dict[str, Any]:
+        """Return trainable weights, reference, optimiser, scheduler, place in the data and last figures."""
+        synced = self.reference is not None and self.config.reference_sync_every
+        return {
             "model": {name: p.detach() for name, p in self.policy.trainable().items()},
-            "reference": reference,
+            "reference": self.reference.state_dict() if synced else None,
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "order": self.order.state(),
             "done": self.done,
+            "idle": self._idle,
+            "last": self.last,
+            "evaluation": None if self.evaluation is None else vars(self.evaluation),
         }
-        save_checkpoint(path, state)
 
-    def load(self, path: Path) -> None:
-        """Restore what `save` wrote."""
-        state = load_checkpoint(path, self.fabric.device)
-        with torch.no_grad():
-            for name, parameter in self.policy.trainable().items():
-                parameter.copy_(state["model"][name])
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        load_parameters(self.policy.model, state["model"], "the checkpoint")
         if self.reference is not None:
             self.reference.load_state_dict(state["reference"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.order, self.done = PromptOrder(**state["order"]), state["done"]
-
-    def _save_model(self) -> str:
-        with atomic_directory(self.out / "model", HOST_FOLDER) as folder:
-            self.policy.model.save_pretrained(folder)
-            self.scoring.tokenizer.save_pretrained(folder)
-        return str(self.out / "model")
+        self._idle, self.last = state["idle"], state["last"]
+        self.evaluation = None if state["evaluation"] is None else Evaluation(**state["evaluation"])

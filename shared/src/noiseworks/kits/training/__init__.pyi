@@ -13,6 +13,7 @@ from .loop import make_fabric as make_fabric
 from .loop import rounds as rounds
 from .metrics import MetricsFile as MetricsFile
 from .options import Fit as Fit
+from .position import Position as Position
 from .state import load_parameters as load_parameters
 from .supervised import Fitted as Fitted
 from .supervised import fit as fit

@@ -50,6 +50,10 @@ class Bar:
         else:
             self._bars.update(self._task, completed=step)
 
+    def done(self, step: int, total: int) -> None:
+        """Show that `step` of `total` are done: for what takes a function of the two."""
+        self._bars.update(self._task, completed=step, total=total)
+
     def say(self, sentence: str) -> None:
         """Print a line on stderr, above the bar."""
         if self._bars.disable:

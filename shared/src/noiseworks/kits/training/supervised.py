@@ -17,16 +17,16 @@ from noiseworks.kits.training.folder import Run
 from noiseworks.kits.training.interrupts import Aborted, Interrupts, stopped_at
 from noiseworks.kits.training.metrics import MetricsFile
 from noiseworks.kits.training.options import Fit
+from noiseworks.kits.training.position import Position
 from noiseworks.kits.training.progress import Bar
 from noiseworks.kits.training.quiet import quiet, refusals
 from noiseworks.kits.training.state import (
     kept_sentence,
     load_checkpoint,
-    random_state,
     refuse_non_finite,
     replace_checkpoint,
-    restore_random_state,
 )
+from torch.utils.data import DataLoader
 
 VALIDATION = "val/"
 
@@ -52,7 +52,7 @@ def fit(
     *,
     run: Run | None,
     options: Fit,
-    validation: Batches | None = None,
+    validation: Batches | DataLoader | None = None,
     validate_every: int | None = None,
     callbacks: Sequence[Callback] = (),
     clip: float | None = None,
@@ -70,7 +70,8 @@ def fit(
         batches: Training data; every process gets its part.
         run: The open run, or None to keep nothing.
         options: Length, hardware, bookkeeping.
-        validation: Held-out data, by default none; make it with `repeat=True`.
+        validation: Held-out data, by default none: `Batches` with `repeat=True`, or a loader that every process reads
+            as a whole.
         validate_every: Steps between two validations, by default an epoch; there is one at the end in any case.
         callbacks: Further callbacks.
         clip: Largest norm of the gradients; only for modules with automatic optimisation.
@@ -98,7 +99,7 @@ def fit(
             gradient_clip_val=clip,
             accumulate_grad_batches=accumulate if module.automatic_optimization else 1,
             val_check_interval=every,
-            callbacks=[*callbacks, keeper],
+            callbacks=[*callbacks, Position(), keeper],
         )
     checkpoint = None if run is None else run.checkpoint
     if checkpoint is not None:
@@ -135,7 +136,7 @@ def _trainer(options: Fit, strategy: str, **settings: Any) -> L.Trainer:
 class _Data(L.LightningDataModule):
     """Gives every process its part of the batches."""
 
-    def __init__(self, batches: Batches, validation: Batches | None) -> None:
+    def __init__(self, batches: Batches, validation: Batches | DataLoader | None) -> None:
         super().__init__()
         self.batches, self.held = batches, validation
 
@@ -143,11 +144,11 @@ class _Data(L.LightningDataModule):
         """Return this process's training batches."""
         return self.batches.part(self.trainer.global_rank, self.trainer.world_size)
 
-    def val_dataloader(self) -> Batches | list:
+    def val_dataloader(self) -> Batches | DataLoader | list:
         """Return this process's held-out batches."""
-        if self.held is None:
-            return []
-        return self.held.part(self.trainer.global_rank, self.trainer.world_size)
+        if isinstance(self.held, Batches):
+            return self.held.part(self.trainer.global_rank, self.trainer.world_size)
+        return [] if self.held is None else self.held
 
 
 class _Interrupted(Exception):  # noqa: N818 - it leaves Lightning's loop and never the kit
@@ -171,7 +172,6 @@ class _Keeper(Checkpoint):
         self._bar: Bar | None = None
         self._metrics: MetricsFile | None = None
         self._progress, self._open = True, ExitStack()
-        self._state: dict[str, Any] = {}
         self._restored: dict[str, Any] | None = None
         self._written = 0.0
 
@@ -188,16 +188,11 @@ class _Keeper(Checkpoint):
     # --- Lightning's hooks ---
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Take up position, random state and figures of a resumed run, after all that draws in setting up."""
+        """Take up the figures of a resumed run."""
         if self._restored is not None:
             state, self._restored = self._restored, None
             self.step = self.saved = self.resumed_at = state["step"]
             self.validation = dict(state["validation"])
-            trainer.train_dataloader.load_state_dict(state["loader"])
-            states = state["random"]
-            restore_random_state(
-                states[min(trainer.global_rank, len(states) - 1)], trainer.strategy.root_device
-            )
         if trainer.is_global_zero:
             self._begin()
         self._written = time.monotonic()
@@ -244,8 +239,8 @@ class _Keeper(Checkpoint):
         self._end_of_step(trainer, module, self.step >= self.options.max_steps)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what Lightning's own state lacks."""
-        return {"step": self.step, "validation": self.validation, **self._state}
+        """Return the step and the last validation."""
+        return {"step": self.step, "validation": self.validation}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Remember the state until training starts."""
@@ -284,9 +279,6 @@ class _Keeper(Checkpoint):
             return
         if self._metrics is not None:
             self._metrics.flush()
-        own = random_state(trainer.strategy.root_device).to(trainer.strategy.root_device)
-        states = trainer.strategy.all_gather(own).reshape(-1, len(own)).cpu()
-        self._state = {"random": states, "loader": trainer.train_dataloader.state_dict()}
         if trainer.is_global_zero:
             replace_checkpoint(self.run.last, lambda part: self._write(trainer, part))
         else:

@@ -1,0 +1,12 @@
+from .advantages import compute_advantages as compute_advantages
+from .advantages import select_steps as select_steps
+from .objective import mdpo_loss as mdpo_loss
+from .options import Decoding as Decoding
+from .options import MDPOConfig as MDPOConfig
+from .options import RolloutDecoding as RolloutDecoding
+from .remasking import rcr_generate as rcr_generate
+from .rewards import bundled_reward as bundled_reward
+from .rollouts import Scoring as Scoring
+from .rollouts import roll_out as roll_out
+from .selection import select_over_denoised as select_over_denoised
+from .training import MDPOTrainer as MDPOTrainer
