@@ -2,11 +2,12 @@
 
     python packages/first-hitting/studies/categorical.py --rows 64 --vocabulary 50257
 
-Three comparisons in one process, each pair in turns, all in float64 where the draw is concerned:
+Four comparisons in one process, each pair in turns, all in float64 where the draw is concerned:
 
 - draws: inverting the cumulative sum, and the exponential race, against Gumbel-max, on [rows, vocabulary];
 - ancestral steps: drawing only where a token is revealed against drawing at every mask of every step;
-- head: running the output head at the one position that is revealed against running it everywhere, end to end.
+- head: running the output head at the one position that is revealed against running it everywhere, end to end;
+- loop: one sequence with a small vocabulary, where drawing is the least of the work, against the plainest loop.
 
 Medians in seconds and their ratios are printed as JSON.
 """
@@ -15,7 +16,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from noiseworks.first_hitting import AncestralSettings, Settings, ancestral_sample, fhs_sample, host_denoiser
@@ -69,6 +70,32 @@ def head(length: int, vocabulary: int, device: str) -> dict[str, Form]:
     }
 
 
+def loop(length: int, vocabulary: int, device: str) -> dict[str, Form]:
+    """Return first-hitting sampling of one sequence, and the loop that anybody would write for it."""
+    ids = {"mask_token_id": vocabulary - 1, "eos_token_id": vocabulary - 2, "pad_token_id": vocabulary - 2}
+    model = make_llada(vocabulary, d_model=128, n_layers=4, **ids).to(device)
+    spec = detect_host(model)
+    canvas, settings = torch.full((1, length), spec.mask_id, device=device), Settings(spec.mask_id)
+
+    @torch.no_grad()
+    def plain(generator: torch.Generator) -> Tensor:
+        tokens = canvas.clone()
+        for _ in range(length):
+            logits = model(tokens).logits
+            logits[..., spec.mask_id] = -torch.inf
+            masked = (tokens[0] == spec.mask_id).nonzero()[:, 0]
+            place = masked[torch.randint(len(masked), (1,), generator=generator, device=device)]
+            p = logits[0, place].double().softmax(dim=-1)
+            tokens[0, place] = torch.multinomial(p, 1, generator=generator)[:, 0]
+        return tokens
+
+    one = host_denoiser(model, spec)
+    return {
+        "plain loop": plain,
+        "first-hitting": lambda generator: fhs_sample(one, canvas, settings, generator=generator),
+    }
+
+
 def measure(forms: dict[str, Form], turns: int, device: str) -> dict[str, dict[str, float]]:
     """Return medians in seconds, and each form's speed relative to the first form."""
     # On a CPU the process's own time, which other work on the machine does not count in.
@@ -88,15 +115,24 @@ def measure(forms: dict[str, Form], turns: int, device: str) -> dict[str, dict[s
     return {"seconds": medians, "times faster": {name: medians[first] / medians[name] for name in others}}
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    sizes = {"rows": 64, "vocabulary": 50257, "length": 128, "steps": 1024, "small": 1024, "turns": 3}
+    sizes = {
+        "rows": 64,
+        "vocabulary": 50257,
+        "length": 128,
+        "steps": 1024,
+        "small": 1024,
+        "tiny": 512,
+        "turns": 3,
+    }
     for name, value in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--device", default="cpu")
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(words)
     report = {
+        "loop": measure(loop(chosen.length, chosen.tiny, chosen.device), chosen.turns, chosen.device),
         "draws": measure(draws(chosen.rows, chosen.vocabulary, chosen.device), chosen.turns, chosen.device),
         "ancestral": measure(
             ancestral(chosen.length, chosen.steps, chosen.small, chosen.device), 1, chosen.device

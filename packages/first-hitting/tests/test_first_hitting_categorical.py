@@ -6,7 +6,9 @@ import pytest
 import torch
 from noiseworks.core.errors import InputError
 from noiseworks.core.noise import SeedSpec
+from noiseworks.first_hitting import Settings, fhs_sample, from_callable
 from noiseworks.first_hitting.categorical import (
+    _SHORT,
     CORRECT,
     _invert,
     categorical,
@@ -57,6 +59,19 @@ def test_truncated_distribution_against_simulation():
     drawn = (P.log() - (-uniform.log()).log()).argmax(dim=1)
     expected = truncated_probs(P, 1.0) * len(drawn)
     assert chisquare(drawn.bincount(minlength=4).numpy(), expected.numpy()).pvalue > 1e-3
+
+
+def test_truncated_race_draws_the_closed_form():
+    rows, generator = P.log().float().expand(40_000, 4), torch.Generator().manual_seed(0)
+    for bound in (1.0, 3.0, 40.0):
+        drawn = categorical(rows, "gumbel_trunc", generator=generator, bound=bound)
+        expected = truncated_probs(P, bound) * len(drawn)
+        assert chisquare(drawn.bincount(minlength=4).numpy(), expected.numpy()).pvalue > 1e-3
+    canvas = torch.full((2000, 1), 4)
+    denoiser = from_callable(lambda tokens, times: P.log().expand(len(tokens), 1, 4), 4)
+    found = fhs_sample(denoiser, canvas, Settings(4, method="gumbel_trunc", bound=1.0), generator=generator)
+    expected = truncated_probs(P, 1.0) * len(canvas)
+    assert chisquare(found.tokens[:, 0].bincount(minlength=4).numpy(), expected.numpy()).pvalue > 1e-3
 
 
 def test_no_truncation_is_no_change():
@@ -116,14 +131,15 @@ def test_correct_methods_draw_the_distribution(method, source):
     assert chisquare(drawn.bincount(minlength=4).numpy(), (P * len(drawn)).numpy()).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("classes", [1, 2, 3, 10, 257])
+@pytest.mark.parametrize("classes", [1, 2, 3, 10, 257, _SHORT + 5])
 def test_blocks_of_sums_find_the_class_of_the_plain_cumulative_sum(classes):
     """Whole numbers as weights and uniforms of few bits make every sum exact, ends of classes included."""
     generator = torch.Generator().manual_seed(0)
-    weights = torch.randint(4, (400, classes), generator=generator)
+    rows = 400 if classes < _SHORT else 40
+    weights = torch.randint(4, (rows, classes), generator=generator)
     weights[:, int(torch.randint(classes, (1,), generator=generator))] += 1
     total = weights.sum(dim=1, keepdim=True)
-    steps = torch.cat([torch.randint(1024, (400, 1), generator=generator)[:-2], torch.tensor([[0], [1023]])])
+    steps = torch.cat([torch.randint(1024, (rows, 1), generator=generator)[:-2], torch.tensor([[0], [1023]])])
     expected = [
         next(v for v in range(classes) if int(row[: v + 1].sum()) * 1024 > int(step) * int(mass))
         for row, step, mass in zip(weights, steps, total, strict=True)
@@ -133,8 +149,9 @@ def test_blocks_of_sums_find_the_class_of_the_plain_cumulative_sum(classes):
         assert found.tolist() == expected
 
 
-def test_the_largest_uniform_does_not_pass_the_last_class_of_a_positive_weight():
-    weights = torch.rand(200, 37, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("classes", [37, _SHORT + 37])
+def test_the_largest_uniform_does_not_pass_the_last_class_of_a_positive_weight(classes):
+    weights = torch.rand(200, classes, generator=torch.Generator().manual_seed(0))
     weights[:, 20:] = 0
     uniform = torch.full((200, 1), 1 - 2.0**-53, dtype=torch.float64)
     assert (_invert(weights, uniform) == 19).all()

@@ -24,6 +24,7 @@ class AncestralSettings(Options):
         schedule: Of the masks; by default linear.
         eps: Last time of the grid.
         method: How tokens are drawn, see `categorical`.
+        bound: Largest Gumbel M of method `gumbel_trunc`, by default that of float32 uniforms.
         cache: Reuse a row's output while its tokens do not change (MDLM does so for whole batches); not for
             time-conditioned models.
         lazy: Draw only where a token is revealed: k ~ Binomial(n, δ), k random positions, one draw each. The
@@ -37,6 +38,7 @@ class AncestralSettings(Options):
     schedule: MaskSchedule | None = None
     eps: Annotated[float, above(0), below(1)] = 1e-5
     method: Method = "gumbel64"
+    bound: float | None = None
     cache: bool = True
     lazy: bool = False
     final: Literal["draw", "argmax", "none"] = "draw"
@@ -107,7 +109,9 @@ def ancestral_sample(
             tokens[masked] = categorical(output, "cdf64", generator=generator)
             cache.stale |= rows
             continue
-        drawn = categorical(_with_mask(output, delta[step]), settings.method, generator=generator)
+        drawn = categorical(
+            _with_mask(output, delta[step]), settings.method, generator=generator, bound=settings.bound
+        )
         tokens[masked] = torch.where(drawn == output.shape[-1], mask_id, drawn)
         cache.stale |= (masked & (tokens != mask_id)).any(dim=1)
     masked = tokens == mask_id

@@ -4,7 +4,6 @@ Time is measured on a small LLaDA host with a vocabulary of 4,096 (it does not d
 source of text whose exact conditionals are the denoiser, so that the likelihood of a sample is exact.
 """
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +21,11 @@ from noiseworks.bench.claims import (
 
 if TYPE_CHECKING:
     from noiseworks.bench.testbeds.countdown.chain import MarkovText
-    from noiseworks.first_hitting.denoisers import Denoiser
     from noiseworks.kits.masked_lm import HostSpec
-    from torch import Tensor, nn
+    from torch import nn
 
 SOURCE_TOKENS = 24
+GRID = ((32, (32, 128, 512, 4096)), (128, (128, 1024)))  # lengths, each with numbers of time steps T
 
 
 @dataclass
@@ -37,22 +36,6 @@ class Shared:
     spec: "HostSpec"
     text: "MarkovText"
     seed: int
-
-
-@dataclass
-class Stopwatch:
-    """A denoiser that counts its own seconds."""
-
-    inner: "Denoiser"
-    seconds: float = 0.0
-
-    def __call__(self, *inputs: Any) -> "Tensor":
-        """Call the denoiser."""
-        begin = time.perf_counter()
-        try:
-            return self.inner(*inputs)
-        finally:
-            self.seconds += time.perf_counter() - begin
 
 
 def prepare(seed: int, context: Context) -> Shared:
@@ -74,11 +57,16 @@ def prepare(seed: int, context: Context) -> Shared:
 
 def run(arm: str, shared: Shared, context: Context) -> Measurement:
     """Measure one arm on one seed: seconds on the host, likelihood and entropy on the source."""
+    import torch
     from noiseworks.first_hitting.metrics import unigram_entropy
     from noiseworks.first_hitting.source import curves, own_nats, texts
+    from noiseworks.first_hitting.timing import over_steps, time_arm
+    from noiseworks.first_hitting.transformers import host_denoiser
 
-    sizes = context.settings
-    seconds, network, calls = time_host(arm, shared, context)
+    sizes, mask_id = context.settings, shared.spec.mask_id
+    denoiser = host_denoiser(shared.host, shared.spec)
+    canvas = torch.full((1, sizes["length"]), mask_id, device=context.device)
+    seconds, network, calls = time_arm(arm, denoiser, canvas, mask_id, sizes["steps"], shared.seed)
     context.progress(1, 2, "likelihood")
     # The float64 baseline is drawn in its lazy form, which has the same distribution; the naive arm is in no target,
     # and its draws at every mask cost the most.
@@ -98,37 +86,28 @@ def run(arm: str, shared: Shared, context: Context) -> Measurement:
             series=curves(shared.text, sizes["curve"], shared.seed),
             notes=(own_nats(shared.text, shared.seed),),
         )
-    return Measurement(metrics)
-
-
-def time_host(arm: str, shared: Shared, context: Context) -> tuple[float, float, int]:
-    """Return seconds, seconds in the network, and network calls of sampling on the host."""
-    import torch
-    from noiseworks.first_hitting.source import draw
-    from noiseworks.first_hitting.transformers import host_denoiser
-
-    sizes, mask_id = context.settings, shared.spec.mask_id
-    watch = Stopwatch(host_denoiser(shared.host, shared.spec))
-    canvas = torch.full((sizes["rows"], sizes["length"]), mask_id, device=context.device)
-    draw(arm, watch, canvas[:, :4], mask_id, 4, shared.seed)  # warm up
-    watch.seconds, begin = 0.0, time.perf_counter()
-    found = draw(arm, watch, canvas, mask_id, sizes["steps"], shared.seed)
-    return time.perf_counter() - begin, watch.seconds, found.calls
+    series = {}
+    if arm in ("ancestral", "lazy", "fhs"):
+        series = over_steps(arm, denoiser, sizes["grid"], context.device, mask_id, shared.seed)
+    timed = (
+        f"Seconds are those of {sizes['length']} tokens; ancestral sampling has T = {sizes['steps']} steps."
+    )
+    return Measurement(metrics, series=series, notes=(timed,) if arm == "ancestral" else ())
 
 
 def sizes(
-    steps: int, vocabulary: int, length: int, samples: int, naive: int, curve: int = 0
-) -> dict[str, int]:
-    """Return the settings of a scale: T and sequences on the host, samples of the source."""
+    steps: int, vocabulary: int, length: int, samples: int, naive: int, curve: int = 0, grid: Any = None
+) -> dict[str, Any]:
+    """Return the settings of a scale: T and length on the host, samples of the source, T by length for curves."""
     return {
         "steps": steps,
         "vocabulary": vocabulary,
         "length": length,
-        "rows": 1,
         "samples": samples,
         "naive_samples": naive,
         "quality_steps": min(steps, 4096),
         "curve": curve,
+        "grid": grid or (),
     }
 
 
@@ -152,11 +131,15 @@ CLAIM = Claim(
         at_least("nll", "fhs", "ancestral", difference=-0.05, guard=True, name="exact NLL not below"),
     ),
     scales={
-        "smoke": Scale((500,), 300, sizes(8, 256, 8, samples=4, naive=4)),
+        "smoke": Scale((500,), 300, sizes(8, 256, 8, samples=4, naive=4, grid=((8, (8, 16)),))),
         "quick": Scale((500,), 120, sizes(512, 4096, 16, samples=64, naive=64)),
-        "laptop": Scale((1000, 1001, 1002), 900, sizes(4096, 4096, 32, samples=512, naive=64, curve=64)),
+        "laptop": Scale(
+            (1000, 1001, 1002), 900, sizes(4096, 4096, 32, samples=512, naive=64, curve=64, grid=GRID)
+        ),
         "full": Scale(
-            (1000, 1001, 1002), 36_000, sizes(4096, 50257, 1024, samples=2048, naive=256, curve=256)
+            (1000, 1001, 1002),
+            36_000,
+            sizes(4096, 50257, 1024, samples=2048, naive=256, curve=256, grid=((1024, (1024, 4096)),)),
         ),
     },
     prepare=prepare,
@@ -179,4 +162,5 @@ CLAIM = Claim(
         "nll": "exact nats a token",
         "entropy": "unigram entropy",
     },
+    version=2,
 )

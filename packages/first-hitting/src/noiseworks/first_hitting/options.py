@@ -8,7 +8,7 @@ from noiseworks.core.options import Options, Wholes, above, at_least, at_most, b
 
 Variant = Literal["exact", "parallel", "extrapolate", "predictor_corrector"]
 Order = Literal["uniform", "confidence", "left_to_right"]
-Method = Literal["cdf64", "exponential", "gumbel64", "kernel", "gumbel32", "gumbel16"]
+Method = Literal["cdf64", "exponential", "gumbel64", "kernel", "gumbel32", "gumbel16", "gumbel_trunc"]
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,9 @@ class Sampling(Options):
         temperature: Of the draws; 0 takes the likeliest token.
         top_p: Mass of the nucleus, by default all.
         top_k: Tokens kept, by default all.
-        method: How tokens are drawn: cdf64, exponential, gumbel64 and kernel are correct; gumbel32 and gumbel16 are
-            faulty on purpose.
+        method: How tokens are drawn: cdf64, exponential, gumbel64 and kernel are correct; gumbel32, gumbel16 and
+            gumbel_trunc are faulty on purpose.
+        bound: Largest Gumbel M of method gumbel_trunc, by default that of float32 uniforms, 16.64.
         block_length: Tokens a block, revealed one block after the other, each with a clock of its own; by default
             one block. Blocks are counted from the first position.
     """
@@ -37,6 +38,7 @@ class Sampling(Options):
     top_p: Annotated[float | None, above(0), at_most(1)] = None
     top_k: Annotated[int | None, at_least(1)] = None
     method: Method = "cdf64"
+    bound: float | None = None
     block_length: Annotated[int | None, at_least(1)] = None
 
     def check(self) -> None:

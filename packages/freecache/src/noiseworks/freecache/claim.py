@@ -112,6 +112,7 @@ CLAIM = Claim(
         "full": Scale((1000, 1001, 1002), 36_000, sizes(200, 64, 64, 8, block=32, length=256)),
     },
     prepare=prepare,
+    model_kind="language model",
     run=run,
     preconditions=(Floor("full", "accuracy", 0.05, "the model answers only {:.0%} of the problems"),),
     data=(

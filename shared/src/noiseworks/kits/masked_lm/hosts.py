@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -244,7 +245,9 @@ def aligned_logits(
         of row 0.
     """
     host = unwrapped(model)
-    rows = None if positions is None else (positions - spec.shift).clamp(min=0)
+    rows = positions
+    if positions is not None and spec.shift:
+        rows = (positions - spec.shift).clamp(min=0)
     if hasattr(host, "hidden_states") and rows is not None:
         hidden = host.hidden_states(input_ids, attention_mask)
         logits = host.get_output_embeddings()(_take(hidden, rows))
@@ -255,10 +258,18 @@ def aligned_logits(
         elif spec.shift:
             logits = torch.cat([logits[:, :1], logits[:, :-1]], dim=1)
     logits = logits if dtype is None else logits.to(dtype)
-    limit = logits.shape[-1] if spec.vocab_limit is None else min(spec.vocab_limit, logits.shape[-1])
-    forbidden = torch.arange(logits.shape[-1], device=logits.device) >= limit
-    forbidden[spec.mask_id] = True
+    forbidden = _forbidden(logits.shape[-1], spec.vocab_limit, spec.mask_id, logits.device)
     return logits.masked_fill(forbidden, -torch.inf)
+
+
+@cache
+def _forbidden(size: int, limit: int | None, mask_id: int, device: torch.device) -> Tensor:
+    """Return which of `size` ids are never predicted: [MASK], and those that are no tokens; made once a vocabulary."""
+    # Inside inference mode it would be a tensor that autograd refuses later.
+    with torch.inference_mode(False):
+        forbidden = torch.arange(size, device=device) >= (size if limit is None else limit)
+        forbidden[mask_id] = True
+        return forbidden
 
 
 def check_logits(logits: Tensor, call: int) -> None:
