@@ -17,8 +17,8 @@ FOLDERS = {
     "bac plan": ("bac plan --profile nowhere --out {out}", "."),
     "freecache probe": ("freecache probe --model nowhere --prompt x --out {out}", "."),
     "freecache compare": ("freecache compare --model nowhere --out {out}", "."),
-    "streaming-dp convert": ("streaming-dp convert --policy nowhere --out {out}", "."),
-    "streaming-dp train": ("streaming-dp train --policy nowhere --out {out}", "model"),
+    "streaming-dp convert": ("streaming-dp convert --model nowhere --out {out}", "."),
+    "streaming-dp train": ("streaming-dp train --model nowhere --out {out}", "model"),
     "mode train": ("mode train --data nowhere --out {out}", "model"),
     "mode finetune": ("mode finetune nowhere nowhere {out}", "model"),
     "ldm import": ("ldm import nowhere nowhere {out}", "."),
@@ -66,7 +66,7 @@ def test_a_folder_without_a_name_of_its_own_is_refused(tmp_path, monkeypatch, ca
 
 
 @pytest.mark.parametrize(
-    "line", ["streaming-dp convert --policy own --out own", "ldm import own/model.ckpt own/model.yaml own"]
+    "line", ["streaming-dp convert --model own --out own", "ldm import own/model.ckpt own/model.yaml own"]
 )
 def test_a_source_is_never_its_own_target(tmp_path, monkeypatch, capsys, line):
     monkeypatch.chdir(tmp_path)

@@ -12,9 +12,9 @@ from noiseworks.streaming_dp import (
     TrainConfig,
     convert,
     load_converted,
-    save_converted,
     train,
 )
+from noiseworks.streaming_dp.hosts import save_converted
 from torch import nn
 
 STATE, ENVIRONMENT = "observation.state", "observation.environment_state"

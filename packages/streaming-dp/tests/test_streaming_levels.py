@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from noiseworks.core.errors import InputError
-from noiseworks.streaming_dp import ChunkLevels, training_levels
-from noiseworks.streaming_dp.levels import REGIMES, check_weights, draw_regime, inference_timesteps
+from noiseworks.streaming_dp.levels import REGIMES, ChunkLevels, check_weights
+from noiseworks.streaming_dp.regimes import draw_regime, inference_timesteps, training_levels
 
 
 def runs(spec, cycles):

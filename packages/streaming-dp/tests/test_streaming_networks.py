@@ -10,13 +10,11 @@ from noiseworks.kits.policies.hosts.checkpoint import import_checkpoint
 from noiseworks.streaming_dp import (
     StreamingHost,
     StreamingPolicy,
-    StreamingUnet1d,
     convert,
-    from_published,
     import_published,
-    load_difference,
-    save_difference,
 )
+from noiseworks.streaming_dp.difference import load_difference, save_difference
+from noiseworks.streaming_dp.networks import StreamingUnet1d, from_published
 
 SIZES = {"obs_dim": 3, "action_dim": 2, "horizon": 8, "n_action_steps": 2}
 UNET = SIZES | {"down_dims": (8, 16), "kernel_size": 3, "step_embed_dim": 16}

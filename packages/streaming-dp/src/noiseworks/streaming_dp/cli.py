@@ -12,9 +12,8 @@ app = make_app(
         "train": Command(
             f"{_HERE}.commands:train_policy", "Fine-tune a converted policy, or train a new one."
         ),
-        "rollout": Command(f"{_HERE}.commands:rollout", "Run a streaming policy on the table."),
-        "bench": Command(f"{_HERE}.commands:bench", "Compare streaming with the ordinary policy."),
-        "claim": Command(f"{_HERE}.claim:run_claim", "Run the paper's claim at one scale."),
+        "eval": Command(f"{_HERE}.commands:evaluate", "Run a streaming policy on the table."),
+        "compare": Command(f"{_HERE}.commands:compare", "Compare streaming with the ordinary policy."),
     },
 )
 

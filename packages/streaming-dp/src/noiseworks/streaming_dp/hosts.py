@@ -1,15 +1,17 @@
 """Streaming hosts: policies whose network reads a level for each position; made, converted, saved and read."""
 
 import copy
+import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from noiseworks.core.artifacts import load_artifact, save_artifact
+from noiseworks.core.artifacts import CONFIG_NAME, load_artifact, save_artifact
 from noiseworks.core.errors import ArtifactError, InputError, UnsupportedHostError
+from noiseworks.core.models import resolve_model
 from noiseworks.kits.policies import DenoiserHost, LinearNormalizer, NativePolicy, PolicyConfig, as_host
-from noiseworks.kits.policies.hosts import trained_network
+from noiseworks.kits.policies.hosts import load_host, trained_network
 from noiseworks.kits.policies.hosts.checkpoint import checkpoint_parts, load_weights
 from noiseworks.streaming_dp.levels import ChunkLevels
 from noiseworks.streaming_dp.networks import (
@@ -19,9 +21,10 @@ from noiseworks.streaming_dp.networks import (
     concatenated_encoder,
     from_published,
 )
+from noiseworks.streaming_dp.options import KIND
 from torch import nn
 
-KIND, NETWORK_KIND = "streaming-dp/policy", "streaming-dp/network"
+NETWORK_KIND = "streaming-dp/network"
 
 
 def build_network(config: PolicyConfig) -> nn.Module:
@@ -264,3 +267,26 @@ def load_converted(path: str | Path, original: Any) -> DenoiserHost:
     network.load_state_dict({name: t.to(own[name].dtype) for name, t in tensors.items()})
     network.eval()
     return made
+
+
+def streaming_host(model: str, n_action_steps: int | None = None) -> StreamingHost:
+    """Return the streaming policy of a directory, or an ordinary one's conversion, which has seen no training.
+
+    Args:
+        model: A directory of either kind, a checkpoint file of the original library, or testbed:<name>.
+        n_action_steps: Actions of a chunk of a conversion.
+
+    Raises:
+        InputError: When it is another library's policy.
+    """
+    folder = Path(model) if model.endswith(".ckpt") else Path(resolve_model(model))
+    config = folder / CONFIG_NAME
+    if config.is_file() and json.loads(config.read_text()).get("kind") == KIND:
+        return StreamingHost.from_pretrained(folder)
+    host = load_host(model)
+    if not isinstance(host, NativePolicy):
+        raise InputError(
+            f"the commands take native policies, {model} is a {type(host).__name__}: use convert, train and "
+            "load_converted in Python"
+        )
+    return convert(host, n_action_steps=n_action_steps)

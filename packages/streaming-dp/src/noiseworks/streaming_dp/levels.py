@@ -1,4 +1,4 @@
-"""Noise levels of the buffer's positions: the table of chunks, what a control cycle does to it, and training draws.
+"""Noise levels of the buffer's positions: the table of chunks, and what a control cycle does to it.
 
 A level is a whole number: 0 is the least noisy, N - 1 the noisiest, -1 is clean. With To observations, a horizon
 Tp and Ta actions a cycle there are h = floor((Tp - (To - 1)) / Ta) complete chunks and
@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import gcd
+from typing import Annotated
 
-import torch
 from noiseworks.core.checks import check_number
 from noiseworks.core.errors import InputError
-from torch import Tensor
+from noiseworks.core.options import Options, at_least
 
 REGIMES = ("constant", "increasing", "random", "chunk_wise")
 # Weights of the regimes in the authors' training files (the default of their class is chunk-wise alone).
@@ -23,7 +23,30 @@ Levels = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class ChunkLevels:
+class LevelTable:
+    """What a buffer costs.
+
+    Attributes:
+        chunks: Complete chunks, h.
+        rest: Positions left over, r.
+        chunk_of: Chunk of each position.
+        levels: Level of each position at the start of an episode.
+        calls: Network calls of each cycle until they repeat.
+        calls_per_cycle: Their mean, N / h.
+        calls_per_action: Network calls per executed action.
+    """
+
+    chunks: int
+    rest: int
+    chunk_of: tuple[int, ...]
+    levels: tuple[int, ...]
+    calls: tuple[int, ...]
+    calls_per_cycle: float
+    calls_per_action: float
+
+
+@dataclass(frozen=True)
+class ChunkLevels(Options):
     """The levels of a buffer whose noise grows from chunk to chunk (Høeg et al. 2024, section IV).
 
     Attributes:
@@ -33,14 +56,17 @@ class ChunkLevels:
         n_action_steps: Actions executed in a cycle, Ta; at most Tp - To + 1.
     """
 
-    num_levels: int
-    horizon: int
-    n_obs_steps: int
-    n_action_steps: int
+    num_levels: Annotated[int, at_least(1)] = 100
+    horizon: Annotated[int, at_least(1)] = 16
+    n_obs_steps: Annotated[int, at_least(1)] = 2
+    n_action_steps: Annotated[int, at_least(1)] = 1
 
-    def __post_init__(self) -> None:
-        for name in ("num_levels", "horizon", "n_obs_steps", "n_action_steps"):
-            check_number(name, getattr(self, name), low=1, integer=True)
+    def check(self) -> None:
+        """Refuse a horizon that is too short, and more chunks than levels.
+
+        Raises:
+            InputError: Naming the number.
+        """
         if self.horizon < self.first + self.n_action_steps:
             raise InputError(
                 f"the horizon must be at least n_obs_steps - 1 + n_action_steps = "
@@ -96,6 +122,13 @@ class ChunkLevels:
         n, h = self.num_levels, self.chunks
         return n * (cycle + 1) // h - n * cycle // h
 
+    def table(self) -> LevelTable:
+        """Return levels and network calls of the buffer."""
+        mean, calls = self.num_levels / self.chunks, tuple(map(self.calls, range(self.period)))
+        return LevelTable(
+            self.chunks, self.rest, self.chunk_of, self.buffer, calls, mean, mean / self.n_action_steps
+        )
+
     def cycle(self, start: Levels) -> tuple[Levels, ...]:
         """Return the levels at each network call of the cycle that begins with `start`.
 
@@ -134,19 +167,6 @@ def lowered(levels: Levels, by: int) -> Levels:
     return tuple(max(level - by, -1) for level in levels)
 
 
-def inference_timesteps(num_levels: int, num_train_timesteps: int) -> Tensor:
-    """Return the training timestep of each of M levels, int64 [M], increasing.
-
-    The noisiest level is the noisiest timestep ("trailing" spacing): fresh positions are pure noise, and a label
-    has to say so. The authors' DDIM variant labels them with small timesteps instead.
-
-    Raises:
-        InputError: When M is not in 1 to `num_train_timesteps`.
-    """
-    check_number("num_levels", num_levels, low=1, high=num_train_timesteps, integer=True)
-    return (torch.arange(1, num_levels + 1) * num_train_timesteps) // num_levels - 1
-
-
 def check_weights(weights: Sequence[float]) -> tuple[float, ...]:
     """Return the regimes' weights as a tuple.
 
@@ -160,40 +180,3 @@ def check_weights(weights: Sequence[float]) -> tuple[float, ...]:
     if abs(sum(weights) - 1) > 1e-6:
         raise InputError(f"the weights of {', '.join(REGIMES)} must sum to 1, got {sum(weights):g}")
     return tuple(float(weight) for weight in weights)
-
-
-def training_levels(spec: ChunkLevels, regime: str, batch: int, generator: torch.Generator | None) -> Tensor:
-    """Return the levels of a training batch under one regime, int64 [batch, Tp].
-
-    - `constant`: one uniform level per sample, as in ordinary training.
-    - `increasing`: from 0 to N - 1 along the horizon, the same for all samples.
-    - `random`: a uniform level for every position.
-    - `chunk_wise`: the levels of a cycle's start, lowered by j uniform in 0 to floor(N / h) - 1; one more would
-      make the first chunk clean.
-
-    Args:
-        spec: Chunks, with N training timesteps as levels.
-        regime: One of `REGIMES`.
-        batch: Samples.
-        generator: Of the draws.
-
-    Raises:
-        InputError: When the regime is unknown.
-    """
-    n, horizon = spec.num_levels, spec.horizon
-    if regime == "constant":
-        return torch.randint(n, (batch, 1), generator=generator).repeat(1, horizon)
-    if regime == "increasing":
-        return torch.linspace(0, n - 1, horizon, dtype=torch.float64).long().repeat(batch, 1)
-    if regime == "random":
-        return torch.randint(n, (batch, horizon), generator=generator)
-    if regime == "chunk_wise":
-        lower = torch.randint(n // spec.chunks, (batch, 1), generator=generator)
-        return torch.tensor(spec.buffer) - lower
-    raise InputError(f"regime must be one of {', '.join(REGIMES)}, got {regime!r}")
-
-
-def draw_regime(weights: Sequence[float], generator: torch.Generator | None) -> str:
-    """Return the regime of a batch, drawn with the weights: one regime holds for all of its samples."""
-    index = torch.multinomial(torch.tensor(weights, dtype=torch.float64), 1, generator=generator)
-    return REGIMES[int(index)]

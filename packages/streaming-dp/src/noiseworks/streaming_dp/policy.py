@@ -1,7 +1,7 @@
 """The streaming policy: each control cycle denoises the whole buffer until its first chunk is clean."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from noiseworks.core.checks import check_choice, check_number
@@ -14,12 +14,11 @@ from noiseworks.kits.policies.steps import StepTable
 from noiseworks.streaming_dp.buffer import ActionBuffer
 from noiseworks.streaming_dp.hosts import check_levels_host, check_streams
 from noiseworks.streaming_dp.levels import Levels
+from noiseworks.streaming_dp.options import BufferInit
 from noiseworks.streaming_dp.schedulers import per_step_scheduler
 from torch import Tensor
 
 MAX_CYCLES = 256
-
-BufferInit = Literal["zero", "constant", "denoise"]
 
 
 class Cycle(NamedTuple):

@@ -24,7 +24,7 @@ from noiseworks.kits.policies.steps import (
     reverse_step_,
     step_row,
 )
-from noiseworks.streaming_dp.levels import inference_timesteps
+from noiseworks.streaming_dp.regimes import inference_timesteps
 from torch import Tensor
 
 

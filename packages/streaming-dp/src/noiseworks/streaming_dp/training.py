@@ -1,62 +1,21 @@
 """Training on noise levels per position: the loss, the Lightning module and resumable runs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from noiseworks.core.checks import check_number
 from noiseworks.core.errors import InputError
 from noiseworks.core.noise import mix64
 from noiseworks.kits.policies import DenoiserHost
 from noiseworks.kits.policies.hosts import trained_network
-from noiseworks.kits.policies.training import PolicyTrainer, fit, observations
+from noiseworks.kits.policies.training import PolicyTrainer, observations
 from noiseworks.streaming_dp.hosts import StreamingHost, check_streams, reads_levels, save_converted
-from noiseworks.streaming_dp.levels import DEFAULT_WEIGHTS, check_weights, draw_regime, training_levels
+from noiseworks.streaming_dp.levels import DEFAULT_WEIGHTS, check_weights
+from noiseworks.streaming_dp.options import TrainConfig
+from noiseworks.streaming_dp.regimes import draw_regime, training_levels
 from noiseworks.streaming_dp.schedulers import per_step_scheduler
 from torch import Tensor
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Settings of a run; the defaults are the authors', except for the length.
-
-    Attributes:
-        max_steps: Optimizer steps.
-        weights: Of the regimes constant, increasing, random and chunk-wise; they sum to 1.
-        batch_size: Windows of a batch, over all processes.
-        learning_rate: Peak rate of AdamW.
-        warmup_steps: Steps of linear warm-up, before a cosine to 0 at `max_steps`.
-        weight_decay: Of matrices.
-        checkpoint_every: Steps between checkpoints.
-        seed: Of batches, levels and noise.
-        precision: Lightning's precision.
-        device: `auto`, `cpu` or `cuda`.
-        devices: Number of processes.
-        strategy: Lightning's strategy.
-    """
-
-    max_steps: int = 10_000
-    weights: tuple[float, float, float, float] = DEFAULT_WEIGHTS
-    batch_size: int = 256
-    learning_rate: float = 1e-4
-    warmup_steps: int = 500
-    weight_decay: float = 1e-6
-    checkpoint_every: int = 500
-    seed: int = 0
-    precision: str = "32-true"
-    device: str = "auto"
-    devices: int = 1
-    strategy: str = "auto"
-
-    def __post_init__(self) -> None:
-        check_number("max_steps", self.max_steps, low=1, integer=True)
-        check_number("warmup_steps", self.warmup_steps, low=0, integer=True)
-        check_number("learning_rate", self.learning_rate, low=0, low_open=True)
-        check_number("weight_decay", self.weight_decay, low=0)
-        check_number("seed", self.seed, low=0, integer=True)
-        object.__setattr__(self, "weights", check_weights(self.weights))
 
 
 def streaming_loss(
@@ -168,33 +127,34 @@ def train(
     host: DenoiserHost,
     table: Mapping[str, Tensor],
     folder: str | Path,
-    config: TrainConfig | None = None,
+    config: TrainConfig = TrainConfig(),
     *,
-    resume: bool = True,
+    settings: Mapping[str, Any] | None = None,
     progress: bool = True,
-    dtype: torch.dtype = torch.float32,
 ) -> DenoiserHost:
-    """Train or fine-tune a streaming host; a run that was stopped goes on to the same numbers.
+    """Train or fine-tune a streaming host; the same call goes on with a run that was stopped, to the same numbers.
 
     Args:
         host: From `convert` or new; trained in place. Of another library's policy the encoders train as well.
         table: Windows from `noiseworks.kits.policies.windows` of the host's time window: `action`, and the
             observations under the names that the host reads.
-        folder: The run's folder: checkpoints, logs and, at the end, `model`.
+        folder: The run's folder: settings, checkpoint, figures and, at the end, `model`.
         config: Settings.
-        resume: Whether to go on from the folder's checkpoint, or to refuse a used folder.
+        settings: What else makes the run, such as the names of policy and data: a folder that was begun with others
+            is refused.
         progress: Whether to show a progress bar.
-        dtype: Type of the stored weights.
 
     Returns:
         The policy with averaged weights, which is also in `folder/model`: read it with
         `StreamingHost.from_pretrained`, another library's with `load_converted`.
 
     Raises:
-        InputError: When an argument does not fit.
+        InputError: When an argument does not fit, or the folder holds another run.
         NonFiniteError: When the loss is NaN or infinite; the last checkpoint stays.
+        Stopped: On Ctrl-C or termination, after a checkpoint.
     """
-    config = TrainConfig() if config is None else config
+    from noiseworks.kits.training import Batches, fit, open_run
+
     if not reads_levels(host):
         raise InputError(
             f"train takes a policy that reads a level for each position, got {type(host).__name__}; convert it first"
@@ -204,6 +164,7 @@ def train(
         raise InputError(
             f"the windows hold actions {tuple(table['action'].shape[1:])}, the policy needs {window}"
         )
+    batches = Batches(table, config.batch_size, seed=config.seed)
     trained_network(host).train()
     module = StreamingModule(
         host,
@@ -214,21 +175,11 @@ def train(
         total_steps=config.max_steps,
         seed=config.seed,
     )
-    fit(
-        module,
-        table,
-        folder,
-        max_steps=config.max_steps,
-        batch_size=config.batch_size,
-        checkpoint_every=config.checkpoint_every,
-        resume=resume,
-        device=config.device,
-        devices=config.devices,
-        strategy=config.strategy,
-        precision=config.precision,
-        progress=progress,
-    )
-    made = module.averaged_host()
-    if module.global_rank == 0:
-        save_converted(made, Path(folder) / "model", dtype=dtype)
+    sizes = {"horizon": host.horizon, "n_action_steps": host.n_action_steps, "windows": len(table["action"])}
+    with open_run(folder, {**(settings or {}), "sizes": sizes, "fit": config}) as run:
+        fit(module, batches, run=run, options=config, clip=1.0, progress=progress)
+        made = module.averaged_host()
+        if module.global_rank == 0:
+            dtype = torch.float16 if config.half else torch.float32
+            save_converted(made, Path(folder) / "model", dtype=dtype)
     return made

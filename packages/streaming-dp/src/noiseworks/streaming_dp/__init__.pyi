@@ -1,0 +1,12 @@
+from .hosts import StreamingHost as StreamingHost
+from .hosts import convert as convert
+from .hosts import import_published as import_published
+from .hosts import load_converted as load_converted
+from .levels import ChunkLevels as ChunkLevels
+from .options import Stream as Stream
+from .options import TrainConfig as TrainConfig
+from .policy import StreamingPolicy as StreamingPolicy
+from .schedulers import PerStepDDIM as PerStepDDIM
+from .schedulers import PerStepDDPM as PerStepDDPM
+from .training import StreamingModule as StreamingModule
+from .training import train as train
