@@ -16,7 +16,7 @@ import torch
 from noiseworks.bac import CachePlan, FeatureProfile, Schedule, error_report, profile
 from noiseworks.bac.bubbling import most_volatile
 from noiseworks.bac.comparison import make_plans
-from noiseworks.bac.data import TABLETOP, load_observations
+from noiseworks.bac.data import load_observations
 from noiseworks.bench.testbeds.tabletop import recipes
 from noiseworks.bench.testbeds.tabletop.training import balanced_weights
 from noiseworks.kits.policies import NativePolicy
@@ -51,7 +51,7 @@ def trained(layers: int, options: argparse.Namespace) -> NativePolicy:
 
 def figures(host: NativePolicy, plan: CachePlan, found: FeatureProfile, seed: int) -> dict[str, float]:
     """Return a plan's mean errors."""
-    report = error_report(host, plan, load_observations(TABLETOP, host, 4, seed), seed=seed)
+    report = error_report(host, plan, load_observations("tabletop", host, 4, seed), seed=seed)
     deep = [i for i, kind in enumerate(plan.kinds) if kind == "ff"]
     volatile = most_volatile(found.volatility, found.kinds, min(5, len(deep)), "ffn")
     return {
@@ -77,7 +77,7 @@ def main(words: list[str] | None = None) -> None:
     for layers in options.layers:
         host = trained(layers, options)
         generators = [torch.Generator().manual_seed(SEED + row) for row in range(8)]
-        found = profile(host, load_observations(TABLETOP, host, 8, SEED), generator=generators)
+        found = profile(host, load_observations("tabletop", host, 8, SEED), generator=generators)
         plans = make_plans(found, Schedule(updates=options.updates, bubble=options.bubble))
         print(f"{layers} layers, {options.steps} steps of training")
         for name in PLANS:

@@ -75,7 +75,7 @@ CONTRACT = Contract(
         "heatmap {profile} --out profile.png": ("profile.png",),
         "heatmap {profile} --metric l1 --out profile.webp": ("profile.webp",),
         f"errors {MODEL} --plan {{plan}} {DATA} --out errors.svg": ("errors.svg",),
-        f"eval {MODEL} --plan {{plan}} --tasks 11 --video film.webp": ("film.webp",),
+        f"eval {MODEL} --plan {{plan}} --tasks 11 --episodes 1 --video film.webp": ("film.webp",),
         f"compare {MODEL} --profile {{profile}} {DATA} --updates 3 --bubble 1 --repeats 1": (),
     },
     bad=[

@@ -8,14 +8,16 @@ import torch
 from noiseworks.core.cli import run
 from noiseworks.core.errors import InputError
 from noiseworks.kits.policies import Episodes
-from noiseworks.mode.ablation import VARIANTS, ablate, loss_by_level, varied
+from noiseworks.mode.ablation import VARIANTS, loss_by_level, varied
 from noiseworks.mode.cli import app
+from noiseworks.mode.commands import ablate
+from noiseworks.mode.config import Demonstrations, Recipe, SmallArchitecture
 from noiseworks.mode.edm import edm_loss
+from noiseworks.mode.runs import new_model
 from noiseworks.mode.task_data import load_task_data
-from noiseworks.mode.train_command import Architecture, Optimization, new_model
 from noiseworks.mode.training import MoDEModule
 
-TINY = Architecture(width=16, layers=1, heads=2, chunk=4)
+TINY = SmallArchitecture(width=16, num_layers=1, num_heads=2, chunk=4)
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +33,13 @@ def data(tmp_path_factory):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_differs_from_the_full_model_and_trains_all_of_its_parts(data, name):
-    found = load_task_data(str(data))
+    found = load_task_data(Demonstrations(str(data)))
     variant = VARIANTS[name]
     architecture = varied(variant, TINY)
-    assert name == "full" or architecture != TINY or variant.optimization
+    assert name == "full" or architecture != TINY or variant.recipe
+    model = new_model(found, architecture).train()
+    module = MoDEModule(model, Recipe(**variant.recipe))
     torch.manual_seed(0)
-    model = new_model(architecture, found).train()
-    module = MoDEModule(model, **{"gamma": 0.01, **variant.optimization})
     batch = {n: value[:32] for n, value in found.table(4).items()}
     before = [p.detach().clone() for p in model.parameters()]
     loss = module.loss(batch)
@@ -50,9 +52,20 @@ def test_every_variant_differs_from_the_full_model_and_trains_all_of_its_parts(d
 
 
 def test_the_command_compares_variants_and_goes_on_where_it_was(data, tmp_path, capsys):
-    words = ["ablate", data, tmp_path / "out", "--variants", "full", "--variants", "token-routing"]
-    words += ["--steps", "2", "--batch-size", "8", "--width", "16", "--layers", "1", "--heads", "2"]
-    words += ["--chunk", "4", "--device", "cpu", "--no-progress", "--json"]
+    words = ["ablate", "--data", data, "--out", tmp_path / "out", "--variants", "full,token-routing"]
+    words += [
+        "--max-steps",
+        "2",
+        "--batch-size",
+        "8",
+        "--width",
+        "16",
+        "--num-layers",
+        "1",
+        "--num-heads",
+        "2",
+    ]
+    words += ["--chunk", "4", "--device", "cpu", "--json"]
     printed = []
     for _ in range(2):
         with pytest.raises(SystemExit) as stop:
@@ -68,16 +81,19 @@ def test_the_command_compares_variants_and_goes_on_where_it_was(data, tmp_path, 
     assert rows["token-routing"]["bits"] is rows["full"]["success"] is None
     assert rows["token-routing"]["megaflops"] > rows["full"]["megaflops"]  # it routes every token
     with pytest.raises(InputError, match="variants"):
-        ablate(str(data), tmp_path / "none", variants=["dropout"])
+        ablate(source=Demonstrations(str(data)), out=tmp_path / "none", variants="dropout")
     with pytest.raises(InputError, match="width of a variant"):
-        ablate(str(data), tmp_path / "none", architecture=Architecture(width=2), optimization=Optimization())
+        ablate(
+            source=Demonstrations(str(data)),
+            out=tmp_path / "none",
+            architecture=SmallArchitecture(width=2, num_heads=1),
+        )
     assert not (tmp_path / "none").exists()
 
 
 def test_the_loss_by_level_is_the_training_loss_at_that_level(data):
-    found = load_task_data(str(data))
-    torch.manual_seed(0)
-    model = new_model(TINY, found).eval()
+    found = load_task_data(Demonstrations(str(data)))
+    model = new_model(found, TINY).eval()
     batch = {name: value[:16] for name, value in found.table(4).items()}
     losses = loss_by_level(model, batch, [0.01, 1.0, 30.0], seed=3)
     clean, cond = model.normalizer.normalize(batch["action"]), model.encode(batch)

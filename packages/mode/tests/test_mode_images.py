@@ -1,27 +1,26 @@
 """Policies that see images, from the files to the table: training, resuming, fine-tuning and running."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from noiseworks.core.cli import run
 from noiseworks.core.errors import InputError
 from noiseworks.kits.policies import Episodes
+from noiseworks.kits.policies.options import Trials
 from noiseworks.mode.cameras import PictureRows
-from noiseworks.mode.cli import app
+from noiseworks.mode.commands import eval_policy, finetune, train
+from noiseworks.mode.config import Demonstrations, Running, Seeing, SmallArchitecture, Training
 from noiseworks.mode.model import MoDEModel
 from noiseworks.mode.policy import EDMPolicy
+from noiseworks.mode.runs import new_model
 from noiseworks.mode.task_data import load_task_data
-from noiseworks.mode.train_command import Architecture, Optimization, finetune, new_model, train
 from noiseworks.mode.vision import ResNet
 from safetensors.torch import save_file
 
-SEEING = Architecture(
-    width=16, layers=1, heads=2, experts=3, chunk=4, encoder="film-resnet18", encoder_width=8, shift=1
-)
-QUICK = Optimization(steps=40, batch_size=32, checkpoint_every=20, device="cpu", progress=False, seed=3)
+SHAPE = SmallArchitecture(width=16, num_layers=1, num_heads=2, num_experts=3, chunk=4)
+SEEING = Seeing(encoder="film-resnet18", encoder_width=8, shift=1)
+QUICK = Training(max_steps=40, batch_size=32, device="cpu", seed=3)
 
 
 def picture(position: np.ndarray, size: int = 16) -> np.ndarray:
@@ -60,7 +59,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "run"
-    train(str(data), out, architecture=SEEING, optimization=QUICK)
+    train(source=Demonstrations(str(data)), out=out, architecture=SHAPE, seeing=SEEING, training=QUICK)
     return out
 
 
@@ -70,7 +69,7 @@ def test_a_policy_learns_from_images_to_follow_its_goal(data, trained):
     policy = EDMPolicy(model)
     policy.cache_experts()
     image = torch.from_numpy(np.array([picture(np.zeros(2))] * 2)).float()[:, None] / 255
-    goals = load_task_data(str(data)).goals[:, 0]
+    goals = load_task_data(Demonstrations(str(data))).goals[:, 0]
     seen = {"static": image, "gripper": image.flip(3), "goal": goals[:, None]}
     actions = policy.predict_chunk(seen, torch.Generator().manual_seed(0)).actions
     assert policy.cache.report().hit_rate == 1
@@ -79,28 +78,30 @@ def test_a_policy_learns_from_images_to_follow_its_goal(data, trained):
         policy.predict_chunk(seen | {"static": torch.zeros(2, 1, 3, 8, 8)})
 
 
-def test_an_image_run_is_not_resumed_under_other_settings_and_can_be_finetuned(data, trained, tmp_path):
-    with pytest.raises(InputError, match="other settings"):
-        train(str(data), trained, architecture=replace(SEEING, shift=2), optimization=QUICK, resume=True)
-    few = replace(QUICK, steps=1)
-    report = finetune(str(trained / "model"), str(data), tmp_path / "tuned", optimization=few)
+def test_an_image_run_does_not_go_on_under_other_settings_and_can_be_finetuned(data, trained, tmp_path):
+    source, model = Demonstrations(str(data)), str(trained / "model")
+    seeing = replace(SEEING, shift=2)
+    with pytest.raises(InputError, match=r"begun with seeing\.shift 1, now seeing\.shift 2"):
+        train(source=source, out=trained, architecture=SHAPE, seeing=seeing, training=QUICK)
+    few = replace(QUICK, max_steps=1)
+    report = finetune(source=source, model=model, out=tmp_path / "tuned", training=few)
     assert MoDEModel.from_pretrained(report.model).encoder.size == 16
     fewer = tmp_path / "one-camera"
     fewer.mkdir()
     for name in ("episodes.npz", "goals.npy", "images-static.npy"):
         (fewer / name).symlink_to(data / name)
     with pytest.raises(InputError, match=r"the data have cameras.*\('static',\)"):
-        finetune(str(trained / "model"), str(fewer), tmp_path / "x", optimization=few)
+        finetune(source=Demonstrations(str(fewer)), model=model, out=tmp_path / "x", training=few)
     assert not (tmp_path / "x").exists()
 
 
 def test_the_state_is_a_token_and_a_backbone_is_where_training_starts(data, tmp_path):
-    found = load_task_data(str(data), image_size=16)
+    found = load_task_data(Demonstrations(str(data)), image_size=16)
     torch.manual_seed(0)
     donor = ResNet(18, 8).state_dict()
     save_file(donor | {"fc.weight": torch.zeros(10, 64)}, tmp_path / "resnet.safetensors")
     shape = replace(SEEING, proprio=True, backbone=str(tmp_path / "resnet.safetensors"))
-    model = new_model(shape, found).eval()
+    model = new_model(found, SHAPE, shape).eval()
     for network in model.encoder.networks:
         assert torch.equal(network.resnet.layer3[0].conv1.weight, donor["layer3.0.conv1.weight"])
     model.save_pretrained(tmp_path / "model")
@@ -116,27 +117,20 @@ def test_the_state_is_a_token_and_a_backbone_is_where_training_starts(data, tmp_
     with pytest.raises(InputError, match="lack state"):
         again.encode({name: value for name, value in seen.items() if name != "state"})
     with pytest.raises(InputError, match="another network"):
-        new_model(replace(shape, encoder="film-resnet34"), found)
+        new_model(found, SHAPE, replace(shape, encoder="film-resnet34"))
     with pytest.raises(InputError, match="for encoders of images"):
-        new_model(replace(SEEING, encoder="state", proprio=True), load_task_data(str(data)))
+        Seeing(proprio=True)
     tuned = finetune(
-        str(tmp_path / "model"), str(data), tmp_path / "tuned", optimization=replace(QUICK, steps=1)
+        source=Demonstrations(str(data)),
+        model=str(tmp_path / "model"),
+        out=tmp_path / "tuned",
+        training=replace(QUICK, max_steps=1),
     )
     assert MoDEModel.from_pretrained(tuned.model).config.proprio_dim == 1
 
 
-def test_runs_of_a_release_with_fewer_settings_go_on(data, tmp_path):
-    few = replace(QUICK, steps=1)
-    train(str(data), tmp_path / "run", architecture=SEEING, optimization=few)
-    path = tmp_path / "run" / "settings.json"
-    held = json.loads(path.read_text())
-    del held["architecture"]["identity_expert"]
-    path.write_text(json.dumps(held))
-    assert train(str(data), tmp_path / "run", architecture=SEEING, optimization=few, resume=True).steps == 1
-
-
 def test_images_are_read_from_disk_row_by_row(data):
-    found = load_task_data(str(data), image_size=16)
+    found = load_task_data(Demonstrations(str(data)), image_size=16)
     table = found.table(4)
     rows = torch.tensor([5, 0, 9])
     assert isinstance(table["static"], PictureRows)
@@ -152,25 +146,22 @@ def test_unfit_images_are_refused(data, tmp_path):
     for name in ("episodes.npz", "goals.npy"):
         (tmp_path / name).write_bytes((data / name).read_bytes())
     with pytest.raises(InputError, match="lacks images"):
-        load_task_data(str(tmp_path), image_size=16)
+        load_task_data(Demonstrations(str(tmp_path)), image_size=16)
     np.save(tmp_path / "images-a.npy", np.zeros((4, 3, 8, 8), np.uint8))
     with pytest.raises(InputError, match=r"uint8 images \[192, 3, H, W\]"):
-        load_task_data(str(tmp_path), image_size=16)
+        load_task_data(Demonstrations(str(tmp_path)), image_size=16)
     np.save(tmp_path / "images-a.npy", np.zeros((192, 3, 8, 4), np.uint8))
     with pytest.raises(InputError, match="square"):
-        load_task_data(str(tmp_path), image_size=16)
+        load_task_data(Demonstrations(str(tmp_path)), image_size=16)
 
 
-def test_the_command_line_trains_and_runs_an_image_policy_on_the_testbed(tmp_path, capsys):
-    def call(*words):
-        with pytest.raises(SystemExit) as stop:
-            run(app, [str(word) for word in words])
-        out, error = capsys.readouterr()
-        assert stop.value.code == 0, error
-        return out
-
-    words = ["--encoder", "film-resnet18", "--encoder-width", "4", "--episodes", "1", "--steps", "1"]
-    words += ["--batch-size", "8", "--width", "16", "--layers", "1", "--heads", "2", "--device", "cpu"]
-    call("train", "tabletop", tmp_path / "run", *words, "--no-progress")
-    found = json.loads(call("eval", tmp_path / "run/model", "--tasks", "9", "--episodes", "1", "--json"))
+def test_an_image_policy_trains_and_runs_on_the_testbed(tmp_path):
+    report = train(
+        source=Demonstrations("tabletop", 1),
+        out=tmp_path / "run",
+        architecture=replace(SHAPE, chunk=10),
+        seeing=Seeing(encoder="film-resnet18", encoder_width=4),
+        training=Training(max_steps=1, batch_size=8, device="cpu"),
+    )
+    found = eval_policy(model=str(report.model), running=Running(), trials=Trials(tasks=(9,), episodes=1))
     assert (found["episodes"], found["cache_hit_rate"]) == (1, 1)

@@ -220,7 +220,7 @@ def test_initial_weights_are_cut_normals_and_routers_start_even():
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"top_k": 5}, "top_k must be a whole number of at least 1 and of at most 4"),
+        ({"top_k": 5}, "top_k must be at most num_experts 4, got 5"),
         ({"width": 65}, "multiple of num_heads"),
         ({"routing": "sigma"}, "routing must be one of"),
         ({"sigma_min": 0.0}, "sigma_min must be a number above 0"),

@@ -42,13 +42,14 @@ def test_resnets_have_the_published_sizes():
 
 def test_a_policy_sees_images_and_learns_from_them():
     torch.manual_seed(0)
-    encoder = ImageEncoder(("static", "gripper"), 8, width=4, shift=2)
-    model = MoDEModel(MoDEConfig(**SMALL), encoder, LinearNormalizer.identity(3)).train()
+    encoder = ImageEncoder(("static", "gripper"), 8, width=8, shift=2)
+    model = MoDEModel(MoDEConfig(**SMALL | {"obs_dim": 64}), encoder, LinearNormalizer.identity(3)).train()
     obs = {name: torch.rand(3, 1, 3, 32, 32) for name in ("static", "gripper")} | {"goal": torch.randn(3, 8)}
     out = model.denoise(torch.randn(3, 10, 3), torch.tensor([0.1, 1.0, 10.0]), model.encode(obs))
     out.square().sum().backward()
     assert float(encoder.networks[1].resnet.conv1.weight.grad.abs().sum()) > 0
-    assert EDMPolicy(model).predict_chunk(obs).actions.shape == (3, 10, 3)
+    seen = obs | {"goal": obs["goal"][:, None]}
+    assert EDMPolicy(model).predict_chunk(seen).actions.shape == (3, 10, 3)
     with pytest.raises(InputError, match="lack gripper"):
         model.encode({"static": obs["static"], "goal": obs["goal"]})
     with pytest.raises(InputError, match="static must have shape"):

@@ -1,23 +1,20 @@
-"""Training: the loss, frozen routers, the rate, optimizers, and a run that survives a kill."""
-
-import os
-import signal
-import subprocess
-import sys
+"""Training: the loss, frozen routers, the rate, optimizers, and runs from the data to a policy."""
 
 import numpy as np
 import pytest
 import torch
 from noiseworks.core.errors import InputError
 from noiseworks.kits.policies import Episodes
+from noiseworks.mode.commands import finetune, train
+from noiseworks.mode.config import Demonstrations, Recipe, SmallArchitecture, Training
 from noiseworks.mode.model import MoDEModel
 from noiseworks.mode.policy import EDMPolicy
 from noiseworks.mode.routing import Routing
+from noiseworks.mode.runs import new_model
 from noiseworks.mode.task_data import load_task_data
-from noiseworks.mode.train_command import Architecture, Optimization, finetune, new_model, train
 from noiseworks.mode.training import MoDEModule, three_stage_rate
 
-TINY = Architecture(width=16, layers=1, heads=2, experts=3, chunk=4)
+TINY = SmallArchitecture(width=16, num_layers=1, num_heads=2, num_experts=3, chunk=4)
 
 
 @pytest.fixture
@@ -44,15 +41,21 @@ def data(tmp_path):
 
 
 def options(**changes):
-    settings = {"steps": 6, "batch_size": 16, "checkpoint_every": 2, "device": "cpu", "progress": False}
-    return Optimization(**(settings | changes))
+    return Training(**({"max_steps": 6, "batch_size": 16, "device": "cpu"} | changes))
+
+
+def trained(data, out, architecture=TINY, recipe=Recipe(), **changes):
+    """Train and return the report."""
+    source = Demonstrations(str(data))
+    return train(
+        source=source, out=out, architecture=architecture, recipe=recipe, training=options(**changes)
+    )
 
 
 def module_of(data, **changes):
-    torch.manual_seed(0)
-    found = load_task_data(str(data))
-    model = new_model(TINY, found).train()
-    module = MoDEModule(model, total_steps=10, **changes)
+    found = load_task_data(Demonstrations(str(data)))
+    model = new_model(found, TINY).train()
+    module = MoDEModule(model, Recipe(**changes), total_steps=10)
     table = {name: value[:16] for name, value in found.table(4).items()}
     return module, table
 
@@ -137,88 +140,41 @@ def _saved(state):
     return file
 
 
-_RUN = """
-import os, signal, sys
-from pathlib import Path
-from noiseworks.mode.train_command import Architecture, Optimization, train
-from noiseworks.mode.training import MoDEModule
-whole = MoDEModule.loss
-def loss(self, batch):
-    if self.global_step == 8:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return whole(self, batch)
-MoDEModule.loss = loss
-train(sys.argv[1], Path(sys.argv[2]),
-    architecture=Architecture(width=16, layers=1, heads=2, experts=3, chunk=4),
-    optimization=Optimization(steps=12, batch_size=16, checkpoint_every=3, device="cpu", progress=False))
-"""
-
-
-def test_a_killed_run_goes_on_to_the_same_numbers(data, tmp_path):
-    arguments = [sys.executable, "-c", _RUN, str(data), str(tmp_path / "killed")]
-    killed = subprocess.run(
-        arguments, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL, check=False
-    )
-    assert killed.returncode == -signal.SIGKILL
-    checkpoint = torch.load(tmp_path / "killed/checkpoints/last.ckpt", weights_only=True)
-    assert checkpoint["global_step"] == 6
-    assert not (tmp_path / "killed/model").exists()
-    run = options(steps=12, checkpoint_every=3)
-    again = train(str(data), tmp_path / "killed", architecture=TINY, optimization=run, resume=True)
-    whole = train(str(data), tmp_path / "whole", architecture=TINY, optimization=run)
-    one, two = (MoDEModel.from_pretrained(r.model).state_dict() for r in (again, whole))
-    assert all(torch.equal(one[name], two[name]) for name in two)
-
-
-def test_a_run_s_folder_is_not_used_twice_by_accident(data, tmp_path):
-    out = tmp_path / "run"
-    report = train(str(data), out, architecture=TINY, optimization=options())
-    assert report.steps == 6
-    with pytest.raises(InputError, match="go on with --resume"):
-        train(str(data), out, architecture=TINY, optimization=options())
-    with pytest.raises(InputError, match="other settings"):
-        train(str(data), out, architecture=TINY, optimization=options(learning_rate=1.0), resume=True)
-
-
 def test_finetuning_keeps_frozen_routers_and_refuses_data_that_do_not_fit(data, tmp_path):
-    base = train(str(data), tmp_path / "base", architecture=TINY, optimization=options()).model
-    tuned = finetune(
-        str(base), str(data), tmp_path / "tuned", optimization=options(), freeze_routers=True
-    ).model
-    before, after = (MoDEModel.from_pretrained(folder).state_dict() for folder in (base, tuned))
+    base, source = trained(data, tmp_path / "base").model, Demonstrations(str(data))
+    made = finetune(
+        source=source, model=str(base), out=tmp_path / "tuned", training=options(), freeze_routers=True
+    )
+    before, after = (MoDEModel.from_pretrained(folder).state_dict() for folder in (base, made.model))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert not any(".router." in name for name in changed)
     assert any(".experts." in name for name in changed)
     np.save(data / "goals.npy", np.zeros((2, 3, 7)))
     with pytest.raises(InputError, match="use data that fit"):
-        finetune(str(base), str(data), tmp_path / "other", optimization=options())
+        finetune(source=source, model=str(base), out=tmp_path / "other", training=options())
+    assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.parametrize("experts", [3, 1])
-def test_training_lowers_the_loss_and_the_policy_follows_its_goal(data, tmp_path, experts):
-    shape = Architecture(width=32, layers=2, heads=2, experts=experts, top_k=min(2, experts), chunk=4)
-    run = options(steps=100, batch_size=64, learning_rate=1e-2, ema_decay=0.8, checkpoint_every=100)
-    model = MoDEModel.from_pretrained(
-        train(str(data), tmp_path / "run", architecture=shape, optimization=run).model
-    )
-    policy = EDMPolicy(model)
+def test_training_lowers_the_loss_and_the_policy_follows_its_goal(data, tmp_path):
+    shape = SmallArchitecture(width=32, num_layers=2, num_heads=2, num_experts=3, chunk=4)
+    recipe = Recipe(learning_rate=1e-2, ema_decay=0.8)
+    report = trained(data, tmp_path / "run", shape, recipe, max_steps=100, batch_size=64)
+    policy = EDMPolicy(MoDEModel.from_pretrained(report.model))
     obs = torch.tensor([[0.0, 0, 1, 0], [0, 0, 0, 1]]).repeat_interleave(32, dim=0)[:, None]
     actions = policy.predict_chunk({"obs": obs}, torch.Generator().manual_seed(0)).actions
     left, right = actions[:, 0].unflatten(0, (2, 32)).mean(dim=1)
     assert bool((right - left > 0.3).all())
 
 
-def test_bad_data_and_settings_are_refused_before_anything_is_written(data, tmp_path):
+def test_data_and_settings_that_do_not_fit_are_refused_before_anything_is_written(data, tmp_path):
     out = tmp_path / "run"
-    with pytest.raises(InputError, match="no data at"):
-        train(str(tmp_path / "none"), out)
-    with pytest.raises(InputError, match="top_k"):
-        train(str(data), out, architecture=Architecture(top_k=9))
-    with pytest.raises(InputError, match="episodes is for the testbed"):
-        train(str(data), out, episodes=3)
-    assert not out.exists()
+    with pytest.raises(InputError, match="at most num_experts 4, got 9"):
+        SmallArchitecture(top_k=9)
+    with pytest.raises(InputError, match="gamma"):
+        Recipe(gamma=-1)
+    with pytest.raises(InputError, match="batch_size 500 needs"):
+        trained(data, out, batch_size=500)
     (data / "goals.npy").unlink()
     with pytest.raises(InputError, match=r"lacks goals\.npy"):
-        train(str(data), out)
-    with pytest.raises(InputError, match="gamma"):
-        MoDEModule(MoDEModel.__new__(MoDEModel), gamma=-1)
+        trained(data, out)
+    assert not out.exists()

@@ -46,7 +46,6 @@ ARMS = (
     Arm("ddim5", "DDIM at BAC-5's time", "baseline"),
     Arm("bac5", "BAC, 5 updates", "method"),
 )
-WITHOUT_EPISODES = ("lean",)  # its actions are the full policy's
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def run(arm: str, shared: Shared, context: Context) -> Measurement:
         "seconds": shared.seconds[arm],
         "action_error": shared.wrong[arm].tolist(),
     }
-    if arm not in WITHOUT_EPISODES:
+    if arm != "lean":  # its actions are the full policy's
         context.progress(0, 1, f"{arm}: episodes")
         tasks = TASKS[-context.settings["tasks"] :]
         listed, seeds = episode_list(tasks, context.settings["episodes"], shared.first)

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from noiseworks.bac.options import (
+    VIDEO,
     Checking,
     Choice,
-    Episodes,
     Metric,
     Pictures,
     Profiling,
@@ -18,6 +18,7 @@ from noiseworks.core.artifacts import CONFIG_NAME, check_folder
 from noiseworks.core.errors import InputError
 from noiseworks.core.models import resolve_model
 from noiseworks.core.options import Place, Spread
+from noiseworks.kits.policies.options import Trials
 
 PLAN_KIND, PROFILE_KIND = "bac/plan", "bac/profile"
 
@@ -161,32 +162,39 @@ def errors(
 
 
 def eval_policy(
-    *,
-    model: str,
-    plan: Path | None = None,
-    episodes: Spread[Episodes] = Episodes(),
-    place: Spread[Place] = Place(),
+    *, model: str, plan: Path | None = None, trials: Spread[Trials] = Trials(), video: Path | None = None
 ) -> dict[str, Any]:
-    """Run a policy on the testbed `tabletop`, with or without a plan, and count its successes.
+    """Run a policy in episodes, with or without a plan, and count its successes.
 
     Args:
         model: A policy: a directory or testbed:<name>.
         plan: Folder of a plan; the full policy without it.
-        episodes: Which episodes.
-        place: Where it runs.
+        trials: The episodes.
+        video: A file that ends with .webp: the first episode of each task of the table, side by side.
 
     Returns:
-        Success and seconds.
+        Success with its interval, network calls, seconds, and success by task.
     """
+    if video is not None:
+        check_picture(video, (VIDEO,))
+    from contextlib import nullcontext
+
+    from noiseworks.bac.attaching import attach
     from noiseworks.bac.plan import CachePlan
-    from noiseworks.bac.rollout import roll_out
-    from noiseworks.bac.video import write_first_episodes
+    from noiseworks.kits.policies.replanning import DiffusionPolicy
+    from noiseworks.kits.policies.verbs import run
 
     loaded = None if plan is None else CachePlan.from_pretrained(plan)
-    report = roll_out(_load(model, place), loaded, episodes)
-    if episodes.video is not None:
-        write_first_episodes(report, episodes)
-    return report.summary() | {"plan": None if loaded is None else loaded.method}
+    host = _load(model, Place(trials.device))
+    steps = None if loaded is None else loaded.num_steps
+    with nullcontext() if loaded is None else attach(host, loaded):
+        outcome = run(
+            lambda n: DiffusionPolicy(host, num_inference_steps=steps, num_envs=n),
+            trials,
+            needs="bac",
+            video=video,
+        )
+    return outcome.summary() | {"plan": None if loaded is None else loaded.method}
 
 
 def compare(

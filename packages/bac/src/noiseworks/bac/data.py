@@ -1,17 +1,17 @@
 """Observations to profile on: from a file of the user's, or from demonstrations of the testbed."""
 
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
 from noiseworks.core.checks import check_number
 from noiseworks.core.errors import InputError
+from noiseworks.core.models import testbed
 from noiseworks.kits.policies.chunking import windows
 from noiseworks.kits.policies.native import NativePolicy
+from noiseworks.kits.policies.options import TABLETOP
 from torch import Tensor
 
-TABLETOP = "tabletop"
 TUNING_SEEDS = 1000
 
 
@@ -39,21 +39,10 @@ def load_observations(data: str | Path, policy: NativePolicy, count: int, seed: 
     return {"obs": torch.from_numpy(found[rows])}
 
 
-def testbed() -> ModuleType:
-    """Return the testbed `tabletop`.
-
-    Raises:
-        InputError: When it is not installed.
-    """
-    try:
-        from noiseworks.bench.testbeds import tabletop
-    except ModuleNotFoundError as error:
-        raise InputError(f"the testbed needs the extra noiseworks-bac[bench] ({error})") from error
-    return tabletop
-
-
 def _demonstrated(policy: NativePolicy, count: int) -> np.ndarray:
-    return windows(testbed().demonstrations(max(1, -(-count // 12))), policy.chunk)["obs"].numpy()
+    return windows(testbed(TABLETOP, needs="bac").demonstrations(max(1, -(-count // 12))), policy.chunk)[
+        "obs"
+    ].numpy()
 
 
 def _read(path: Path) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 from noiseworks.core.artifacts import check_writable
 from noiseworks.core.checks import check_choice
 from noiseworks.core.errors import InputError
-from noiseworks.core.options import Options, Wholes, above, at_least, at_most, below
+from noiseworks.core.options import Options, Wholes, above, at_least, below
 
 Objective = Literal["pairwise", "adjacent"]
 Metric = Literal["cosine", "mse", "l1", "l2", "wasserstein"]
@@ -130,34 +130,6 @@ class Pictures(Options):
     labels: Annotated[Wholes, at_least(0)] = (0, 7, 14, 21)
     pipeline_steps: Annotated[int, at_least(1)] = 50
     guidance_scale: Annotated[float, at_least(1)] = 4.0
-
-
-@dataclass(frozen=True)
-class Episodes(Options):
-    """Episodes on the testbed `tabletop`.
-
-    Attributes:
-        tasks: Task numbers 0 to 11, commas between.
-        episodes: Episodes of each task.
-        first_seed: Of the first episode of each task.
-        disturb: Whether free discs jump now and then.
-        video: A file that ends with .webp: the first episode of each task, side by side.
-    """
-
-    tasks: Annotated[Wholes, at_least(0), at_most(11)] = (0, 3, 8, 11)
-    episodes: Annotated[int, at_least(1)] = 1
-    first_seed: Annotated[int, at_least(0), below(2**31)] = 0
-    disturb: bool = False
-    video: Path | None = None
-
-    def check(self) -> None:
-        """Refuse a video of another kind.
-
-        Raises:
-            InputError: Naming it.
-        """
-        if self.video is not None:
-            check_picture(self.video, (VIDEO,))
 
 
 def check_picture(path: str | Path, suffixes: tuple[str, ...] = PICTURES) -> Path:

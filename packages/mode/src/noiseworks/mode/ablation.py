@@ -4,23 +4,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from noiseworks.core.checks import check_choice, check_number
-from noiseworks.core.cli import SPREAD
 from noiseworks.core.params import edm_preconditioning
+from noiseworks.kits.policies.options import TABLETOP, Trials
+from noiseworks.mode.commands import train
+from noiseworks.mode.config import Architecture, Demonstrations, Running
 from noiseworks.mode.edm import sampling_sigmas
 from noiseworks.mode.flops import denoiser_flops
 from noiseworks.mode.model import MoDEModel
 from noiseworks.mode.policy import EDMPolicy
+from noiseworks.mode.rollout import roll_out
 from noiseworks.mode.routing import usage_information
-from noiseworks.mode.task_data import TABLETOP, load_task_data
-from noiseworks.mode.train_command import Architecture, Optimization, train
+from noiseworks.mode.task_data import TaskData, load_task_data
 from torch import Tensor
 
-SHIPPED_SHAPE, SHIPPED_TRAINING = Architecture(), Optimization()
 WINDOWS = 256  # on which the loss by noise level is measured
 
 
@@ -29,12 +30,12 @@ class Variant(NamedTuple):
 
     Attributes:
         architecture: Settings of `Architecture`.
-        optimization: Settings of `Optimization`.
+        recipe: Settings of `Recipe`.
         scaled: Settings of `Architecture` that become multiples of what they are.
     """
 
     architecture: Mapping[str, Any] = MappingProxyType({})
-    optimization: Mapping[str, Any] = MappingProxyType({})
+    recipe: Mapping[str, Any] = MappingProxyType({})
     scaled: Mapping[str, float] = MappingProxyType({})
 
 
@@ -48,70 +49,51 @@ VARIANTS: dict[str, Variant] = {
     "argmax-routing": Variant({"argmax_routing": True}),
     "identity-expert": Variant({"identity_expert": True}),
     "prenorm": Variant({"residual": "prenorm"}),
-    "gamma-0.1": Variant(optimization={"gamma": 0.1}),
-    "gamma-0.001": Variant(optimization={"gamma": 0.001}),
-    "no-balancing": Variant(optimization={"gamma": 0.0}),
+    "gamma-0.1": Variant(recipe={"gamma": 0.1}),
+    "gamma-0.001": Variant(recipe={"gamma": 0.001}),
+    "no-balancing": Variant(recipe={"gamma": 0.0}),
     "half-width": Variant(scaled={"width": 0.5}),
     "quarter-width": Variant(scaled={"width": 0.25}),
     "token-routing": Variant({"routing": "token"}),
     "goal-routing": Variant({"routing": "goal"}),
-    "experts-2": Variant({"experts": 2}),
-    "experts-6": Variant({"experts": 6}),
-    "experts-8": Variant({"experts": 8}),
-    "dense": Variant({"experts": 1, "top_k": 1}, scaled={"expert_factor": 2}),
+    "experts-2": Variant({"num_experts": 2}),
+    "experts-6": Variant({"num_experts": 6}),
+    "experts-8": Variant({"num_experts": 8}),
+    "dense": Variant({"num_experts": 1, "top_k": 1}, scaled={"expert_factor": 2}),
 }
 
 
-def ablate(
-    data: str,
+def compare_variants(
+    source: Demonstrations,
     out: Path,
-    *,
-    variants: list[str] | None = None,
-    architecture: Annotated[Architecture, SPREAD] = SHIPPED_SHAPE,
-    optimization: Annotated[Optimization, SPREAD] = SHIPPED_TRAINING,
-    demonstrations: int | None = None,
+    variants: str | None,
+    given: Mapping[str, Any],
     episodes: int = 10,
-    seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
-    """Train variants of a model that differ in one setting each, and compare them.
-
-    A call that was stopped goes on where it was: each variant has a folder of its own.
+    """Train variants and measure them, see the command `ablate`.
 
     Args:
-        data: `tabletop`, or a folder as for `train`.
+        source: Demonstrations.
         out: Folder that gets a folder for each variant.
-        variants: Names of `VARIANTS`; by default all.
-        architecture: What the variants change.
-        optimization: How all of them train.
-        demonstrations: Demonstrations per task of the testbed.
-        episodes: Episodes of each task of the testbed; a folder has no environment, so none are run.
-        seed: First seed of the episodes; below 1000 to tune.
-
-    Returns:
-        For each variant success, loss by noise level, bits of information between level and expert, parameters and
-        operations.
+        variants: Names of `VARIANTS`, commas between; None for all.
+        given: The option groups of `train` by parameter.
+        episodes: Episodes of each task of the testbed.
 
     Raises:
         InputError: When a name or a number is out of range, or a folder holds a run of other settings.
     """
-    names = list(VARIANTS) if variants is None else variants
+    names = list(VARIANTS) if variants is None else [name.strip() for name in variants.split(",")]
     for name in names:
         check_choice("variants", name, list(VARIANTS))
-    check_number("episodes", episodes, low=1, integer=True)
-    check_number("seed", seed, low=0, integer=True)
-    shapes = {name: varied(VARIANTS[name], architecture) for name in names}  # all are sound before one trains
+    shapes = {name: varied(VARIANTS[name], given["architecture"]) for name in names}  # before one trains
     rows = {}
     for name in names:
-        settings = replace(optimization, **VARIANTS[name].optimization)
-        report = train(
-            data,
-            out / name,
-            architecture=shapes[name],
-            optimization=settings,
-            episodes=demonstrations,
-            resume=True,
-        )
-        rows[name] = _measured(report.model, data, shapes[name], demonstrations, episodes, seed)
+        changed = {"architecture": shapes[name], "recipe": replace(given["recipe"], **VARIANTS[name].recipe)}
+        report = train(source=source, out=out / name, **{**given, **changed})
+        found = load_task_data(source, image_size=given["seeing"].size)
+        model = MoDEModel.from_pretrained(report.model)
+        rows[name] = _measured(model, found)
+        rows[name]["success"] = _success(model, episodes) if source.data == TABLETOP else None
     return rows
 
 
@@ -128,25 +110,24 @@ def varied(variant: Variant, architecture: Architecture) -> Architecture:
     return replace(architecture, **variant.architecture, **scaled)
 
 
-def _measured(
-    folder: Path, data: str, shape: Architecture, demonstrations: int | None, episodes: int, seed: int
-) -> dict[str, Any]:
-    from noiseworks.mode.commands import eval_policy
+def _success(model: MoDEModel, episodes: int) -> float:
+    kind = "cached" if _routed_by_noise(model) else "routed"
+    return roll_out(model, Running(experts=kind), Trials(tasks=tuple(range(12)), episodes=episodes))[
+        "success"
+    ]
 
-    model = MoDEModel.from_pretrained(folder)
-    routed = not model.config.dense and model.config.routing == "noise"
-    success = None
-    if data == TABLETOP:
-        experts = "cached" if routed else "routed"
-        success = eval_policy(str(folder), episodes=episodes, seed=seed, experts=experts)["success"]
-    size = None if shape.encoder == "state" else shape.image_size
-    table = load_task_data(data, episodes=demonstrations, image_size=size).table(shape.chunk)
-    rows = torch.from_numpy(np.random.default_rng(seed).permutation(len(table["action"]))[:WINDOWS])
+
+def _routed_by_noise(model: MoDEModel) -> bool:
+    return not model.config.dense and model.config.routing == "noise"
+
+
+def _measured(model: MoDEModel, data: TaskData) -> dict[str, Any]:
+    routed, table = _routed_by_noise(model), data.table(model.config.chunk)
+    rows = torch.from_numpy(np.random.default_rng(0).permutation(len(table["action"]))[:WINDOWS])
     batch = {name: column[rows] for name, column in table.items()}
     usage = EDMPolicy(model).expert_usage() if routed else None
     return {
-        "success": success,
-        "loss_by_level": loss_by_level(model, batch, sampling_sigmas()[:-1].tolist(), seed),
+        "loss_by_level": loss_by_level(model, batch, sampling_sigmas()[:-1].tolist()),
         "bits": None if usage is None else float(usage_information(usage).mean()),
         "parameters": sum(p.numel() for p in model.parameters()),
         "megaflops": denoiser_flops(model.config, obs_tokens=_tokens(model), cached=routed) / 1e6,

@@ -6,17 +6,18 @@ that is computed on the device: it hits for every batch size and waits for nothi
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-from noiseworks.core.checks import check_choice
+from noiseworks.core.checks import check_choice, check_finite
 from noiseworks.core.errors import InputError
+from noiseworks.mode.config import Form
 from noiseworks.mode.experts import Merged, SwiGLU, merge_inputs, merge_outputs
 from noiseworks.mode.network import Block, MoDEDenoiser
 from noiseworks.mode.routing import probabilities, select_experts
 from torch import Tensor, nn
 
-Form = Literal["merged", "bmm"]
+SAMPLED = 64  # numbers of each weight that tell of writes past PyTorch's count
 
 
 class CachedStep(NamedTuple):
@@ -80,6 +81,9 @@ def routing_table(denoiser: MoDEDenoiser, sigmas: Sequence[float]) -> tuple[Tens
 
     Returns:
         ids, int64 [L, N, k] ascending in k, and gates [L, N, k].
+
+    Raises:
+        NonFiniteError: When a router's output is NaN or infinite.
     """
     check_cacheable(denoiser)
     device = denoiser.pos_emb.device
@@ -92,7 +96,9 @@ def routing_table(denoiser: MoDEDenoiser, sigmas: Sequence[float]) -> tuple[Tens
 
 
 def _route(block: Block, n: Tensor) -> tuple[Tensor, Tensor]:
-    probs = probabilities(block.router(n[:, 0]))
+    logits = block.router(n[:, 0])
+    check_finite("the router's output", logits)
+    probs = probabilities(logits)
     ids, gates = select_experts(probs, block.config.routed_k)
     ids, order = ids.sort(dim=-1)
     return ids, gates.gather(-1, order)
@@ -105,12 +111,29 @@ def usage_table(denoiser: MoDEDenoiser, sigmas: Sequence[float]) -> Tensor:
     return usage.scatter(-1, ids, gates).cpu()
 
 
-def fingerprint(denoiser: MoDEDenoiser) -> tuple:
-    """Return what changes whenever the weights do: versions, places, dtypes, and the number of `train()` calls."""
-    return (
-        denoiser.trainings,
-        *((id(p), p._version, p.data_ptr(), p.dtype, p.device) for p in denoiser.parameters()),
-    )
+class Stamp:
+    """What a denoiser's weights were: versions, places and types, the number of `train()` calls, and some values.
+
+    PyTorch counts changes of a parameter but for writes through `parameter.data`; these are told by up to 64 numbers of
+    each weight, evenly spaced. A write that misses all of them (to single numbers) goes unseen.
+    """
+
+    def __init__(self, denoiser: MoDEDenoiser) -> None:
+        self._denoiser = denoiser
+        self._counts = self._counted()
+        weights = [p.detach().flatten() for p in denoiser.parameters()]
+        # Views of the weights themselves, so that later they hold what the weights hold then.
+        self._views = [w[:: -(-len(w) // SAMPLED)] for w in weights]
+        self._values = torch.cat(self._views)
+
+    def _counted(self) -> tuple:
+        found = self._denoiser.parameters()
+        counts = ((id(p), p._version, p.data_ptr(), p.dtype, p.device) for p in found)
+        return (self._denoiser.trainings, *counts)
+
+    def outdated(self) -> bool:
+        """Return whether the weights have changed or moved, or the model was in training mode since."""
+        return self._counted() != self._counts or not torch.equal(torch.cat(self._views), self._values)
 
 
 class ExpertCache:
@@ -142,7 +165,7 @@ class ExpertCache:
     @torch.inference_mode(False)
     @torch.no_grad()
     def _build(self) -> None:
-        self._stamp = fingerprint(self.denoiser)
+        self._stamp = Stamp(self.denoiser)
         ids, gates = routing_table(self.denoiser, self.sigmas)
         device = self.denoiser.pos_emb.device
         self._shared: dict[tuple, tuple[Tensor, ...]] = {}
@@ -176,7 +199,7 @@ class ExpertCache:
 
     def refresh(self) -> None:
         """Make the cache anew when weights have changed or moved, or the model was in training mode since."""
-        if fingerprint(self.denoiser) != self._stamp:
+        if self._stamp.outdated():
             self.rebuilds += 1
             self._build()
 

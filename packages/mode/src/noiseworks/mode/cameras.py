@@ -2,15 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from noiseworks.core.errors import InputError
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from noiseworks.kits.policies.protocols import BatchEnv, Step
 
 PREFIX = "images-"
 TABLE_CAMERA, STATE_DIM = "top", 21
@@ -64,33 +61,22 @@ def load_images(folder: Path, steps: int) -> dict[str, np.ndarray]:
     return found
 
 
-class TableCamera:
-    """`tabletop` with a picture and a goal embedding in each observation.
+def table_views(module: Any, obs: Tensor, size: int) -> dict[str, Tensor]:
+    """Return what an image policy sees of the testbed: `obs` and, beside it, a picture, the goal and the state.
 
     Args:
-        env: The tables.
         module: The testbed.
-        size: Side of the pictures in pixels.
+        obs: Its observations [N, 33].
+        size: Side S of the pictures in pixels.
+
+    Returns:
+        `obs`, `top` [N, 3, S, S] in [0, 1], `goal` [N, G] and `state` [N, 21].
     """
-
-    def __init__(self, env: "BatchEnv", module: Any, size: int) -> None:
-        self.env, self.size, self.num_envs = env, size, env.num_envs
-        self.module, self.goals = module, np.asarray(module.text_embeddings(), np.float32)
-
-    def reset(self, rows: np.ndarray, tasks: np.ndarray, seeds: np.ndarray) -> None:
-        """Start episodes in some rows."""
-        self.env.reset(rows, tasks, seeds)
-
-    def step(self, actions: np.ndarray) -> "Step":
-        """Advance all tables."""
-        return self.env.step(actions)
-
-    def observe(self) -> dict[str, np.ndarray]:
-        """Return `obs` [N, 33] (for records), `top` [N, 3, S, S] in [0, 1], `goal` [N, G] and `state` [N, 21]."""
-        obs = self.env.observe()["obs"]
-        picture = render_table(self.module, obs, self.size).astype(np.float32) / 255
-        goal = self.goals[obs[:, STATE_DIM:].argmax(1), 0]
-        return {"obs": obs, TABLE_CAMERA: picture, "goal": goal, "state": obs[:, :STATE_DIM]}
+    rows = obs.numpy()
+    picture = torch.from_numpy(render_table(module, rows, size)).float().div_(255)
+    goals = torch.from_numpy(np.asarray(module.text_embeddings(), np.float32))
+    goal = goals[torch.from_numpy(rows[:, STATE_DIM:].argmax(1)), 0]
+    return {"obs": obs, TABLE_CAMERA: picture, "goal": goal, "state": obs[:, :STATE_DIM]}
 
 
 def render_table(module: Any, obs: np.ndarray, size: int) -> np.ndarray:

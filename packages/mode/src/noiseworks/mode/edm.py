@@ -1,20 +1,18 @@
-"""The EDM formulation: preconditioned denoising, training densities of the noise level and sampling grids."""
+"""The EDM formulation: preconditioned denoising, training densities of the noise level, and DDIM sampling."""
 
+import itertools
 import math
-from collections.abc import Callable
-from typing import Literal, get_args
+from collections.abc import Callable, Sequence
+from typing import get_args
 
 import torch
 from noiseworks.core.checks import check_choice, check_number
+from noiseworks.core.errors import InputError
 from noiseworks.core.grids import append_zero, exponential_sigmas, karras_sigmas
 from noiseworks.core.params import edm_preconditioning
 from noiseworks.core.schedules import expand
+from noiseworks.mode.config import Density, Grid
 from torch import Tensor
-
-Density = Literal[
-    "log-logistic", "log-normal", "split-log-normal", "log-uniform", "uniform", "v-diffusion", "discrete"
-]
-Grid = Literal["exponential", "karras", "linear", "vp", "iddpm", "cosine"]
 
 
 def denoise(network: Callable[[Tensor], Tensor], x: Tensor, sigma: Tensor, sigma_data: float = 0.5) -> Tensor:
@@ -119,9 +117,7 @@ def sampling_sigmas(
 
     Args:
         n: Network calls of a first-order sampler.
-        grid: How the levels are spaced: evenly in ln sigma (the paper's, and that of the VE process), by Karras et
-            al. with rho 7, evenly (`linear`), in the time of the VP process (cut to the two ends), as improved DDPM
-            takes them from its 1,000 steps (Karras et al. 2022, table 1), or along the cosine schedule.
+        grid: How the levels are spaced: evenly in ln sigma (the paper's), or by Karras et al. with rho 7.
         sigma_min: Smallest level above 0.
         sigma_max: Largest level.
 
@@ -132,28 +128,28 @@ def sampling_sigmas(
     check_choice("grid", grid, get_args(Grid))
     if grid == "karras":
         return append_zero(karras_sigmas(n, sigma_min, sigma_max))
-    if grid == "exponential":
-        return append_zero(exponential_sigmas(n, sigma_min, sigma_max))
-    check_number("sigma_min", sigma_min, low=0, low_open=True)
-    check_number("sigma_max", sigma_max, low=sigma_min, low_open=True)
-    ramp = torch.linspace(1, 0, n, dtype=torch.float64)
-    if grid == "linear":
-        return append_zero(sigma_min + (sigma_max - sigma_min) * ramp)
-    if grid == "vp":  # sigma^2 + 1 = exp(beta_d t^2 / 2 + beta_min t), with t from 1 to 0.001
-        t = 0.001 + (1 - 0.001) * ramp
-        return append_zero(torch.expm1(19.9 * t**2 / 2 + 0.1 * t).sqrt().clamp(sigma_min, sigma_max))
-    if grid == "iddpm":
-        return append_zero(_iddpm_sigmas(n, sigma_min, sigma_max))
-    angle = math.atan(sigma_min) + (math.atan(sigma_max) - math.atan(sigma_min)) * ramp
-    return append_zero(torch.tan(angle))
+    return append_zero(exponential_sigmas(n, sigma_min, sigma_max))
 
 
-def _iddpm_sigmas(n: int, low: float, high: float, steps: int = 1000) -> Tensor:
-    """Return n of the levels u_j between the ends, evenly in j: u_M = 0, u_{j-1}^2 + 1 = (u_j^2 + 1) / alpha_j."""
-    j = torch.arange(steps + 1, dtype=torch.float64)
-    bar = torch.sin(math.pi / 2 * j / (steps * (1 + 0.008))) ** 2
-    ratio = (bar[:-1] / bar[1:]).clamp_min(0.001)  # of u_0 to u_{M-1}
-    levels = ((1 / ratio).flip(0).cumprod(0).flip(0) - 1).sqrt()
-    levels = levels[(levels >= low) & (levels <= high)]
-    chosen = torch.linspace(0, len(levels) - 1, n, dtype=torch.float64).round().long()
-    return levels[chosen]
+def ddim_step(x: Tensor, x0: Tensor, sigma: float, next_sigma: float) -> Tensor:
+    """Return (s'/s) a + (1 - s'/s) D, the first-order exponential integrator; Euler's step is the same."""
+    ratio = next_sigma / sigma
+    return ratio * x + (1 - ratio) * x0
+
+
+def sample(denoise: Callable[[Tensor, float], Tensor], x: Tensor, sigmas: Sequence[float]) -> Tensor:
+    """Return clean actions from noise by DDIM, the paper's sampler: one call of D a level.
+
+    Args:
+        denoise: D(a, sigma).
+        x: The start, of standard deviation `sigmas[0]`, [B, T, A].
+        sigmas: Falling levels, the last one 0.
+
+    Raises:
+        InputError: When levels do not fall to 0.
+    """
+    if len(sigmas) < 2 or sigmas[-1] != 0 or any(a <= b for a, b in itertools.pairwise(sigmas)):
+        raise InputError("sigmas must fall and end with 0")
+    for sigma, following in itertools.pairwise(sigmas):
+        x = ddim_step(x, denoise(x, sigma), sigma, following)
+    return x

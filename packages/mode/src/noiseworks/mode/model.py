@@ -6,16 +6,15 @@ from pathlib import Path
 
 import torch
 from noiseworks.core.artifacts import load_artifact, save_artifact
+from noiseworks.core.checks import check_finite
 from noiseworks.core.errors import ArtifactError, InputError
 from noiseworks.kits.policies.normalizer import LinearNormalizer
-from noiseworks.mode.config import MoDEConfig
+from noiseworks.mode.config import KIND, MoDEConfig
 from noiseworks.mode.edm import denoise
 from noiseworks.mode.encoders import StateEncoder
 from noiseworks.mode.network import Condition, MoDEDenoiser
 from noiseworks.mode.vision import ImageEncoder
 from torch import Tensor, nn
-
-KIND = "mode/policy"
 
 
 class MoDEModel(nn.Module):
@@ -105,6 +104,7 @@ class MoDEModel(nn.Module):
 
         Raises:
             ArtifactError: When the directory is missing, corrupt or of another kind.
+            NonFiniteError: When a weight is NaN or infinite.
         """
         record, tensors = load_artifact(folder, KIND)
         try:
@@ -113,6 +113,8 @@ class MoDEModel(nn.Module):
             model.load_state_dict({name: t.float() for name, t in tensors.items()})
         except (KeyError, TypeError, RuntimeError) as error:
             raise ArtifactError(f"{folder} does not fit this release ({error}); make it again") from error
+        for name, tensor in model.state_dict().items():
+            check_finite(f"the weight {name!r} of {folder}", tensor)
         return model.eval()
 
 

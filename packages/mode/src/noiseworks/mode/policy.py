@@ -11,11 +11,11 @@ from noiseworks.core.params import edm_preconditioning
 from noiseworks.kits.policies.loop import randn
 from noiseworks.kits.policies.protocols import Generators
 from noiseworks.kits.policies.replanning import ReplanningPolicy
-from noiseworks.mode.caching import CacheReport, ExpertCache, Form, usage_table
-from noiseworks.mode.edm import Grid, sampling_sigmas
+from noiseworks.mode.caching import CacheReport, ExpertCache, usage_table
+from noiseworks.mode.config import Form, Grid
+from noiseworks.mode.edm import sample, sampling_sigmas
 from noiseworks.mode.model import MoDEModel
 from noiseworks.mode.network import Condition
-from noiseworks.mode.samplers import Sampler, evaluation_sigmas, sample
 from torch import Tensor
 
 
@@ -27,14 +27,12 @@ def coefficients(sigma: float, sigma_data: float) -> tuple[float, float, float]:
 
 
 class EDMPolicy(ReplanningPolicy):
-    """Samples a chunk of actions by the EDM sampler and executes all of it before it replans.
+    """Samples a chunk of actions by DDIM and executes all of it before it replans.
 
     Args:
         model: The trained model; put into evaluation mode.
-        sampler: One of `samplers.Sampler`; ddim is the paper's.
         num_inference_steps: Noise levels of the sampler.
         grid: How they are spaced.
-        churn: Noise that the samplers euler, heun and dpm2 add before each step.
         guidance_scale: Above 1, classifier-free guidance against the empty goal: twice the network calls, and for
             models that were trained with `goal_dropout_mode="sample"`.
         num_envs: Environments that it acts in.
@@ -49,10 +47,8 @@ class EDMPolicy(ReplanningPolicy):
         self,
         model: MoDEModel,
         *,
-        sampler: Sampler = "ddim",
         num_inference_steps: int = 10,
         grid: Grid = "exponential",
-        churn: float = 0.0,
         guidance_scale: float = 1.0,
         num_envs: int = 1,
         n_action_steps: int | None = None,
@@ -64,9 +60,8 @@ class EDMPolicy(ReplanningPolicy):
             num_inference_steps, grid=grid, sigma_min=config.sigma_min, sigma_max=config.sigma_max
         )
         self.sigmas: list[float] = levels.tolist()
-        self.evaluations = evaluation_sigmas(self.sigmas, sampler, churn)
         super().__init__(model.eval(), num_envs=num_envs, n_action_steps=n_action_steps, seed=seed)
-        self.model, self.sampler, self.churn, self.guidance_scale = model, sampler, churn, guidance_scale
+        self.model, self.guidance_scale = model, guidance_scale
         self.cache: ExpertCache | None = None
         self._compiled: Callable[..., Tensor] | None = None
 
@@ -78,7 +73,7 @@ class EDMPolicy(ReplanningPolicy):
             form: merged or bmm; see `ExpertCache`.
 
         Raises:
-            InputError: When the model is dense or not routed by noise, or the sampler has other or unknown steps.
+            InputError: When the model is dense or not routed by noise, or the sampler has other steps.
         """
         check_choice("form", form, ("merged", "bmm"))
         if num_steps is not None and num_steps != len(self.sigmas) - 1:
@@ -86,11 +81,7 @@ class EDMPolicy(ReplanningPolicy):
                 f"the cache must be of the sampler's {len(self.sigmas) - 1} steps, got {num_steps}; set "
                 "num_inference_steps of the policy"
             )
-        if not self.evaluations:
-            raise InputError(
-                f"the sampler {self.sampler} chooses its noise levels as it goes: experts cannot be cached for it"
-            )
-        self.cache = ExpertCache(self.model.denoiser, self.evaluations, form)
+        self.cache = ExpertCache(self.model.denoiser, self.sigmas[:-1], form)
         return self.cache.report()
 
     def compile(self, backend: str = "inductor", mode: str | None = None) -> None:
@@ -147,7 +138,7 @@ class EDMPolicy(ReplanningPolicy):
 
     def _nearest(self, sigma: float) -> float:
         # A level that passed through float32 is the grid's again.
-        near = min(self.evaluations, key=lambda level: abs(level - sigma), default=sigma)
+        near = min(self.sigmas[:-1], key=lambda level: abs(level - sigma))
         return near if abs(near - sigma) <= 1e-6 * near else sigma
 
     def _denoise(self, x: Tensor, sigma: float, context: Tensor) -> Tensor:
@@ -188,7 +179,4 @@ class EDMPolicy(ReplanningPolicy):
 
         start = self.sigmas[0] * randn(shape, generator, like=contexts[0])
 
-        def draw() -> Tensor:
-            return randn(shape, generator, like=contexts[0])
-
-        return sample(denoise, start, self.sigmas, self.sampler, draw, self.churn), calls
+        return sample(denoise, start, self.sigmas), calls

@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from noiseworks.core.errors import InputError
+from noiseworks.core.models import testbed
 from noiseworks.kits.policies.chunking import ChunkSpec, Episodes, window_indices, windows
+from noiseworks.kits.policies.options import TABLETOP
 from noiseworks.mode.cameras import TABLE_CAMERA, load_images, render_table, windows_of_images
+from noiseworks.mode.config import Demonstrations
 from torch import Tensor
 
-TABLETOP = "tabletop"
 EPISODES_NAME, GOALS_NAME = "episodes.npz", "goals.npy"
 
 
@@ -50,32 +52,25 @@ class TaskData(NamedTuple):
         return seen | {"state": made["obs"][..., : self.state_dim], "action": made["action"]}
 
 
-def load_task_data(name: str, *, episodes: int | None = None, image_size: int | None = None) -> TaskData:
+def load_task_data(source: Demonstrations, *, image_size: int | None = None) -> TaskData:
     """Return the demonstrations of a folder, or of the testbed.
 
     Args:
-        name: `tabletop`, or a folder with `episodes.npz` (obs, actions, ends, tasks; obs is the state and the
+        source: `tabletop`, or a folder with `episodes.npz` (obs, actions, ends, tasks; obs is the state and the
             task's one-hot), `goals.npy` (embeddings [tasks, wordings, width]) and, for image policies,
             `images-<camera>.npy` (uint8 [steps, 3, H, W]).
-        episodes: Demonstrations per task of the testbed, 200 by default.
         image_size: Asks for images too; side in pixels of the testbed's (32, 48 or 64).
 
     Raises:
         InputError: When files are missing or do not fit.
     """
-    if name == TABLETOP:
-        parts = tabletop()
+    if source.data == TABLETOP:
+        parts = testbed(TABLETOP, needs="mode")
         goals = torch.from_numpy(parts.text_embeddings()).float()
-        found = parts.demonstrations(episodes or 200)
+        found = parts.demonstrations(source.demonstrations or 200)
         images = {} if image_size is None else {TABLE_CAMERA: render_table(parts, found.obs, image_size)}
         return TaskData(found, goals, images)
-    folder = Path(name)
-    if not folder.is_dir():
-        raise InputError(
-            f"no data at {name}: name a folder with {EPISODES_NAME} and {GOALS_NAME}, or {TABLETOP}"
-        )
-    if episodes is not None:
-        raise InputError("episodes is for the testbed: a folder holds its own number of demonstrations")
+    folder = Path(source.data)
     if not (folder / GOALS_NAME).is_file():
         raise InputError(f"{folder} lacks {GOALS_NAME}: goal embeddings [tasks, wordings, width]")
     goals = torch.from_numpy(np.load(folder / GOALS_NAME, allow_pickle=False)).float()
@@ -86,18 +81,3 @@ def load_task_data(name: str, *, episodes: int | None = None, image_size: int | 
             f"{data.episodes.obs.shape[1]} a state followed by the tasks' one-hot"
         )
     return data if image_size is None else data._replace(images=load_images(folder, len(data.episodes.obs)))
-
-
-def tabletop() -> Any:
-    """Return the testbed's module.
-
-    Raises:
-        InputError: When noiseworks-bench is not installed.
-    """
-    try:
-        from noiseworks.bench.testbeds import tabletop as module
-    except ImportError as error:
-        raise InputError(
-            f"{TABLETOP!r} needs the package noiseworks-bench; install noiseworks-mode[bench]"
-        ) from error
-    return module

@@ -2,9 +2,12 @@
 
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
+from noiseworks.mode.config import Timing
+from noiseworks.mode.flops import denoiser_flops
 from noiseworks.mode.model import MoDEModel
 from noiseworks.mode.network import Condition
 from noiseworks.mode.policy import EDMPolicy
@@ -50,6 +53,31 @@ def replan_times(
     return found
 
 
-def compare(policies: Mapping[str, EDMPolicy], batch: int, repeats: int) -> dict[str, float]:
+def medians(policies: Mapping[str, EDMPolicy], batch: int, repeats: int) -> dict[str, float]:
     """Return the median seconds of a replan of each policy."""
     return {name: float(np.median(times)) for name, times in replan_times(policies, batch, repeats).items()}
+
+
+def compare_kinds(model: MoDEModel, dense: MoDEModel | None, timing: Timing) -> dict[str, Any]:
+    """Return seconds of a replan and their ratio to routing, by kind, and the operations of a denoiser call.
+
+    Args:
+        model: The sparse model: routed, with merged and with batched experts.
+        dense: A dense one beside it.
+        timing: Rows, repeats and whether compiled networks are timed too.
+    """
+    kinds = {"routed": EDMPolicy(model)}
+    for form in ("merged", "bmm"):
+        kinds[form] = EDMPolicy(model)
+        kinds[form].cache_experts(form=form)
+    flops = {"flops": denoiser_flops(model.config, batch=timing.batch, cached=True)}
+    if dense is not None:
+        kinds["dense"] = EDMPolicy(dense)
+        flops["dense_flops"] = denoiser_flops(dense.config, batch=timing.batch)
+    if timing.backend is not None:
+        for name in [name for name in ("merged", "dense") if name in kinds]:
+            twin = kinds[f"{name}_compiled"] = EDMPolicy(kinds[name].model)
+            twin.cache = kinds[name].cache
+            twin.compile(timing.backend)
+    seconds = medians(kinds, timing.batch, timing.repeats)
+    return {name: {"seconds": s, "ratio": s / seconds["routed"]} for name, s in seconds.items()} | flops

@@ -3,20 +3,20 @@
 import math
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from noiseworks.core.checks import check_choice, check_number
+from noiseworks.core.checks import check_number
 from noiseworks.core.noise import mix64
 from noiseworks.kits.policies.ema import EMA
 from noiseworks.kits.policies.training import PolicyTrainer
 from noiseworks.kits.policies.transformer import optimizer_groups
-from noiseworks.mode.edm import Density, edm_loss, sample_sigmas
+from noiseworks.mode.config import Recipe
+from noiseworks.mode.edm import edm_loss, sample_sigmas
 from noiseworks.mode.model import MoDEModel
 from noiseworks.mode.routing import Routing, load_balance, mean_over_layers, router_z_loss
 from torch import Tensor, nn
 
-OptimizerName = Literal["adamw", "muon"]
 WATCHED_STEPS, LEAST_USE = 1000, 0.01
 
 
@@ -108,16 +108,8 @@ class MoDEModule(PolicyTrainer):
 
     Args:
         model: The model that trains.
-        learning_rate: Peak rate.
+        recipe: Losses and optimiser; gamma is left out when the routers are frozen.
         total_steps: Steps of the three-stage rate (45,000 in the paper).
-        gamma: Weight of the balancing loss; left out when the routers are frozen.
-        z_weight: Weight of the router z-loss.
-        density: Density of the training noise levels.
-        optimizer: `adamw` (the paper's) or `muon`.
-        weight_decay: Of matrices.
-        betas: Of AdamW.
-        stages: Shares of warm-up and hold in the rate.
-        ema_decay: Largest decay of the averaged weights.
         seed: Of all draws.
 
     Raises:
@@ -125,39 +117,19 @@ class MoDEModule(PolicyTrainer):
     """
 
     def __init__(
-        self,
-        model: MoDEModel,
-        *,
-        learning_rate: float = 1e-4,
-        total_steps: int = 45_000,
-        gamma: float = 0.01,
-        z_weight: float = 0.0,
-        density: Density = "log-logistic",
-        optimizer: OptimizerName = "adamw",
-        weight_decay: float = 0.05,
-        betas: tuple[float, float] = (0.9, 0.95),
-        stages: tuple[float, float] = (0.02, 0.08),
-        ema_decay: float = 0.999,
-        seed: int = 0,
+        self, model: MoDEModel, recipe: Recipe = Recipe(), *, total_steps: int = 45_000, seed: int = 0
     ) -> None:
-        for name, value in (("gamma", gamma), ("z_weight", z_weight), ("weight_decay", weight_decay)):
-            check_number(name, value, low=0)
-        check_number("learning_rate", learning_rate, low=0, low_open=True)
         check_number("total_steps", total_steps, low=1, integer=True)
-        check_number("ema_decay", ema_decay, low=0, high=1, high_open=True)
-        check_choice("optimizer", optimizer, ("adamw", "muon"))
         super().__init__(
             model,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            betas=betas,
+            learning_rate=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            betas=recipe.BETAS,
             warmup_steps=0,
             total_steps=total_steps,
             seed=seed,
         )
-        self.average = EMA(model, power=2 / 3, maximum=ema_decay)
-        self.gamma, self.z_weight, self.density = gamma, z_weight, density
-        self.optimizer_name, self.stages = optimizer, stages
+        self.average, self.recipe = EMA(model, power=2 / 3, maximum=recipe.ema_decay), recipe
         if not model.config.dense:
             shape = (model.config.num_layers, model.config.num_routed)
             self.register_buffer("used", torch.zeros(shape, dtype=torch.int64))
@@ -174,7 +146,7 @@ class MoDEModule(PolicyTrainer):
         noise = torch.randn(clean.shape, generator=generator).to(clean)
         sigma = sample_sigmas(
             len(clean),
-            density=self.density,
+            density=self.recipe.density,
             sigma_data=config.sigma_data,
             sigma_min=config.sigma_min,
             sigma_max=config.sigma_max,
@@ -189,9 +161,9 @@ class MoDEModule(PolicyTrainer):
             return edm
         balance = mean_over_layers([load_balance(r, config.balance) for r in routings])
         self.log("balance", balance.detach())
-        total = edm + self.gamma * balance
-        if self.z_weight:
-            total = total + self.z_weight * mean_over_layers([router_z_loss(r) for r in routings])
+        total = edm + self.recipe.gamma * balance
+        if self.recipe.z_weight:
+            total = total + self.recipe.z_weight * mean_over_layers([router_z_loss(r) for r in routings])
         return total
 
     @torch.no_grad()
@@ -227,7 +199,7 @@ class MoDEModule(PolicyTrainer):
         """Return the optimizer with the three-stage rate; biases, gains and positions do not decay."""
         groups = optimizer_groups(self.host, self.weight_decay)
         groups = [g | {"params": [p for p in g["params"] if p.requires_grad]} for g in groups]
-        if self.optimizer_name == "muon":
+        if self.recipe.optimizer == "muon":
             inner = {id(p) for block in self.host.denoiser.blocks for p in block.parameters() if p.ndim == 2}
             matrices = [p for p in groups[0]["params"] if id(p) in inner]
             groups[0]["params"] = [p for p in groups[0]["params"] if id(p) not in inner]
@@ -235,6 +207,6 @@ class MoDEModule(PolicyTrainer):
         else:
             optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas)
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: three_stage_rate(step, self.total_steps, stages=self.stages)
+            optimizer, lambda step: three_stage_rate(step, self.total_steps, stages=self.recipe.STAGES)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

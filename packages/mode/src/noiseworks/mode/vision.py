@@ -15,8 +15,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 Depth = Literal[18, 34, 50]
-EncoderName = Literal["state", "film-resnet18", "film-resnet34", "film-resnet50"]
-DEPTHS: dict[str, Depth] = {"film-resnet18": 18, "film-resnet34": 34, "film-resnet50": 50}
 _STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 

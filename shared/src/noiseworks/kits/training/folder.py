@@ -127,7 +127,10 @@ def _rank() -> int:
 
 
 def _refuse_other_files(out: Path) -> None:
-    if not out.is_dir() or (out / CONFIG_NAME).is_file():
+    if not out.is_dir():
+        return
+    if (out / CONFIG_NAME).is_file():
+        read_settings(out)  # of a run, or refused before anything is written
         return
     others = sorted(path.name for path in out.iterdir() if path.name != LOCK_NAME)
     if others:

@@ -1,6 +1,6 @@
 """Time a replan with routed, merged and batched experts, and with a dense MLP of the same active width.
 
-    python packages/mode/benchmarks/expert_caching.py --width 256 --layers 4 --batch 1
+    python packages/mode/studies/expert_caching.py --width 256 --layers 4 --batch 1
 
 Weights are random: only time is measured, all kinds in turns in one process.
 """
@@ -10,7 +10,7 @@ import argparse
 import torch
 from noiseworks.kits.policies import LinearNormalizer
 from noiseworks.mode import EDMPolicy, MoDEConfig, MoDEModel, StateEncoder
-from noiseworks.mode.timing import compare
+from noiseworks.mode.timing import medians
 
 
 def make(width: int, layers: int, device: str, **experts: int) -> MoDEModel:
@@ -28,7 +28,7 @@ def make(width: int, layers: int, device: str, **experts: int) -> MoDEModel:
     return MoDEModel(config, encoder, LinearNormalizer.identity(3)).to(device)
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     """Print the median milliseconds of a replan and its ratio to routing."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--width", type=int, default=128)
@@ -36,14 +36,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     sparse = make(options.width, options.layers, options.device, num_experts=4, top_k=2)
     dense = make(options.width, options.layers, options.device, num_experts=1, top_k=1, expert_factor=8)
     kinds = {"routed": EDMPolicy(sparse), "dense, same active width": EDMPolicy(dense)}
     for form in ("merged", "bmm"):
         kinds[form] = EDMPolicy(sparse)
         kinds[form].cache_experts(form=form)
-    seconds = compare(kinds, options.batch, options.repeats)
+    seconds = medians(kinds, options.batch, options.repeats)
     for name, time in seconds.items():
         print(f"{name:25} {1000 * time:8.2f} ms  {time / seconds['routed']:.2f} of routed")
 

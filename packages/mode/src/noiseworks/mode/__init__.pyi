@@ -1,0 +1,12 @@
+from .caching import ExpertCache as ExpertCache
+from .clip import clip_text_encoder as clip_text_encoder
+from .config import MoDEConfig as MoDEConfig
+from .encoders import StateEncoder as StateEncoder
+from .encoders import TextGoalEncoder as TextGoalEncoder
+from .model import MoDEModel as MoDEModel
+from .models import load_model as load_model
+from .network import MoDEDenoiser as MoDEDenoiser
+from .policy import EDMPolicy as EDMPolicy
+from .released import load_released as load_released
+from .upcycling import upcycle as upcycle
+from .vision import ImageEncoder as ImageEncoder
