@@ -26,24 +26,24 @@ BENCH = {
 }
 GENERATE = "linear-ag generate --prompts disc --out out"
 METHODS = {
-    "model that is no directory": (f"{GENERATE} --pipeline {{empty}}/gone", "gone"),
-    "folder that holds no model": (f"{GENERATE} --pipeline {{empty}}", "empty"),
-    "model that is no pipeline": (f"{GENERATE} --pipeline testbed:shapes-vae", "model_index.json"),
-    "model of the wrong family": (f"{GENERATE} --pipeline {{video}}", "AnimateDiffPipeline"),
-    "guidance scale NaN": (f"{GENERATE} --pipeline testbed:shapes --scale nan", "nan"),
-    "negative steps": (f"{GENERATE} --pipeline testbed:shapes --steps=-5", "-5"),
+    "model that is no directory": (f"{GENERATE} --model {{empty}}/gone", "gone"),
+    "folder that holds no model": (f"{GENERATE} --model {{empty}}", "empty"),
+    "model that is no pipeline": (f"{GENERATE} --model testbed:shapes-vae", "model_index.json"),
+    "model of the wrong family": (f"{GENERATE} --model {{video}}", "AnimateDiffPipeline"),
+    "guidance scale NaN": (f"{GENERATE} --model testbed:shapes --guidance-scale nan", "nan"),
+    "negative steps": (f"{GENERATE} --model testbed:shapes --num-inference-steps=-5", "-5"),
     "prompts file that is missing": (
-        "linear-ag generate --pipeline testbed:shapes --prompts {empty}/gone.txt --out out",
+        "linear-ag generate --model testbed:shapes --prompts {empty}/gone.txt --out out",
         "gone.txt",
     ),
     "images into a file": (
-        "linear-ag generate --pipeline testbed:shapes --prompts disc --out {file}",
+        "linear-ag generate --model testbed:shapes --prompts disc --out {file}",
         "file",
     ),
-    "policy of another length": (f"{GENERATE} --pipeline testbed:shapes --policy 2211", "4 digits"),
-    "policy folder cut off": (f"{GENERATE} --pipeline testbed:shapes --policy {{corrupt}}", "corrupt"),
+    "policy of another length": (f"{GENERATE} --model testbed:shapes --policy 2211", "4 digits"),
+    "policy folder cut off": (f"{GENERATE} --model testbed:shapes --policy {{corrupt}}", "corrupt"),
     "target out of range": (
-        "linear-ag calibrate --pipeline testbed:shapes --prompts disc --out out --target-nfe 50",
+        "linear-ag calibrate --model testbed:shapes --prompts disc --out out --target-nfe 50",
         "50",
     ),
     "ldm without a model": ("ldm sample {empty}/gone --out out", "gone"),

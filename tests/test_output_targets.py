@@ -3,16 +3,16 @@
 import pytest
 from noiseworks.core.cli import dispatched, run
 
-DRAW = "--pipeline nowhere --prompts disc"
+DRAW = "--model nowhere --prompts disc"
 # Commands that write a folder, and the folder that has to be theirs ({out}, or one below it).
 FOLDERS = {
     "linear-ag generate": (f"linear-ag generate {DRAW} --out {{out}}", "."),
     "linear-ag profile": (f"linear-ag profile {DRAW} --out {{out}}", "."),
-    "linear-ag calibrate": (f"linear-ag calibrate {DRAW} --out {{out}}", "."),
+    "linear-ag calibrate": (f"linear-ag calibrate {DRAW} --target-nfe 30 --out {{out}}", "."),
     "linear-ag fit": (f"linear-ag fit {DRAW} --out {{out}}", "."),
     "linear-ag fit, sums": (f"linear-ag fit {DRAW} --out {{out}}/beta", "beta.partial"),
     "linear-ag search": (f"linear-ag search {DRAW} --out {{out}}", "."),
-    "linear-ag bench": (f"linear-ag bench {DRAW} --out {{out}}", "."),
+    "linear-ag compare": (f"linear-ag compare {DRAW} --out {{out}}", "."),
     "bac profile": ("bac profile --model nowhere --out {out}", "."),
     "bac plan": ("bac plan --profile nowhere --out {out}", "."),
     "freecache probe": ("freecache probe --model nowhere --prompt x --out {out}", "."),

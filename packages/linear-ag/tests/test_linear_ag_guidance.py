@@ -7,16 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from noiseworks.core.errors import ArtifactError, InputError
-from noiseworks.linear_ag import (
-    AdaptiveGuidance,
-    FixedPolicy,
-    IntervalGuidance,
-    ReuseGuidance,
-    load_policy,
-    save_policy,
-)
+from noiseworks.linear_ag import AdaptiveGuidance, FixedPolicy, IntervalGuidance
+from noiseworks.linear_ag.artifacts import load_policy, save_policy
 from noiseworks.linear_ag.guidance import Action, GuidanceState, cosine, fill, in_space, required, strengthen
-from noiseworks.linear_ag.policies import alternating
+from noiseworks.linear_ag.policies import ReuseGuidance, alternating
 from noiseworks.linear_ag.thresholds import nfe_of_traces, threshold_for_nfe
 
 T = 20

@@ -3,24 +3,25 @@
 import pytest
 import torch
 from noiseworks.core.errors import InputError, UnsupportedHostError
-from noiseworks.kits.diffusers_hosts import attach_hook, sample_generators, tiny_inputs, tiny_pipeline
+from noiseworks.kits.diffusers_hosts import attach_hook, draw, sample_generators, tiny_inputs, tiny_pipeline
 from noiseworks.linear_ag import (
     AdaptiveGuidance,
+    Aim,
     FixedPolicy,
     LinearGuidance,
     Sampling,
-    SearchSettings,
     attach,
     calibrate,
     fit_linear,
-    search_policy,
 )
 from noiseworks.linear_ag.calibration import collect_gram
 from noiseworks.linear_ag.diffusers import GuidanceHook
 from noiseworks.linear_ag.guidance import cosine, in_space
-from noiseworks.linear_ag.linear import gram_matrix, r2_of
+from noiseworks.linear_ag.linear import fit_from_gram, gram_matrix, r2_of
+from noiseworks.linear_ag.options import SearchSettings
 from noiseworks.linear_ag.plots import plot_trace
-from noiseworks.linear_ag.sampling import record_similarity, sample, sample_latents
+from noiseworks.linear_ag.policy_search import search_policy
+from noiseworks.linear_ag.sampling import record_similarity, sample_latents
 from noiseworks.linear_ag.thresholds import nfe_of_traces
 
 PROMPTS = [f"a {color} {shape}" for color in ("red", "green", "blue") for shape in ("circle", "square")]
@@ -42,7 +43,7 @@ def test_recorded_similarity_equals_recomputation_from_saved_predictions(pipe):
 
     hook = Spy(pipe, AdaptiveGuidance(threshold=2.0, space="x0"))
     with attach_hook(hook, "spy"):
-        list(sample(pipe, PROMPTS[:3], SAMPLING))
+        list(draw(pipe, PROMPTS[:3], SAMPLING))
     assert len(seen) == 6
     for step, (predictions, x, level) in enumerate(seen):
         again = cosine(*(in_space(p.double(), x.double(), "x0", level) for p in predictions))
@@ -57,22 +58,22 @@ def test_batch_size_changes_no_sample(pipe):
 
 def test_calibration_meets_its_budget_on_the_prompts_it_saw(pipe):
     gamma = record_similarity(pipe, PROMPTS, SAMPLING)
-    found = calibrate(pipe, PROMPTS, SAMPLING, target_nfe=9.0)
+    found = calibrate(pipe, PROMPTS, SAMPLING, Aim(target_nfe=9.0))
     expected = nfe_of_traces(gamma, found)
     with attach(pipe, found) as ag:
-        list(sample(pipe, PROMPTS, SAMPLING))
+        list(draw(pipe, PROMPTS, SAMPLING))
     assert [n for report in ag.reports for n in report.nfe] == expected.tolist()
     assert abs(float(expected.double().mean()) - 9.0) <= 1.5
 
 
 def test_calibration_for_quality_stays_within_the_loss(pipe):
-    strict = calibrate(pipe, PROMPTS[:3], SAMPLING, max_quality_loss=0.0)
-    loose = calibrate(pipe, PROMPTS[:3], SAMPLING, max_quality_loss=1e9)
+    strict = calibrate(pipe, PROMPTS[:1], SAMPLING, Aim(max_quality_loss=0.0))
+    loose = calibrate(pipe, PROMPTS[:1], SAMPLING, Aim(max_quality_loss=1e9))
     assert loose.threshold < strict.threshold
     with pytest.raises(InputError, match="either"):
-        calibrate(pipe, PROMPTS, SAMPLING)
+        calibrate(pipe, PROMPTS, SAMPLING, Aim())
     with pytest.raises(InputError, match="target_nfe"):
-        calibrate(pipe, PROMPTS, SAMPLING, target_nfe=13.0)
+        calibrate(pipe, PROMPTS, SAMPLING, Aim(target_nfe=13.0))
 
 
 def test_linear_fit_runs_and_costs_what_its_policy_says(pipe):
@@ -82,11 +83,12 @@ def test_linear_fit_runs_and_costs_what_its_policy_says(pipe):
     policy = LinearGuidance(coefficients=coefficients)
     assert policy.actions == "232111"
     with attach(pipe, policy) as ag:
-        latents = list(sample(pipe, PROMPTS, SAMPLING))
+        latents = list(draw(pipe, PROMPTS, SAMPLING))
     assert ag.report.nfe == [8] * 3
     assert ag.rows == [6, 3, 6, 3, 3, 3] * 2
     assert bool(torch.cat(latents).isfinite().all())
-    closed = fit_linear(pipe, PROMPTS, SAMPLING, closed_loop=policy)
+    gram, settings = collect_gram(pipe, PROMPTS[:3], SAMPLING, closed_loop=policy)
+    closed = fit_from_gram(gram, 6, settings=settings)
     assert bool(closed.r2.isfinite().all())
     assert not torch.equal(closed.beta_uncond[3], coefficients.beta_uncond[3])
 
@@ -98,7 +100,7 @@ def test_coefficients_refuse_other_runs(pipe, change):
     policy = LinearGuidance(coefficients=fit_linear(pipe, PROMPTS[:3], SAMPLING))
     other = Sampling(**{"num_inference_steps": 6, "guidance_scale": 4.0, "batch_size": 3, **change})
     with attach(pipe, policy) as ag, pytest.raises(InputError, match="fit again"):
-        list(sample(pipe, PROMPTS[:3], other))
+        list(draw(pipe, PROMPTS[:3], other))
     assert ag.rows == []
 
 
@@ -144,20 +146,20 @@ def test_second_order_schedulers_and_three_predictions_cannot_be_fitted():
 
 
 def test_truncation_and_local_search_keep_the_budget(pipe):
-    settings = SearchSettings(scales=(4.0,), budget=9.0)
-    truncated = search_policy(pipe, PROMPTS[:3], SAMPLING, settings, "truncation")
+    settings = SearchSettings("truncation", budget=9.0)
+    truncated = search_policy(pipe, PROMPTS[:3], SAMPLING, settings)
     assert truncated.actions == "222111"
-    found = search_policy(pipe, PROMPTS[:3], SAMPLING, settings, "local", max_evaluations=5)
+    found = search_policy(pipe, PROMPTS[:3], SAMPLING, SearchSettings("local", budget=9.0, max_evaluations=5))
     assert found.nfe == 9
     with pytest.raises(InputError, match="budget"):
-        search_policy(pipe, PROMPTS, SAMPLING, SearchSettings(budget=13.0), "truncation")
+        search_policy(pipe, PROMPTS, SAMPLING, SearchSettings("truncation", budget=13.0))
 
 
 def test_trace_is_drawn(pipe, tmp_path):
     from PIL import Image
 
     with attach(pipe, FixedPolicy(actions="222111")) as ag:
-        list(sample(pipe, PROMPTS[:3], SAMPLING))
+        list(draw(pipe, PROMPTS[:3], SAMPLING))
     with Image.open(plot_trace(ag.states[0], tmp_path / "trace.png", threshold=0.9)) as image:
         assert image.width == 640
         assert len(image.getcolors(100_000)) > 4

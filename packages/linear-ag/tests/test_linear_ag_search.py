@@ -3,8 +3,8 @@
 import pytest
 import torch
 from noiseworks.core.errors import InputError
+from noiseworks.linear_ag.options import SearchSettings
 from noiseworks.linear_ag.search import (
-    SearchSettings,
     discretise,
     expected_nfe,
     local_search,
@@ -67,7 +67,9 @@ def test_relaxed_search_finds_where_guidance_matters(gumbel):
         effect = weights @ torch.tensor([-1.0, 0.0, 1.0])
         return (importance * effect)[None], importance[None]
 
-    settings = SearchSettings(budget=8.0, updates=200, learning_rate=0.1, cost_weight=0.2, gumbel=gumbel)
+    settings = SearchSettings(
+        scales=(7.5,), budget=8.0, updates=200, learning_rate=0.1, cost_weight=0.2, gumbel=gumbel
+    )
     actions = discretise(relaxed_search(sampler, 6, settings), settings.scales, 7.5).actions
     assert actions[:2] == "22"
     assert "2" not in actions[2:]
@@ -84,7 +86,7 @@ def test_an_option_that_the_host_lacks_is_never_chosen():
     def sampler(weights, update):
         return weights[:, 0][None], torch.ones(1, 4)  # only e_u would help
 
-    settings = SearchSettings(updates=20, gumbel=True, entropy_weight=0.1)
+    settings = SearchSettings(scales=(7.5,), updates=20, gumbel=True, entropy_weight=0.1)
     alpha = relaxed_search(sampler, 4, settings, has_uncond=False)
     assert bool(alpha[:, 1:].isfinite().all())
     assert "0" not in discretise(alpha, settings.scales, 7.5).actions
@@ -110,7 +112,6 @@ def test_truncations_cover_every_length():
 @pytest.mark.parametrize(
     "bad",
     [
-        {"scales": ()},
         {"scales": (1.0,)},
         {"budget": 0.0},
         {"updates": 0},

@@ -4,9 +4,10 @@ import pytest
 import torch
 from noiseworks.core.errors import InputError
 from noiseworks.kits.attachments import attached_to
-from noiseworks.kits.diffusers_hosts import FAMILIES, denoiser_of, tiny_inputs, tiny_pipeline
-from noiseworks.linear_ag import FixedPolicy, Sampling, SearchSettings, search_policy
-from noiseworks.linear_ag.policy_search import unrolled
+from noiseworks.kits.diffusers_hosts import CallSampling, denoiser_of, tiny_inputs, tiny_pipeline
+from noiseworks.linear_ag import FixedPolicy
+from noiseworks.linear_ag.options import SearchSettings
+from noiseworks.linear_ag.policy_search import search_policy, unrolled
 from noiseworks.linear_ag.sampling import sample_latents
 
 STEPS, SCALE, BATCH = 3, 4.0, 2
@@ -21,10 +22,10 @@ def make_host(family):
     pipe = tiny_pipeline(family)
     if family == "dit":  # clipped pixels have kinks, which finite differences step across
         pipe.scheduler.register_to_config(clip_sample=False)
-    return pipe, family, prompts, Sampling(STEPS, SCALE, batch_size=BATCH, extra=inputs)
+    return pipe, family, prompts, CallSampling(STEPS, SCALE, batch_size=BATCH, extra=inputs)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=("sd", "flux", "dit", "instruct-pix2pix"))
 def host(request):
     return make_host(request.param)
 
@@ -75,7 +76,7 @@ def test_every_family_can_be_searched(host):
 
 def test_three_predictions_cost_three():
     pipe, _, prompts, sampling = make_host("instruct-pix2pix")
-    found = search_policy(pipe, prompts, sampling, SearchSettings(scales=(SCALE,), budget=7.0), "truncation")
+    found = search_policy(pipe, prompts, sampling, SearchSettings("truncation", budget=7.0))
     assert found.actions == "221"
     with pytest.raises(InputError, match="scales must be"):
         search_policy(pipe, prompts, sampling, SearchSettings(scales=(3.0,)))

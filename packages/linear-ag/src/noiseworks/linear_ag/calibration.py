@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from noiseworks.core.artifacts import load_artifact, save_artifact
-from noiseworks.core.checks import check_number
 from noiseworks.core.errors import InputError, UnsupportedHostError
+from noiseworks.kits.diffusers_hosts.drawing import Progress, Prompts, draw
 from noiseworks.kits.diffusers_hosts.hooks import DenoiserCall, attach_hook
+from noiseworks.kits.diffusers_hosts.layouts import layout_of
+from noiseworks.kits.diffusers_hosts.options import Sampling
 from noiseworks.linear_ag.diffusers import HOOK_NAME, GuidanceHook, GuidedRun, check_host, run_settings
 from noiseworks.linear_ag.linear import (
     LinearCoefficients,
@@ -20,20 +22,14 @@ from noiseworks.linear_ag.linear import (
     settings_from,
     settings_record,
 )
+from noiseworks.linear_ag.options import Aim, Regression
 from noiseworks.linear_ag.policies import (
     AdaptiveGuidance,
     FixedPolicy,
     GuidancePolicy,
     RunSettings,
 )
-from noiseworks.linear_ag.sampling import (
-    Progress,
-    Prompts,
-    Sampling,
-    record_similarity,
-    sample,
-    sample_latents,
-)
+from noiseworks.linear_ag.sampling import record_similarity, sample_latents
 from noiseworks.linear_ag.thresholds import candidate_thresholds, threshold_for_nfe
 from torch import Tensor
 
@@ -47,9 +43,7 @@ def calibrate(
     pipe: "DiffusionPipeline",
     prompts: Prompts,
     sampling: Sampling,
-    *,
-    target_nfe: float | None = None,
-    max_quality_loss: float | None = None,
+    aim: Aim,
     policy: AdaptiveGuidance | None = None,
     progress: Progress | None = None,
 ) -> AdaptiveGuidance:
@@ -63,30 +57,26 @@ def calibrate(
         pipe: The pipeline.
         prompts: Some tens of typical prompts.
         sampling: Steps, scale and seed that will be used.
-        target_nfe: Mean evaluations a sample to aim at, between T + 1 and 2 T.
-        max_quality_loss: Largest allowed mean of |z - z_cfg|^2 / |z_cfg|^2 over final latents.
-        policy: Everything but the threshold, by default `AdaptiveGuidance()`.
+        aim: Mean evaluations a sample, between T + 1 and 2 T, or the largest allowed mean of
+            |z - z_cfg|^2 / |z_cfg|^2 over final latents.
+        policy: Everything but the threshold, by default `AdaptiveGuidance()` in the aim's space.
         progress: Called with (samples done, samples in all) for each pass.
 
     Raises:
-        InputError: When not exactly one of the two targets is given, or it is out of range.
+        InputError: When not exactly one of the two aims is given, or it is out of range.
     """
-    if (target_nfe is None) == (max_quality_loss is None):
-        raise InputError("give either target_nfe or max_quality_loss")
-    policy = policy or AdaptiveGuidance()
-    if max_quality_loss is not None:
-        check_number("max_quality_loss", max_quality_loss, low=0.0)
+    aim.check_given(sampling.num_inference_steps, len(layout_of(pipe).roles))
+    policy = policy or AdaptiveGuidance(space=aim.space)
     gamma = record_similarity(pipe, prompts, sampling, policy.space, progress)
-    if target_nfe is not None:
-        return replace(policy, threshold=threshold_for_nfe(gamma, target_nfe, policy))
-    guided = AdaptiveGuidance(threshold=2.0)
-    target = sample_latents(pipe, prompts, sampling, guided, progress)
+    if aim.target_nfe is not None:
+        return replace(policy, threshold=threshold_for_nfe(gamma, aim.target_nfe, policy))
+    target = sample_latents(pipe, prompts, sampling, AdaptiveGuidance(threshold=2.0), progress)
 
     def loss(threshold: float) -> float:
         tried = replace(policy, threshold=threshold)
         return latent_loss(sample_latents(pipe, prompts, sampling, tried, progress), target)
 
-    return replace(policy, threshold=_smallest(candidate_thresholds(gamma), loss, max_quality_loss))
+    return replace(policy, threshold=_smallest(candidate_thresholds(gamma), loss, aim.max_quality_loss))
 
 
 def latent_loss(latents: Tensor, target: Tensor) -> float:
@@ -138,10 +128,7 @@ def fit_linear(
     pipe: "DiffusionPipeline",
     prompts: Prompts,
     sampling: Sampling,
-    *,
-    ridge: float = 1e-7,
-    intercept: bool = False,
-    closed_loop: LinearGuidance | None = None,
+    regression: Regression = Regression(),
     partial: str | Path | None = None,
     progress: Progress | None = None,
 ) -> LinearCoefficients:
@@ -151,10 +138,7 @@ def fit_linear(
         pipe: The pipeline, with a first-order deterministic scheduler.
         prompts: About 200 prompts in the paper.
         sampling: Steps, scale, negative prompt and scheduler that will be used; the fit holds for these only.
-        ridge: Added to the diagonal of the normal equations, scaled to unit diagonal.
-        intercept: Whether to fit a constant a step.
-        closed_loop: Collect along the trajectories of this LinearAG policy instead of fully guided ones, so
-            that the fit sees its own errors.
+        regression: Ridge and intercept.
         partial: A directory in which the sums are kept after each batch; a stopped fit goes on from there.
         progress: Called with (samples done, samples in all).
 
@@ -162,10 +146,8 @@ def fit_linear(
         InputError: When the scheduler calls the model twice a step.
         UnsupportedHostError: For InstructPix2Pix, which has three predictions.
     """
-    gram, settings = collect_gram(
-        pipe, prompts, sampling, closed_loop=closed_loop, partial=partial, progress=progress
-    )
-    return fit_from_gram(gram, sampling.num_inference_steps, ridge, intercept, settings)
+    gram, settings = collect_gram(pipe, prompts, sampling, partial=partial, progress=progress)
+    return fit_from_gram(gram, sampling.num_inference_steps, settings=settings, **vars(regression))
 
 
 def collect_gram(
@@ -178,6 +160,9 @@ def collect_gram(
     progress: Progress | None = None,
 ) -> tuple[Tensor, RunSettings]:
     """Return the Gram matrix of runs of a pipeline, and their settings; arguments as in `fit_linear`.
+
+    With `closed_loop` the runs follow that LinearAG policy instead of full guidance, so that a fit
+    (`linear.fit_from_gram`) sees its own errors.
 
     Raises:
         InputError: When the scheduler calls the model twice a step.
@@ -195,7 +180,7 @@ def collect_gram(
     key = fit_key(prompts, sampling, policy)
     done = 0 if partial is None else _resume(hook, Path(partial), key)
     with attach_hook(hook, HOOK_NAME):
-        for batch in sample(pipe, prompts, sampling, start=done):
+        for batch in draw(pipe, prompts, sampling, start=done):
             done += len(batch)
             if partial is not None:
                 config, tensors = settings_record(hook.settings)

@@ -1,37 +1,24 @@
 """The claim: Adaptive Guidance keeps the quality of 40 guided evaluations with 30, on the testbed `shapes`.
 
-All arms draw the same scenes from the same noise, batch by batch in turn, so that a change of the machine's
-speed meets them alike. Threshold and coefficients come from calibration scenes and seeds below 1000.
+What is drawn and measured stands in `evidence`.
 """
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from noiseworks.bench.claims import Arm, Claim, Context, Measurement, Scale, Target
-from noiseworks.bench.testbeds import shapes
-from noiseworks.kits.diffusers_hosts.loading import load_pipeline
-from noiseworks.linear_ag.calibration import collect_gram, fit_linear
-from noiseworks.linear_ag.diffusers import attach
-from noiseworks.linear_ag.linear import LinearGuidance, every_second_policy, fit_from_gram, r2_of
-from noiseworks.linear_ag.policies import AdaptiveGuidance, FixedPolicy, GuidancePolicy, alternating
-from noiseworks.linear_ag.sampling import Sampling, record_similarity, sample
-from noiseworks.linear_ag.thresholds import threshold_for_nfe
-from PIL import Image
-from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
+from noiseworks.bench.claims import (
+    Arm,
+    Claim,
+    Context,
+    Floor,
+    Measurement,
+    Scale,
+    at_least,
+    at_most,
+    no_worse,
+)
 
-STEPS, FEWER_STEPS, GUIDANCE_SCALE, BATCH = 20, 15, 4.0, 16
-# Below 30, because a threshold misses its aim by about 0.4 calls on scenes it was not calibrated on.
-TARGET_NFE = 29.2
-CALIBRATION_SEED, HELD_OUT_SEED = 7, 8
-MAIN = ("cfg", "ag", "fewer_steps", "cond")
-STRIP = 8
+if TYPE_CHECKING:
+    from noiseworks.linear_ag.evidence import Shared
 
 ARMS = (
     Arm("cfg", "CFG, 20 steps", "baseline"),
@@ -46,238 +33,21 @@ ARMS = (
 )
 
 
-@dataclass
-class Drawn:
-    """What one arm drew on one seed.
+def prepare(seed: int, context: Context) -> "Shared":
+    """Calibrate, and draw every arm on one seed, batch by batch in turn."""
+    from noiseworks.linear_ag.evidence import draw_all
 
-    Attributes:
-        calls: Network calls of each prompt.
-        batch_seconds: Seconds per image of each batch. A batch is timed as a whole, so it is one observation:
-            the same value for each of its prompts would make the wall-clock's interval too narrow.
-        latents: Final latents, one tensor a batch.
-        images: Images in [0, 1], one tensor a batch.
-    """
-
-    calls: list[int] = field(default_factory=list)
-    batch_seconds: list[float] = field(default_factory=list)
-    latents: list[Tensor] = field(default_factory=list)
-    images: list[Tensor] = field(default_factory=list)
+    return draw_all(seed, context, tuple(arm.name for arm in ARMS))
 
 
-_DRAWN: dict[tuple, dict[str, Drawn]] = {}
+def run(arm: str, shared: "Shared", context: Context) -> Measurement:
+    """Measure what one arm drew."""
+    from noiseworks.linear_ag.evidence import STRIP, findings, metrics_of, save_strip
 
-
-@dataclass(frozen=True, eq=False)
-class Calibrated:
-    """Policies of all arms, and what calibration found."""
-
-    policies: Mapping[str, GuidancePolicy]
-    gamma: Mapping[str, Tensor]
-    r2: Tensor
-    r2_copy: Tensor
-    threshold: float
-
-
-@cache
-def load(model: str | None, device: str):
-    """Return the pipeline, by default the testbed's."""
-    return load_pipeline(model or "testbed:shapes", device, families=("sd", "sdxl", "sd3"))
-
-
-@cache
-def calibrated(model: str | None, device: str, prompts: int) -> Calibrated:
-    """Choose threshold and coefficients on scenes and noise that judging never sees."""
-    pipe = load(model, device)
-    sampling = Sampling(STEPS, GUIDANCE_SCALE, batch_size=BATCH, seed=0)
-    captions = [shapes.caption(scene) for scene in shapes.sample_scenes(prompts, CALIBRATION_SEED, "test")]
-    gamma = {space: record_similarity(pipe, captions, sampling, space) for space in ("auto", "x0", "eps")}
-    threshold = threshold_for_nfe(gamma["auto"], TARGET_NFE, AdaptiveGuidance())
-    adaptive = AdaptiveGuidance(threshold=threshold)
-    coefficients = fit_linear(pipe, captions, sampling)
-    held_out = [shapes.caption(scene) for scene in shapes.sample_scenes(prompts, HELD_OUT_SEED, "test")]
-    gram, _ = collect_gram(pipe, held_out, replace(sampling, seed=500))
-    half = STEPS // 2
-    policies = {
-        "cfg": FixedPolicy(actions="2" * STEPS),
-        "fewer_steps": FixedPolicy(actions="2" * FEWER_STEPS),
-        "cond": FixedPolicy(actions="1" * STEPS),
-        "ag": adaptive,
-        "linear_25": LinearGuidance(coefficients=coefficients),
-        "linear_30": LinearGuidance(coefficients=coefficients, actions=every_second_policy(STEPS)),
-        "first_half": FixedPolicy(actions="2" * half + "1" * (STEPS - half)),
-        "last_half": FixedPolicy(actions="1" * half + "2" * (STEPS - half)),
-        "alternating": alternating(STEPS),
-    }
-    r2, r2_copy = r2_of(coefficients, gram), fit_from_gram(gram, STEPS).r2_copy
-    return Calibrated(policies, gamma, r2, r2_copy, threshold)
-
-
-def drawn_by_all(
-    seed: int,
-    model: str | None,
-    device: str,
-    sizes: tuple[int, int, int],
-    report: Callable[[int, int, str], None],
-) -> dict[str, Drawn]:
-    """Return what every arm drew on one seed, drawn once a process; arguments as in `draw_all`."""
-    key = (seed, model, device, sizes)
-    if key not in _DRAWN:
-        _DRAWN[key] = draw_all(*key, report)
-    return _DRAWN[key]
-
-
-def draw_all(
-    seed: int, model: str | None, device: str, sizes: tuple[int, int, int], report: Callable
-) -> dict[str, Drawn]:
-    """Draw every arm on one seed, batch by batch in turn.
-
-    Args:
-        seed: Judging seed.
-        model: Named model or None.
-        device: Device.
-        sizes: Prompts of the judged arms, of the others, and of calibration.
-        report: `Context.progress`.
-    """
-    pipe = load(model, device)
-    prompts, others, calibration = sizes
-    plan = calibrated(model, device, calibration)
-    scenes = shapes.sample_scenes(prompts, seed, "test")
-    captions = [shapes.caption(scene) for scene in scenes]
-    drawn = {arm.name: Drawn() for arm in ARMS}
-    with torch.no_grad():
-        _draw_batch(pipe, plan.policies["cfg"], captions[:BATCH], 0, STEPS)  # warm up
-        for first in range(0, prompts, BATCH):
-            for arm in ARMS:
-                if arm.name not in MAIN and first >= others:
-                    continue
-                steps = FEWER_STEPS if arm.name == "fewer_steps" else STEPS
-                batch = captions[first : first + BATCH]
-                start = time.perf_counter()
-                latents, images, calls = _draw_batch(
-                    pipe, plan.policies[arm.name], batch, seed * 1000 + first, steps
-                )
-                seconds = time.perf_counter() - start
-                mine = drawn[arm.name]
-                mine.calls += calls
-                mine.batch_seconds.append(seconds / len(batch))
-                mine.latents.append(latents)
-                mine.images.append(images)
-            report(first + BATCH, prompts, "drawing")
-    return drawn
-
-
-def _draw_batch(pipe: Any, policy: GuidancePolicy, captions: Sequence[str], seed: int, steps: int):
-    """Return final latents, images [n, 3, H, W] in [0, 1] and calls of each sample."""
-    sampling = Sampling(steps, GUIDANCE_SCALE, batch_size=len(captions), seed=seed)
-    with attach(pipe, policy) as handle:
-        (latents,) = sample(pipe, captions, sampling)
-        calls = handle.report.nfe
-    config = pipe.vae.config
-    shift = getattr(config, "shift_factor", None) or 0.0
-    decoded = pipe.vae.decode(latents / config.scaling_factor + shift).sample
-    return latents.float().cpu(), (decoded.float().cpu() / 2 + 0.5).clamp(0, 1), calls
-
-
-def run(arm: str, seed: int, context: Context) -> Measurement:
-    """Measure one arm on one seed; the first arm draws for all of them."""
-    sizes = tuple(int(context.settings[name]) for name in ("prompts", "others", "calibration"))
-    key = (context.model, context.device)
-    drawn = drawn_by_all(seed, *key, sizes, context.progress)
-    plan, mine, reference = calibrated(*key, sizes[2]), drawn[arm], drawn["cfg"]
-    images, latents = torch.cat(mine.images), torch.cat(mine.latents)
-    count = len(images)
-    scenes = shapes.sample_scenes(sizes[0], seed, "test")[:count]
-    target_latents = torch.cat(reference.latents)[:count]
-    similarity = _ssim(mine, reference)
-    metrics = {
-        "calls": mine.calls,
-        "score": oracle_scores(images, scenes).tolist(),
-        "ssim": similarity.tolist(),
-        "latent_error": (latents - target_latents).square().flatten(1).mean(dim=1).tolist(),
-        "seconds": mine.batch_seconds,
-    }
-    strip = save_strip(images[:STRIP], context.folder / f"{arm}.png")
-    label = next(a.label for a in ARMS if a.name == arm)
-    series, notes = _findings(plan, drawn, scenes) if arm == "ag" else ({}, ())
-    return Measurement(metrics, series=series, images={label: strip}, notes=notes)
-
-
-def _ssim(mine: Drawn, reference: Drawn) -> Tensor:
-    """Return the SSIM of an arm's images to those of `reference`, `[n]`."""
-    images = torch.cat(mine.images)
-    target = torch.cat(reference.images)[: len(images)]
-    return structural_similarity_index_measure(images, target, data_range=1.0, reduction="none").reshape(-1)
-
-
-def oracle_scores(images: Tensor, scenes: Sequence[Any]) -> np.ndarray:
-    """Return the share of requested attributes that the oracle finds, `[n]`; larger images are shrunk."""
-    if images.shape[-1] != 32:
-        images = torch.nn.functional.interpolate(images, size=(32, 32), mode="area")
-    return shapes.score(images.permute(0, 2, 3, 1).numpy(), scenes)
-
-
-def save_strip(images: Tensor, path: Path) -> Path:
-    """Write images side by side as a PNG, twice their size when they are small."""
-    row = torch.cat(list(images), dim=-1).permute(1, 2, 0).mul(255).round().byte().numpy()
-    strip = Image.fromarray(row)
-    if strip.height < 64:
-        strip = strip.resize((strip.width * 2, strip.height * 2), Image.Resampling.NEAREST)
-    strip.save(path)
-    return path
-
-
-def _findings(plan: Calibrated, drawn: Mapping[str, Drawn], scenes: Sequence[Any]):
-    """Return curves and sentences: is late guidance redundant here, and how good is the regression?"""
-    steps = [float(k) for k in range(STEPS)]
-    names = {"auto": "similarity in x - eps", "x0": "similarity in x0", "eps": "similarity in eps"}
-    curves = {label: plan.gamma[space][..., 0].mean(dim=1).tolist() for space, label in names.items()}
-    curves |= {"R2 of the regression": plan.r2.tolist(), "R2 of copying cond": plan.r2_copy.tolist()}
-    count = len(torch.cat(drawn["first_half"].images))
-    error = {
-        half: float(
-            (torch.cat(drawn[half].latents) - torch.cat(drawn["cfg"].latents)[:count]).square().mean()
-        )
-        for half in ("first_half", "last_half")
-    }
-    score = {
-        half: float(oracle_scores(torch.cat(drawn[half].images), scenes[:count]).mean()) for half in error
-    }
-    imitation = {arm: float(_ssim(drawn[arm], drawn["cfg"]).mean()) for arm in ("ag", "fewer_steps")}
-    closer = max(imitation, key=imitation.get)
-    redundant = error["first_half"] < error["last_half"]
-    first_half = plan.r2[: STEPS // 2].min()
-    notes = (
-        f"Late guidance {'is' if redundant else 'is not'} the redundant half: at 30 calls each, guidance in "
-        f"the first half has latent error {error['first_half']:.4f} and score "
-        f"{100 * score['first_half']:.1f} %, in the last half {error['last_half']:.4f} and "
-        f"{100 * score['last_half']:.1f} %.",
-        f"At about equal calls, {'Adaptive Guidance' if closer == 'ag' else 'plain guidance with 15 steps'} is the "
-        f"closer imitation of 20 guided steps: SSIM {imitation['ag']:.3f} with Adaptive Guidance, "
-        f"{imitation['fewer_steps']:.3f} with fewer steps.",
-        f"Mean similarity at the first, middle and last step: x - eps {_ends(curves[names['auto']])}, "
-        f"x0 {_ends(curves[names['x0']])}, eps {_ends(curves[names['eps']])}.",
-        f"Threshold {plan.threshold:.5f} aims at {TARGET_NFE:g} calls on calibration scenes.",
-        f"Held-out R2 of LinearAG's regression: at least {first_half:.5f} in the first half, "
-        f"{plan.r2.min():.5f} overall; copying the conditional prediction gives {plan.r2_copy.min():.5f}.",
-    )
-    return {name: (steps, values) for name, values in curves.items()}, notes
-
-
-def _ends(curve: Sequence[float]) -> str:
-    return ", ".join(f"{curve[k]:.4f}" for k in (0, len(curve) // 2, -1))
-
-
-def precondition(measurements: Mapping[str, Sequence[Measurement]]) -> str | None:
-    """Return why the claim is void on this model: guidance must change the oracle's score by 5 points."""
-    means = {
-        arm: np.mean([np.mean(m.metrics["score"]) for m in measurements[arm]]) for arm in ("cfg", "cond")
-    }
-    gain = 100 * float(means["cfg"] - means["cond"])
-    if abs(gain) >= 5:
-        return None
-    return (
-        f"guidance changes the oracle's score by {gain:.1f} points on this model; the claim needs 5 or more"
-    )
+    label = next(one.label for one in ARMS if one.name == arm)
+    strip = save_strip(shared.drawn[arm].images[0][:STRIP], context.folder / f"{arm}.png")
+    series, notes = findings(shared) if arm == "ag" else ({}, ())
+    return Measurement(metrics_of(arm, shared), series=series, images={label: strip}, notes=notes)
 
 
 CLAIM = Claim(
@@ -288,30 +58,22 @@ CLAIM = Claim(
     testbed="shapes",
     arms=ARMS,
     targets=(
-        Target("network calls", "calls", "ag", "cfg", "ratio", 0.75, "lower"),
-        Target(
-            "oracle score within 1 point", "score", "ag", "cfg", "difference", -0.01, "higher", guard=True
+        at_most("calls", "ag", "cfg", ratio=0.75),
+        no_worse("score", "ag", "cfg", by=0.01, name="oracle score within 1 point"),
+        at_least(
+            "score", "ag", "cond", difference=0.05, name="oracle score above conditional only", guard=True
         ),
-        Target(
-            "oracle score above conditional only",
-            "score",
-            "ag",
-            "cond",
-            "difference",
-            0.05,
-            "higher",
-            guard=True,
-        ),
-        Target("wall-clock", "seconds", "ag", "cfg", "ratio", 0.80, "lower", guard=True),
+        at_most("seconds", "ag", "cfg", ratio=0.80, name="wall-clock", guard=True),
     ),
     scales={
-        "smoke": Scale((1000,), 300, {"prompts": 4, "others": 4, "calibration": 4}),
-        "quick": Scale((1000,), 120, {"prompts": 48, "others": 16, "calibration": 32}),
+        "smoke": Scale((500,), 300, {"prompts": 4, "others": 4, "calibration": 4}),
+        "quick": Scale((500,), 120, {"prompts": 48, "others": 16, "calibration": 32}),
         "laptop": Scale((2000, 2001, 2002), 600, {"prompts": 192, "others": 32, "calibration": 96}),
         "full": Scale(
             (1000, 1001, 1002, 1003, 1004), 36_000, {"prompts": 200, "others": 200, "calibration": 200}
         ),
     },
+    prepare=prepare,
     run=run,
     units="prompt",
     columns={
@@ -321,6 +83,14 @@ CLAIM = Claim(
         "latent_error": "latent error to CFG",
         "seconds": "seconds per image",
     },
-    precondition=precondition,
+    preconditions=(
+        Floor(
+            "cfg",
+            "score",
+            0.05,
+            "guidance changes the oracle's score by {:.3f} on this model; the claim needs 0.05 or more",
+            against="cond",
+        ),
+    ),
     version=3,
 )

@@ -12,7 +12,7 @@ app = make_app(
         "calibrate": Command(f"{_HOME}:calibrate", "Choose Adaptive Guidance's threshold for a model."),
         "fit": Command(f"{_HOME}:fit", "Fit LinearAG's coefficients."),
         "search": Command(f"{_HOME}:search", "Search for a fixed guidance policy within a budget."),
-        "bench": Command(f"{_HOME}:bench", "Compare policies with full guidance: calls, likeness, seconds."),
+        "compare": Command(f"{_HOME}:compare", "Try it on your own model, beside full guidance and others."),
     },
 )
 

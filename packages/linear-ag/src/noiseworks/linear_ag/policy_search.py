@@ -2,21 +2,24 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
-from noiseworks.core.checks import check_choice, check_number
+from noiseworks.core.checks import check_number
 from noiseworks.core.errors import InputError
+from noiseworks.kits.diffusers_hosts.drawing import Progress, Prompts, call_arguments
 from noiseworks.kits.diffusers_hosts.hooks import DenoiserCall, DenoiserHook, attach_hook
 from noiseworks.kits.diffusers_hosts.layouts import layout_of
 from noiseworks.kits.diffusers_hosts.loading import sample_generators
+from noiseworks.kits.diffusers_hosts.options import Sampling
 from noiseworks.kits.diffusers_hosts.rows import prediction_of, replace_prediction
 from noiseworks.linear_ag.calibration import latent_loss
 from noiseworks.linear_ag.diffusers import HOOK_NAME
+from noiseworks.linear_ag.options import SearchSettings
 from noiseworks.linear_ag.policies import AdaptiveGuidance, FixedPolicy
-from noiseworks.linear_ag.sampling import Progress, Prompts, Sampling, call_arguments, sample_latents
+from noiseworks.linear_ag.sampling import sample_latents
 from noiseworks.linear_ag.search import (
-    SearchSettings,
     discretise,
     guidance_position,
     local_search,
@@ -30,8 +33,6 @@ from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-
-Method = Literal["relaxed", "truncation", "local"]
 
 
 class _MixtureHook(DenoiserHook):
@@ -74,9 +75,7 @@ def search_policy(
     pipe: "DiffusionPipeline",
     prompts: Prompts,
     sampling: Sampling,
-    settings: SearchSettings,
-    method: Method = "relaxed",
-    max_evaluations: int = 100,
+    settings: SearchSettings = SearchSettings(),
     progress: Progress | None = None,
 ) -> FixedPolicy:
     """Search for a guidance policy that stays close to full guidance within a budget of evaluations.
@@ -85,10 +84,7 @@ def search_policy(
         pipe: The pipeline.
         prompts: Prompts to search on; the relaxed search takes one batch of them an update.
         sampling: How to draw.
-        settings: Knobs; the budget is in evaluations a sample.
-        method: "relaxed" (the paper's gradient search), "truncation" (guide the first p steps, the largest p
-            within the budget) or "local" (improve that one by moving guided steps).
-        max_evaluations: Policies that the local search may try.
+        settings: The method and its knobs; the budget is in evaluations a sample.
         progress: Called with (done, in all).
 
     Returns:
@@ -98,14 +94,14 @@ def search_policy(
         InputError: When a knob is out of range, or InstructPix2Pix is to be searched at other scales than the
             one that it draws with.
     """
-    check_choice("method", method, ("relaxed", "truncation", "local"))
+    settings = replace(settings, scales=settings.scales or (sampling.guidance_scale,))
     steps, roles = sampling.num_inference_steps, len(layout_of(pipe).roles)
-    if method == "relaxed":
+    if settings.method == "relaxed":
         alpha = _relaxed(pipe, prompts, sampling, settings, progress)
         return discretise(alpha, settings.scales, sampling.guidance_scale, roles)
     check_number("budget", settings.budget, low=steps, high=roles * steps)
     truncated = truncation_policies(steps)[int((settings.budget - steps) / (roles - 1))]
-    if method == "truncation":
+    if settings.method == "truncation":
         return FixedPolicy(actions=truncated)
     target = sample_latents(pipe, prompts, sampling, AdaptiveGuidance(threshold=2.0))
     tried = 0
@@ -114,10 +110,10 @@ def search_policy(
         nonlocal tried
         tried += 1
         if progress is not None:
-            progress(tried, max_evaluations)
+            progress(tried, settings.max_evaluations)
         return latent_loss(sample_latents(pipe, prompts, sampling, FixedPolicy(actions=actions)), target)
 
-    return FixedPolicy(actions=local_search(evaluate, truncated, max_evaluations)[0])
+    return FixedPolicy(actions=local_search(evaluate, truncated, settings.max_evaluations)[0])
 
 
 def _relaxed(

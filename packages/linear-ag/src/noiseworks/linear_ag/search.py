@@ -6,57 +6,12 @@ callables only.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
-from noiseworks.core.checks import check_choice, check_finite, check_number
-from noiseworks.core.errors import InputError
+from noiseworks.core.checks import check_finite, check_number
+from noiseworks.linear_ag.options import SearchSettings
 from noiseworks.linear_ag.policies import FixedPolicy
 from torch import Tensor
-
-
-@dataclass(frozen=True)
-class SearchSettings:
-    """Knobs of the differentiable search.
-
-    Attributes:
-        scales: Guidance scales s_1..s_n to choose among.
-        budget: Mean evaluations above which a policy is penalised.
-        updates: Gradient steps.
-        learning_rate: Of Adam.
-        temperature: tau of the softmax.
-        gumbel: Whether to add Gumbel noise to the scores (Gumbel-softmax).
-        cost_weight: lambda_c, on evaluations above the budget.
-        entropy_weight: lambda_e, on the entropy of the mixture.
-        compare: What is compared with full guidance: "latent" (final latents) or "image" (decoded images, so
-            that latent directions that show nowhere do not count; it costs the decoder's memory).
-        seed: Of the scores' start and the Gumbel noise.
-    """
-
-    scales: tuple[float, ...] = (7.5,)
-    budget: float = 30.0
-    updates: int = 100
-    learning_rate: float = 0.05
-    temperature: float = 1.0
-    gumbel: bool = False
-    cost_weight: float = 0.1
-    entropy_weight: float = 0.0
-    compare: str = "latent"
-    seed: int = 0
-
-    def __post_init__(self):
-        for scale in self.scales:
-            check_number("scales", scale, low=1.0, low_open=True)
-        if not self.scales:
-            raise InputError("scales is empty: name at least one guidance scale")
-        check_number("budget", self.budget, low=0.0, low_open=True)
-        check_number("updates", self.updates, low=1, integer=True)
-        check_number("learning_rate", self.learning_rate, low=0.0, low_open=True)
-        check_number("temperature", self.temperature, low=0.0, low_open=True)
-        check_number("cost_weight", self.cost_weight, low=0.0)
-        check_number("entropy_weight", self.entropy_weight)
-        check_choice("compare", self.compare, ("latent", "image"))
-        check_number("seed", self.seed, low=0, integer=True)
 
 
 def relaxed_weights(alpha: Tensor, temperature: float, gumbel: Tensor | None = None) -> Tensor:
@@ -172,7 +127,7 @@ def relaxed_search(
     Raises:
         NonFiniteError: When the loss is not finite.
     """
-    generator = torch.Generator().manual_seed(settings.seed)
+    generator = torch.Generator().manual_seed(settings.start_seed)
     costs = option_costs(settings.scales, num_roles)
     alpha = 1e-3 * torch.randn(num_steps, len(costs), generator=generator)
     if not has_uncond:

@@ -7,6 +7,7 @@
 - `forecasts`: the guided prediction and x_0 at a call, decoding, classifier and energy guidance.
 - `rows`: selecting batch rows in nested arguments; reading and replacing the prediction in an output.
 - `levels`: the noise level (alpha, sigma) at a timestep, and conversions between prediction types.
+- `options`, `drawing`: the options of drawing, batches with one seed a sample, the folder of a run.
 - `loading`: `load_pipeline` for a directory, a hub id or `testbed:<name>`; per-sample generators.
 - `tiny`, `tokenizers`: random pipelines of every family, built in a second without a download.
 """

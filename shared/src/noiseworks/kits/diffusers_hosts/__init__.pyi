@@ -2,6 +2,7 @@ from .conditions import cond_rows as cond_rows
 from .conditions import encode_condition as encode_condition
 from .conditions import role_rows as role_rows
 from .conditions import with_condition as with_condition
+from .drawing import draw as draw
 from .forecasts import add_score as add_score
 from .forecasts import decode_latents as decode_latents
 from .forecasts import forecast as forecast
@@ -23,6 +24,9 @@ from .levels import to_x0 as to_x0
 from .loading import load_pipeline as load_pipeline
 from .loading import sample_generators as sample_generators
 from .loading import seeded_latents as seeded_latents
+from .options import CallSampling as CallSampling
+from .options import Sampling as Sampling
+from .options import read_prompts as read_prompts
 from .rows import prediction_of as prediction_of
 from .rows import replace_prediction as replace_prediction
 from .rows import take_rows as take_rows

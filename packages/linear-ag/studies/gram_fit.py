@@ -1,6 +1,6 @@
 """Time LinearAG's fit from one Gram matrix against least squares on stacked regressors.
 
-    python packages/linear-ag/benchmarks/gram_fit.py --runs 64 --size 4096 --steps 20
+    python packages/linear-ag/studies/gram_fit.py --runs 64 --size 4096 --steps 20
 
 Both forms see the same runs of nearly collinear predictions, one run after the other, and take turns in one
 process. The ratio of the medians, the bytes that each holds at its peak and the largest difference of the

@@ -1,0 +1,12 @@
+from .calibration import calibrate as calibrate
+from .calibration import fit_linear as fit_linear
+from .diffusers import attach as attach
+from .guider import AdaptiveClassifierFreeGuidance as AdaptiveClassifierFreeGuidance
+from .linear import LinearCoefficients as LinearCoefficients
+from .linear import LinearGuidance as LinearGuidance
+from .options import Aim as Aim
+from .options import Sampling as Sampling
+from .policies import AdaptiveGuidance as AdaptiveGuidance
+from .policies import FixedPolicy as FixedPolicy
+from .policies import GuidancePolicy as GuidancePolicy
+from .policies import IntervalGuidance as IntervalGuidance
