@@ -9,4 +9,5 @@ buffers stable-baselines3's; this kit joins them (the extra `[rl]`).
 - `sb3`: a Gymnasium vector environment as stable-baselines3's, transitions as its replay buffer.
 - `scores`: normalised scores and their intervals.
 - `networks`, `offline`: critics and actors; TD3+BC and IQL, which judge data.
+- `denoising`: policy gradients through the steps of a denoising chain, advantages, scaled rewards.
 """
