@@ -1,0 +1,10 @@
+from .decoder import NoiseDecoder as NoiseDecoder
+from .decoder import check_decoder as check_decoder
+from .hosts import HostDecoder as HostDecoder
+from .latent_env import LatentNoiseVecEnv as LatentNoiseVecEnv
+from .noise_aliasing import DSRLNA as DSRLNA
+from .noise_aliasing import make_learner as make_learner
+from .options import Decoding as Decoding
+from .options import Learning as Learning
+from .steering import SteeredPolicy as SteeredPolicy
+from .steering import steered as steered

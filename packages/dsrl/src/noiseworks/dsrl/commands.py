@@ -1,0 +1,92 @@
+"""What `noiseworks-dsrl` runs: each verb is one of these functions."""
+
+from pathlib import Path
+from typing import Any
+
+from noiseworks.core.artifacts import check_writable
+from noiseworks.core.models import resolve_model
+from noiseworks.core.options import Spread
+from noiseworks.dsrl.env_data import check_env
+from noiseworks.dsrl.options import Decoding, Evaluation, Learning, World
+
+
+def train(
+    *,
+    model: str,
+    world: Spread[World],
+    out: Path,
+    decoding: Spread[Decoding] = Decoding(),
+    learning: Spread[Learning] = Learning(),
+    evaluation: Spread[Evaluation] = Evaluation(),
+) -> dict[str, Any]:
+    """Learn which noise a frozen policy should start from.
+
+    Args:
+        model: The policy: a native or LeRobot directory, an original checkpoint, or testbed:<name>.
+        world: The environment.
+        out: Folder for the noise actor.
+        decoding: How noise becomes actions.
+        learning: Reinforcement learning.
+        evaluation: Of the frozen and the steered policy.
+
+    Returns:
+        Environment steps, and both policies' episodes.
+    """
+    check_writable(out)
+    check_env(world)
+    resolve_model(model)
+    from noiseworks.dsrl import training
+    from noiseworks.dsrl.hosts import HostDecoder
+    from noiseworks.dsrl.steering import SteeredPolicy, steered
+    from noiseworks.kits.policies.hosts import load_host
+
+    decoder = HostDecoder(load_host(model), decoding.steps)
+    seed = evaluation.evaluation_seed
+    base = training.evaluate(SteeredPolicy(decoder, decoding=decoding, seed=seed), world, evaluation)
+    learner, steps = training.train(decoder, world, decoding, learning)
+    policy = steered(learner, deterministic=evaluation.deterministic, seed=seed)
+    policy.save_pretrained(out)
+    found = training.evaluate(policy, world, evaluation)
+    return {
+        "actor": str(out),
+        "environment_steps": steps,
+        "frozen": base.summary(),
+        "steered": found.summary(),
+    }
+
+
+def evaluate(
+    *,
+    model: str,
+    world: Spread[World],
+    actor: str | None = None,
+    decoding: Spread[Decoding] = Decoding(),
+    evaluation: Spread[Evaluation] = Evaluation(),
+) -> dict[str, Any]:
+    """Evaluate a frozen policy, steered by a noise actor or by itself; tied noise shows here before any training.
+
+    Args:
+        model: The policy.
+        world: The environment.
+        actor: Folder of a noise actor that `train` wrote; none for normal noise.
+        decoding: How noise becomes actions; an actor brings its own magnitude and ties.
+        evaluation: Episodes.
+
+    Returns:
+        Mean return with its interval, success, chunks an episode.
+    """
+    check_env(world)
+    resolve_model(model)
+    from noiseworks.dsrl import training
+    from noiseworks.dsrl.hosts import HostDecoder
+    from noiseworks.dsrl.steering import SteeredPolicy
+    from noiseworks.kits.policies.hosts import load_host
+
+    decoder, seed = HostDecoder(load_host(model), decoding.steps), evaluation.evaluation_seed
+    if actor is None:
+        policy = SteeredPolicy(decoder, decoding=decoding, seed=seed)
+    else:
+        policy = SteeredPolicy.from_pretrained(
+            actor, decoder, deterministic=evaluation.deterministic, seed=seed
+        )
+    return training.evaluate(policy, world, evaluation).summary()

@@ -1,0 +1,91 @@
+"""The options of DSRL; nothing heavy is imported."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from noiseworks.core.options import Options, above, at_least, at_most, below
+
+
+@dataclass(frozen=True)
+class Decoding(Options):
+    """How noise becomes a chunk of actions.
+
+    Attributes:
+        steps: Deterministic (DDIM) denoising steps.
+        magnitude: Largest noise b that the actor may choose, in standard deviations; about 1.5 is usual.
+        tie: none, every step of the chunk has noise of its own; repeat, all steps share one, which makes the actor's
+            task smaller and may break policies that never saw such noise.
+    """
+
+    steps: Annotated[int, at_least(1)] = 8
+    magnitude: Annotated[float, above(0)] = 1.5
+    tie: Literal["none", "repeat"] = "none"
+
+
+@dataclass(frozen=True)
+class Learning(Options):
+    """Reinforcement learning in noise space.
+
+    Attributes:
+        variant: na learns a critic of real actions and distils it into one of noise; sac is SAC on noise.
+        decisions: Chunks decided in all, over all environments.
+        envs: Environments that act together.
+        warmup: Chunks of the policy's own behaviour (normal noise) before learning begins.
+        utd: Gradient steps a step of all environments.
+        noise_critic_steps: Distillation steps of na after those.
+        batch_size: Chunks of a batch.
+        hidden: Width of the hidden layers.
+        layers: Hidden layers.
+        gamma: Discount of a chunk.
+        tau: Share by which target critics follow.
+        learning_rate: Of Adam.
+        target_entropy: That the temperature keeps the noise's entropy near; 0 in the paper's code.
+        critics: min or mean of the two critics.
+        seed: Of networks, noise and environments.
+    """
+
+    variant: Literal["na", "sac"] = "na"
+    decisions: Annotated[int, at_least(1)] = 10_000
+    envs: Annotated[int, at_least(1)] = 4
+    warmup: Annotated[int, at_least(0)] = 2_000
+    utd: Annotated[int, at_least(1)] = 20
+    noise_critic_steps: Annotated[int, at_least(0)] = 10
+    batch_size: Annotated[int, at_least(2)] = 256
+    hidden: Annotated[int, at_least(1)] = 128
+    layers: Annotated[int, at_least(1)] = 3
+    gamma: Annotated[float, at_least(0), at_most(1)] = 0.99
+    tau: Annotated[float, above(0), at_most(1)] = 0.005
+    learning_rate: Annotated[float, above(0)] = 3e-4
+    target_entropy: float = 0.0
+    critics: Literal["min", "mean"] = "min"
+    seed: Annotated[int, at_least(0), below(2**31)] = 0
+
+
+@dataclass(frozen=True)
+class World(Options):
+    """Where the policy acts.
+
+    Attributes:
+        env: maze:<layout> such as maze:fork, with a cost of 1 a step; or gym:<id> of Gymnasium.
+        max_steps: Limit of steps of an episode; by default the environment's own.
+    """
+
+    env: str
+    max_steps: Annotated[int | None, at_least(1)] = None
+
+
+@dataclass(frozen=True)
+class Evaluation(Options):
+    """How a policy is evaluated.
+
+    Attributes:
+        episodes: Episodes.
+        together: Environments that act together.
+        deterministic: Whether the actor's mode is taken instead of a draw.
+        evaluation_seed: Of starts and noise.
+    """
+
+    episodes: Annotated[int, at_least(1)] = 100
+    together: Annotated[int, at_least(1)] = 50
+    deterministic: bool = False
+    evaluation_seed: Annotated[int, at_least(0), below(2**31)] = 10_000

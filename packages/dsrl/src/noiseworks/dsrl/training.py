@@ -1,0 +1,33 @@
+"""Training and evaluation of a steered policy."""
+
+from noiseworks.dsrl.decoder import NoiseDecoder
+from noiseworks.dsrl.env_data import make_vector_env
+from noiseworks.dsrl.latent_env import LatentNoiseVecEnv
+from noiseworks.dsrl.noise_aliasing import make_learner
+from noiseworks.dsrl.options import Decoding, Evaluation, Learning, World
+from noiseworks.dsrl.steering import SteeredPolicy
+from noiseworks.kits.rl.sb3 import GymnasiumVecEnv
+from noiseworks.kits.rl.stepping import EpisodeReport, evaluate_returns
+from stable_baselines3 import SAC
+
+
+def train(decoder: NoiseDecoder, world: World, decoding: Decoding, learning: Learning) -> tuple[SAC, int]:
+    """Return a learner that has decided `learning.decisions` chunks, and the environment steps that those took.
+
+    Args:
+        decoder: The frozen policy.
+        world: The environment.
+        decoding: Magnitude and ties of the noise.
+        learning: Settings.
+    """
+    venv = GymnasiumVecEnv(make_vector_env(world, learning.envs, decoder.chunk))
+    env = LatentNoiseVecEnv(venv, decoder, decoding)
+    learner = make_learner(env, learning)
+    learner.learn(learning.decisions)
+    return learner, env.steps
+
+
+def evaluate(policy: SteeredPolicy, world: World, evaluation: Evaluation) -> EpisodeReport:
+    """Return the episodes of a policy; lengths count chunks."""
+    env = make_vector_env(world, min(evaluation.together, evaluation.episodes), policy.decoder.chunk)
+    return evaluate_returns(env, policy.act, evaluation.episodes, evaluation.evaluation_seed)
