@@ -239,3 +239,16 @@ def test_measures():
 def test_bad_input_is_refused(make, words):
     with pytest.raises(InputError, match=words):
         make()
+
+
+def test_the_average_of_a_short_run_has_left_its_first_weights():
+    from noiseworks.policy_guided_diffusion.training import EMA_EVERY, TrajectoryModule
+
+    model = trained_state()
+    module, start = TrajectoryModule(model, 100), model.denoiser.net.last.weight.clone()
+    with torch.no_grad():
+        model.denoiser.net.last.weight.copy_(start + 1)
+    for _ in range(500 // EMA_EVERY):
+        module.average.update(model.denoiser)
+    moved = (module.average.model.net.last.weight - start).mean()
+    assert float(moved) == pytest.approx(1, abs=0.01)

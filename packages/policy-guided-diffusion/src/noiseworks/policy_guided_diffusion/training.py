@@ -6,7 +6,7 @@ import lightning as L  # noqa: TID253
 import torch
 from noiseworks.core.grids import log_normal_sigmas
 from noiseworks.kits.rl.transitions import Transitions
-from noiseworks.kits.training import Average, Batches, Fit, Run, fit
+from noiseworks.kits.training import Average, Batches, Fit, Run, fit, warm_decay
 from noiseworks.policy_guided_diffusion.denoiser import LOG_SIGMA_MEAN, LOG_SIGMA_STD, denoising_loss
 from noiseworks.policy_guided_diffusion.model import TrajectoryDiffusion
 from noiseworks.policy_guided_diffusion.options import Architecture, Windows
@@ -36,7 +36,8 @@ class TrajectoryModule(L.LightningModule):
     def __init__(self, model: TrajectoryDiffusion, total: int) -> None:
         super().__init__()
         self.model, self.total = model, total
-        self.average = Average(model.denoiser, lambda update: EMA_DECAY)
+        # The decay rises to its value, so that the average of a short run is not made of its first weights.
+        self.average = Average(model.denoiser, warm_decay(EMA_DECAY))
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         """Return the loss of a batch of windows."""
