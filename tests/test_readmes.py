@@ -13,6 +13,7 @@ def python_blocks(file):
 
 
 def test_python_blocks_of_a_member_readme_run(member, warm, tmp_path):
+    """Those of methods also run where only their install line was typed: see `test_wheels.py`."""
     blocks = python_blocks(member.folder / "README.md")
     if member.is_method:
         assert blocks, "a method's README shows its use in Python"

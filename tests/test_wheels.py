@@ -6,6 +6,7 @@ files beside it: what one environment compiled, the next one finds.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -95,6 +96,11 @@ def environment_with_pip(environment, wheels, constraints):
     return environment
 
 
+def python_blocks(page: str) -> list[str]:
+    """Return the ```python blocks of a page, in order."""
+    return re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+
+
 def python(environment: Path, *words, cwd=None):
     return subprocess.run(
         [str(environment / "bin" / "python"), *words],
@@ -141,6 +147,19 @@ def test_wheel_alone_imports_and_answers_help(member, wheels, constraints, envir
         done = python(environment, "-c", f"from {member.modules[0]}.claim import CLAIM; print(CLAIM.method)")
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip() == member.folder.name
+
+
+def test_examples_of_a_readme_run_where_its_install_line_was_typed(method, wheels, constraints, environment):
+    """Nothing is there but what the line above the first example brings."""
+    text = (method.folder / "README.md").read_text()
+    lines = re.findall(r'^pip install "(noiseworks-[^"]+)"$', text.partition("```python")[0], re.MULTILINE)
+    assert lines, "a line that installs the method stands above its first example"
+    for line in lines:
+        install(environment, wheels, constraints, line)
+    script = environment / "readme.py"
+    script.write_text("\n\n".join(python_blocks(text)))
+    done = python(environment, str(script), cwd=environment)
+    assert done.returncode == 0, done.stderr
 
 
 def test_wheel_holds_what_the_source_folder_holds(member, wheels, root):
