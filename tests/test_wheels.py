@@ -91,7 +91,8 @@ def environment(place):
 def environment_with_pip(environment, wheels, constraints):
     """An environment with pip and everything that linear-ag needs from outside the workspace."""
     options = ("--quiet", "--python", environment)
-    uv("pip", "install", *options, "-c", constraints, "--find-links", wheels, "pip", "noiseworks-linear-ag")
+    places = ("-c", constraints, "--find-links", wheels, *fresh(wheels))
+    uv("pip", "install", *options, *places, "pip", "noiseworks-linear-ag")
     uv("pip", "uninstall", *options, "noiseworks-linear-ag", "noiseworks-core")
     return environment
 
@@ -126,7 +127,13 @@ def assert_linear_ag_works(environment: Path):
 def install(environment: Path, wheels: Path, constraints: Path, line: str) -> None:
     """Install a wheel with what it depends on, from the folder of wheels and the versions of the lock."""
     places = ("--python", environment, "--find-links", wheels, "-c", constraints)
-    uv("pip", "install", "--quiet", *places, line)
+    uv("pip", "install", "--quiet", *places, *fresh(wheels), line)
+
+
+def fresh(wheels: Path) -> list[str]:
+    """Keep uv from taking an older build of the same version at the same place from its cache."""
+    names = sorted(wheel.name.split("-")[0].replace("_", "-") for wheel in wheels.glob("*.whl"))
+    return [word for name in names for word in ("--refresh-package", name)]
 
 
 def test_wheel_alone_imports_and_answers_help(member, wheels, constraints, environment):
