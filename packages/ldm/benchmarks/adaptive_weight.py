@@ -15,15 +15,16 @@ import time
 from collections.abc import Iterator
 
 import torch
-from noiseworks.ldm.autoencoding import AutoencoderOptions, make_autoencoder
-from noiseworks.ldm.discriminator import PatchDiscriminator
-from noiseworks.ldm.losses import (
+from noiseworks.ldm.first_stage.autoencoding import make_autoencoder
+from noiseworks.ldm.first_stage.discriminator import PatchDiscriminator
+from noiseworks.ldm.first_stage.losses import (
     PerceptualAdversarialLoss,
     adaptive_weight,
     hinge_discriminator_loss,
     recorded_input,
 )
-from noiseworks.ldm.perceptual import FeatureNet, Perceptual
+from noiseworks.ldm.first_stage.perceptual import FeatureNet, Perceptual
+from noiseworks.ldm.options import AutoencoderOptions
 from torch import Tensor, nn
 
 

@@ -20,14 +20,14 @@ import torch
 from noiseworks.bench.testbeds import shapes
 from noiseworks.bench.testbeds.shapes.scenes import IMAGE_SIZE, Scene
 from noiseworks.core.artifacts import atomic_write
-from noiseworks.ldm.degradation import low_resolution
-from noiseworks.ldm.model import LatentModel
-from noiseworks.ldm.pipelines import fill, load_model
-from noiseworks.ldm.runs import RunOptions
-from noiseworks.ldm.samplers import SampleSettings
-from noiseworks.ldm.sampling import sample
-from noiseworks.ldm.task_data import box_of, random_masks, scene_data
-from noiseworks.ldm.training import condition_tensors, train
+from noiseworks.ldm.conditioning.degradation import low_resolution
+from noiseworks.ldm.conditioning.task_data import box_of, random_masks, scene_data
+from noiseworks.ldm.conversion.pipelines import fill, load_model
+from noiseworks.ldm.diffusion.model import LatentModel
+from noiseworks.ldm.diffusion.samplers import SampleSettings
+from noiseworks.ldm.diffusion.sampling import sample
+from noiseworks.ldm.diffusion.training import condition_tensors, train
+from noiseworks.ldm.options import RunOptions
 from torch import Tensor
 
 TASKS = ("class", "text", "layout", "semantic", "upscale", "inpaint")
@@ -142,11 +142,10 @@ def main() -> None:
     rows = []
     for task in chosen.tasks.split(","):
         run = RunOptions(
-            batches=chosen.batches,
+            max_steps=chosen.batches,
             batch_size=chosen.batch_size,
-            accelerator="cpu",
+            device="cpu",
             seed=chosen.seed,
-            resume=(chosen.out / task).exists(),
         )
         trained = train(
             task, "shapes", chosen.out / task, vae="testbed:shapes-vae", scenes=chosen.scenes, run=run

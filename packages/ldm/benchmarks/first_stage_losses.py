@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from noiseworks.bench.testbeds import shapes
 from noiseworks.core.artifacts import atomic_write
-from noiseworks.ldm.autoencoding import AutoencoderOptions, LossOptions, train_autoencoder
+from noiseworks.kits.training import TensorTable
 from noiseworks.ldm.data import to_tensor
-from noiseworks.ldm.evaluation import reconstruct, score_autoencoder
-from noiseworks.ldm.loader import TensorTable
-from noiseworks.ldm.model import load_first_stage
-from noiseworks.ldm.perceptual import train_features
-from noiseworks.ldm.runs import RunOptions
+from noiseworks.ldm.diffusion.model import load_first_stage
+from noiseworks.ldm.first_stage.autoencoding import train_autoencoder
+from noiseworks.ldm.first_stage.evaluation import reconstruct, score_autoencoder
+from noiseworks.ldm.first_stage.perceptual import train_features
+from noiseworks.ldm.options import AutoencoderOptions, LossOptions, RunOptions
 
 ARMS = {
     "pixels": {"perceptual": "none", "adversarial": False},
@@ -64,11 +64,10 @@ def main() -> None:
             **parts,
         )
         run = RunOptions(
-            batches=chosen.batches,
+            max_steps=chosen.batches,
             batch_size=chosen.batch_size,
-            accelerator="cpu",
+            device="cpu",
             seed=chosen.seed,
-            resume=folder.exists(),
         )
         trained = train_autoencoder(str(data), folder, model=model, loss=loss, run=run)
         vae = load_first_stage(trained.vae)

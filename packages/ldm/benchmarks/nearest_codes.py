@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from noiseworks.ldm.codebook import nearest_codes
+from noiseworks.ldm.first_stage.codebook import nearest_codes
 from torch import Tensor
 
 

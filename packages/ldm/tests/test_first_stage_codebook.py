@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusers.models.autoencoders.vae import VectorQuantizer
-from noiseworks.ldm import codebook as vq
+from noiseworks.ldm.first_stage import codebook as vq
 
 
 def test_nearest_codes_equal_brute_force_in_any_chunk():

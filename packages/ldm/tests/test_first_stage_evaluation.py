@@ -5,14 +5,15 @@ import pytest
 import torch
 from noiseworks.core.errors import ArtifactError, InputError, NonFiniteError
 from noiseworks.kits.images import peak_signal_to_noise, structural_similarity
-from noiseworks.ldm.autoencoding import AutoencoderOptions, make_autoencoder
 from noiseworks.ldm.data import holdout, load_images, to_tensor, to_uint8
-from noiseworks.ldm.evaluation import (
+from noiseworks.ldm.diffusion.scaling import LatentCache, cache_latents, estimate_scale, fingerprint
+from noiseworks.ldm.first_stage.autoencoding import make_autoencoder
+from noiseworks.ldm.first_stage.evaluation import (
     evaluate_autoencoder,
     frechet_distance,
     reconstruct,
 )
-from noiseworks.ldm.scaling import LatentCache, cache_latents, estimate_scale, fingerprint
+from noiseworks.ldm.options import AutoencoderOptions
 from PIL import Image
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from noiseworks.core.errors import InputError
-from noiseworks.ldm import losses
-from noiseworks.ldm.discriminator import PatchDiscriminator
-from noiseworks.ldm.losses import PerceptualAdversarialLoss, SegmentationLoss
-from noiseworks.ldm.perceptual import FeatureNet, Perceptual, VGGFeatures, augment, train_features
+from noiseworks.ldm.first_stage import losses
+from noiseworks.ldm.first_stage.discriminator import PatchDiscriminator
+from noiseworks.ldm.first_stage.losses import PerceptualAdversarialLoss, SegmentationLoss
+from noiseworks.ldm.first_stage.perceptual import FeatureNet, Perceptual, VGGFeatures, augment, train_features
 from torch import nn
 
 

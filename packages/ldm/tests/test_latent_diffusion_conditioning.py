@@ -7,12 +7,12 @@ from diffusers import AutoencoderKL, UNet2DModel, VQModel
 from noiseworks.core.cli import run
 from noiseworks.core.errors import InputError
 from noiseworks.ldm import cli, tasks
-from noiseworks.ldm.conditioning import ClassConditioner, HybridConditioner, LayoutConditioner
-from noiseworks.ldm.degradation import gaussian_blur, low_resolution
-from noiseworks.ldm.diffusion import LatentDiffusionTrainer
-from noiseworks.ldm.export import assemble
-from noiseworks.ldm.objective import make_scheduler
-from noiseworks.ldm.spatial_conditioning import LowResConditioner, MaskConditioner, SemanticConditioner
+from noiseworks.ldm.conditioning.conditioners import ClassConditioner, HybridConditioner, LayoutConditioner
+from noiseworks.ldm.conditioning.degradation import gaussian_blur, low_resolution
+from noiseworks.ldm.conditioning.spatial import LowResConditioner, MaskConditioner, SemanticConditioner
+from noiseworks.ldm.conversion.export import assemble
+from noiseworks.ldm.diffusion.objective import make_scheduler
+from noiseworks.ldm.diffusion.trainer import LatentDiffusionTrainer
 from PIL import Image
 from torch import nn
 

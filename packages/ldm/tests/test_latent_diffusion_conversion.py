@@ -12,10 +12,10 @@ from diffusers import (
     VQModel,
 )
 from noiseworks.core.errors import InputError
-from noiseworks.ldm import pipelines
-from noiseworks.ldm.conversion import bert_name, import_ldm
-from noiseworks.ldm.original_names import convert_first_stage, convert_unet, make_original_unet
-from noiseworks.ldm.samplers import SampleSettings
+from noiseworks.ldm.conversion import pipelines
+from noiseworks.ldm.conversion.original_names import convert_first_stage, convert_unet, make_original_unet
+from noiseworks.ldm.conversion.originals import bert_name, import_ldm
+from noiseworks.ldm.diffusion.samplers import SampleSettings
 
 # The original names, written out for two levels with one residual block each, attention on the second.
 UNET = {

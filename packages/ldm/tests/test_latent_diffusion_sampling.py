@@ -11,12 +11,12 @@ from diffusers import (
 )
 from noiseworks.core.errors import InputError, NonFiniteError
 from noiseworks.core.noise import SeedSpec, normal
-from noiseworks.ldm.conditioning import ClassConditioner
-from noiseworks.ldm.model import LatentModel
-from noiseworks.ldm.objective import make_scheduler
-from noiseworks.ldm.samplers import SampleSettings, sample_latents, sampling_levels
-from noiseworks.ldm.sampling import constant_condition, sample
-from noiseworks.ldm.tiling import Tiles, overlap_add, tiled_decode, tiled_encode, window_weights
+from noiseworks.ldm.conditioning.conditioners import ClassConditioner
+from noiseworks.ldm.diffusion.model import LatentModel
+from noiseworks.ldm.diffusion.objective import make_scheduler
+from noiseworks.ldm.diffusion.samplers import SampleSettings, sample_latents, sampling_levels
+from noiseworks.ldm.diffusion.sampling import constant_condition, sample
+from noiseworks.ldm.diffusion.tiling import Tiles, overlap_add, tiled_decode, tiled_encode, window_weights
 from torch import nn
 
 VAE = {

@@ -7,13 +7,14 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, VQModel
 from noiseworks.core.errors import ArtifactError, InputError
-from noiseworks.ldm import pipelines
-from noiseworks.ldm.recipes import PAPER, TASKS, added_channels, recipe
-from noiseworks.ldm.runs import RunOptions
-from noiseworks.ldm.samplers import SampleSettings
-from noiseworks.ldm.sampling import sample
-from noiseworks.ldm.task_data import load_task_data, random_masks
-from noiseworks.ldm.training import DiffusionOptions, export, train
+from noiseworks.kits.training.testing import check_resume
+from noiseworks.ldm.conditioning.task_data import load_task_data, random_masks
+from noiseworks.ldm.conversion import pipelines
+from noiseworks.ldm.diffusion.recipes import PAPER, TASKS, added_channels, recipe
+from noiseworks.ldm.diffusion.samplers import SampleSettings
+from noiseworks.ldm.diffusion.sampling import sample
+from noiseworks.ldm.diffusion.training import export, train
+from noiseworks.ldm.options import DiffusionOptions, RunOptions
 
 VAE = {
     "down_block_types": ("DownEncoderBlock2D",) * 3,
@@ -21,7 +22,7 @@ VAE = {
     "block_out_channels": (8, 8, 8),
     "norm_num_groups": 4,
 }
-RUN = RunOptions(batches=2, batch_size=4, accelerator="cpu")
+RUN = RunOptions(max_steps=2, batch_size=4, device="cpu")
 FAST = SampleSettings(num_inference_steps=2)
 
 
@@ -139,25 +140,13 @@ def test_inpainting_keeps_the_pixels_outside_the_hole(first_stages, tmp_path):
     assert not torch.equal(filled, batch["image"])
 
 
-def test_resumed_training_with_masks_repeats_the_metrics(first_stages, tmp_path):
-    def run(folder, batches, resume=False):
-        return train(
-            "inpaint",
-            "shapes",
-            folder,
-            vae=str(first_stages / "vq"),
-            scenes=20,
-            validation_share=0.4,
-            run=RunOptions(batches=batches, batch_size=4, log_every=1, accelerator="cpu", resume=resume),
-        )
+def test_stopped_training_with_masks_repeats_the_numbers(first_stages, tmp_path):
+    def run(folder):
+        options = RunOptions(max_steps=5, batch_size=4, log_every=1, device="cpu", checkpoint_every=0)
+        settings = {"vae": str(first_stages / "vq"), "scenes": 20, "validation_share": 0.4, "run": options}
+        return {"loss": torch.tensor(train("inpaint", "shapes", folder, **settings).val_loss)}
 
-    whole = run(tmp_path / "whole", 5)
-    run(tmp_path / "parts", 2)
-    resumed = run(tmp_path / "parts", 5, resume=True)
-    assert resumed.val_loss == whole.val_loss
-    first, second = ((tmp_path / name / "metrics.csv").read_text() for name in ("whole", "parts"))
-    train_rows = [[line.split(",")[0], line.split(",")[1]] for line in first.splitlines()]
-    assert train_rows == [[line.split(",")[0], line.split(",")[1]] for line in second.splitlines()]
+    check_resume(run, tmp_path, stop_at=2)
 
 
 def test_paper_recipes_are_those_of_the_table():
@@ -205,8 +194,7 @@ def test_random_masks_depend_on_the_generator_and_leave_something_to_see():
         ({"task": "video"}, "task must be one of"),
         ({"vae": "nowhere"}, "nowhere"),
         ({"data": "nothing.npz"}, "no image data"),
-        ({"run": RunOptions(batches=2, batch_size=500, accelerator="cpu")}, "batch_size"),
-        ({"model": DiffusionOptions(condition_drop=2.0)}, "condition_drop"),
+        ({"run": RunOptions(max_steps=2, batch_size=500, device="cpu")}, "batch_size"),
     ],
 )
 def test_bad_training_input_is_refused_before_anything_is_written(change, message, first_stages, tmp_path):

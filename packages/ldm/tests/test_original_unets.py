@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from noiseworks.core.errors import InputError
-from noiseworks.ldm.original_names import convert_unet, make_original_unet
-from noiseworks.ldm.recipes import make_unet, recipe
-from noiseworks.ldm.unets import FixedHeadsUNet2DModel
+from noiseworks.ldm.conversion.original_names import convert_unet, make_original_unet
+from noiseworks.ldm.diffusion.recipes import make_unet, recipe
+from noiseworks.ldm.diffusion.unets import FixedHeadsUNet2DModel
 
 PARAMS = {
     "image_size": 8,

@@ -5,14 +5,14 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from noiseworks.core.errors import InputError
-from noiseworks.ldm import pipelines
-from noiseworks.ldm.conversion import convert_conditioner
-from noiseworks.ldm.diffusion import LatentDiffusionTrainer
-from noiseworks.ldm.export import export_diffusers
-from noiseworks.ldm.objective import make_scheduler
-from noiseworks.ldm.retrieval import NeighborConditioner, NeighborIndex
-from noiseworks.ldm.samplers import SampleSettings
-from noiseworks.ldm.sampling import sample
+from noiseworks.ldm.conditioning.retrieval import NeighborConditioner, NeighborIndex
+from noiseworks.ldm.conversion import pipelines
+from noiseworks.ldm.conversion.export import export_diffusers
+from noiseworks.ldm.conversion.originals import convert_conditioner
+from noiseworks.ldm.diffusion.objective import make_scheduler
+from noiseworks.ldm.diffusion.samplers import SampleSettings
+from noiseworks.ldm.diffusion.sampling import sample
+from noiseworks.ldm.diffusion.trainer import LatentDiffusionTrainer
 
 
 def normal(*shape, seed=0):
@@ -21,7 +21,7 @@ def normal(*shape, seed=0):
 
 @pytest.mark.parametrize("chunk", [1, 7, 2**24])
 def test_search_equals_brute_force_in_every_chunking(monkeypatch, chunk):
-    monkeypatch.setattr("noiseworks.ldm.retrieval._CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr("noiseworks.ldm.conditioning.retrieval._CHUNK_ELEMENTS", chunk)
     database, queries = 3 * normal(50, 8), normal(11, 8, seed=1)
     found = NeighborIndex(database).search(queries, 4)
     for row, query in enumerate(queries):

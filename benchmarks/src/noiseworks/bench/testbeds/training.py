@@ -26,6 +26,7 @@ from noiseworks.core.artifacts import HOST_FOLDER, atomic_directory, check_folde
 from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.devices import resolve_device
 from noiseworks.core.errors import InputError
+from noiseworks.kits.training import Batches, Position
 from safetensors.torch import load_file, save_file
 
 Captions = Literal["noisy", "clean"]
@@ -192,15 +193,10 @@ class Rows(L.LightningDataModule):
         super().__init__()
         self.path, self.batch_size = path, batch_size
 
-    def train_dataloader(self) -> Any:
+    def train_dataloader(self) -> Batches:
         """Return a loader whose position is part of the checkpoint."""
-        from noiseworks.ldm.loader import ResumableLoader, TensorTable
-
-        world = self.trainer.world_size
-        table = TensorTable(load_file(self.path))
-        return ResumableLoader(
-            table, self.batch_size // world, rank=self.trainer.global_rank, world_size=world
-        )
+        batches = Batches(load_file(self.path), self.batch_size)
+        return batches.part(self.trainer.global_rank, self.trainer.world_size)
 
 
 def recipes() -> dict[str, Recipe]:
@@ -348,7 +344,7 @@ def _trainer(folder: Path, recipe: Recipe, budget: Budget, device: str, processe
         max_epochs=-1,
         logger=CSVLogger(folder, name="logs", flush_logs_every_n_steps=200),
         log_every_n_steps=50,
-        callbacks=[budget, RichProgressBar(refresh_rate=50)],
+        callbacks=[Position(), budget, RichProgressBar(refresh_rate=50)],
         enable_checkpointing=False,
         use_distributed_sampler=False,
         enable_model_summary=False,

@@ -8,22 +8,26 @@ app = make_app(
     "ldm",
     {
         "train-ae": Command(
-            f"{_HERE}.autoencoding:train_autoencoder", "Train a first stage (KL or VQ) on images."
+            f"{_HERE}.first_stage.autoencoding:train_autoencoder", "Train a first stage (KL or VQ) on images."
         ),
         "eval-ae": Command(
-            f"{_HERE}.evaluation:evaluate_autoencoder", "Measure PSNR, SSIM, rFD and codebook use."
+            f"{_HERE}.first_stage.evaluation:evaluate_autoencoder",
+            "Measure PSNR, SSIM, rFD and codebook use.",
         ),
-        "train": Command(f"{_HERE}.training:train", "Train a latent diffusion model on a first stage."),
+        "train": Command(
+            f"{_HERE}.diffusion.training:train", "Train a latent diffusion model on a first stage."
+        ),
         "sample": Command(f"{_HERE}.tasks:sample_images", "Sample images from a trained model."),
         "inpaint": Command(f"{_HERE}.tasks:inpaint", "Fill the masked part of an image."),
         "upscale": Command(f"{_HERE}.tasks:upscale", "Enlarge an image four times."),
         "layout": Command(f"{_HERE}.tasks:layout", "Sample an image from boxes with classes."),
         "semantic": Command(f"{_HERE}.tasks:semantic", "Sample an image from a map of classes."),
-        "export": Command(f"{_HERE}.training:export", "Write a trained model as a diffusers pipeline."),
-        "import": Command(
-            f"{_HERE}.conversion:import_ldm", "Convert an original checkpoint to diffusers classes."
+        "export": Command(
+            f"{_HERE}.diffusion.training:export", "Write a trained model as a diffusers pipeline."
         ),
-        "claim": Command(f"{_HERE}.claim:run_claim", "Run the paper's claim at one scale."),
+        "import": Command(
+            f"{_HERE}.conversion.originals:import_ldm", "Convert an original checkpoint to diffusers classes."
+        ),
     },
 )
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from noiseworks.core.checks import check_number
 from noiseworks.core.errors import InputError
-from noiseworks.ldm.loader import TensorTable
+from noiseworks.kits.training import TensorTable
 from torch import Tensor
 from torch.utils.data import Dataset
 

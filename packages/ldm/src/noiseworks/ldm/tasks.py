@@ -14,19 +14,19 @@ from noiseworks.core.artifacts import atomic_write, check_writable
 from noiseworks.core.checks import check_number
 from noiseworks.core.devices import resolve_device
 from noiseworks.core.errors import InputError
-from noiseworks.ldm.conditioning import (
+from noiseworks.ldm.conditioning.conditioners import (
     ClassConditioner,
     Conditioner,
     LayoutConditioner,
     TextConditioner,
 )
+from noiseworks.ldm.conditioning.spatial import LowResConditioner, MaskConditioner, SemanticConditioner
+from noiseworks.ldm.conversion.pipelines import fill, load_model
 from noiseworks.ldm.data import to_tensor, to_uint8
-from noiseworks.ldm.model import LatentModel
-from noiseworks.ldm.pipelines import fill, load_model
-from noiseworks.ldm.samplers import SampleSettings
-from noiseworks.ldm.sampling import Samples, sample
-from noiseworks.ldm.spatial_conditioning import LowResConditioner, MaskConditioner, SemanticConditioner
-from noiseworks.ldm.tiling import Tiles
+from noiseworks.ldm.diffusion.model import LatentModel
+from noiseworks.ldm.diffusion.samplers import SampleSettings
+from noiseworks.ldm.diffusion.sampling import Samples, sample
+from noiseworks.ldm.diffusion.tiling import Tiles
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 

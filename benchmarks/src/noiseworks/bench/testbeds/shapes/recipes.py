@@ -83,8 +83,8 @@ def shipped_vae() -> "AutoencoderKL":
 
 def build_first_stage(data: dict[str, torch.Tensor]) -> "L.LightningModule":
     """Return the first stage under absolute and squared error and a small KL term, without an adversary."""
-    from noiseworks.ldm.first_stage import FirstStageTrainer
-    from noiseworks.ldm.losses import PerceptualAdversarialLoss
+    from noiseworks.ldm.first_stage.losses import PerceptualAdversarialLoss
+    from noiseworks.ldm.first_stage.trainer import FirstStageTrainer
 
     loss = PerceptualAdversarialLoss("kl", SquaredError(), kl_weight=1e-6)
     return FirstStageTrainer(
@@ -104,8 +104,8 @@ class SquaredError(torch.nn.Module):
 
 def build_text_to_image(data: dict[str, torch.Tensor]) -> "L.LightningModule":
     """Return U-Net and taught text encoder under the latent diffusion loss, 10 % of the captions dropped."""
-    from noiseworks.ldm.conditioning import TextConditioner
-    from noiseworks.ldm.diffusion import LatentDiffusionTrainer
+    from noiseworks.ldm.conditioning.conditioners import TextConditioner
+    from noiseworks.ldm.diffusion.trainer import LatentDiffusionTrainer
 
     tokenizer = nets.make_tokenizer()
     encoder = nets.make_text_encoder(tokenizer)
@@ -118,7 +118,7 @@ def build_text_to_image(data: dict[str, torch.Tensor]) -> "L.LightningModule":
 def build_class_to_image(data: dict[str, torch.Tensor]) -> "L.LightningModule":
     """Return the diffusion transformer under the latent diffusion loss, 10 % of the labels dropped by row."""
     from noiseworks.bench.testbeds.shapes.transformer_training import TransformerTrainer
-    from noiseworks.ldm.conditioning import ClassConditioner
+    from noiseworks.ldm.conditioning.conditioners import ClassConditioner
 
     conditioner = ClassConditioner(nets.NULL_CLASS, kind="adm")
     return _latent_diffusion(TransformerTrainer, nets.make_dit(), conditioner, DIT_RATE)
@@ -160,7 +160,7 @@ def build_flow(data: dict[str, torch.Tensor]) -> "L.LightningModule":
 def _latent_diffusion(
     trainer: type["L.LightningModule"], denoiser: torch.nn.Module, conditioner: Any, rate: float
 ) -> "L.LightningModule":
-    from noiseworks.ldm.diffusion import make_scheduler
+    from noiseworks.ldm.diffusion.trainer import make_scheduler
 
     vae = shipped_vae()
     return trainer(
@@ -191,7 +191,7 @@ def publish_first_stage(module: Any, folder: Path) -> None:
 
 def publish_text_to_image(module: Any, folder: Path) -> None:
     """Write the averaged model as a `StableDiffusionPipeline`."""
-    from noiseworks.ldm.export import to_pipeline
+    from noiseworks.ldm.conversion.export import to_pipeline
 
     save_half(to_pipeline(module), folder)
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from noiseworks.bench.testbeds.optimizers import muon_with_adamw
-from noiseworks.ldm.conditioning import Condition, Conditioner
-from noiseworks.ldm.diffusion import LatentDiffusionTrainer, draw_noise
+from noiseworks.ldm.conditioning.conditioners import Condition, Conditioner
+from noiseworks.ldm.diffusion.trainer import LatentDiffusionTrainer, draw_noise
 from torch import Tensor, nn
 
 LONG_TOKENS = 256  # the pipeline's default `max_sequence_length`

@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from noiseworks.core.checks import check_choice
 from noiseworks.core.errors import InputError
-from noiseworks.ldm.conditioning import ClassConditioner, Conditioner, LayoutConditioner, TextConditioner
-from noiseworks.ldm.spatial_conditioning import LowResConditioner, MaskConditioner, SemanticConditioner
+from noiseworks.ldm.conditioning.conditioners import (
+    ClassConditioner,
+    Conditioner,
+    LayoutConditioner,
+    TextConditioner,
+)
+from noiseworks.ldm.conditioning.spatial import LowResConditioner, MaskConditioner, SemanticConditioner
 
 if TYPE_CHECKING:
-    from noiseworks.ldm.task_data import TaskData
+    from noiseworks.ldm.conditioning.task_data import TaskData
     from torch import nn
 
 
@@ -125,7 +130,7 @@ def make_unet(
         InputError: When the latent cannot be halved as often as the U-Net does.
     """
     from diffusers import UNet2DConditionModel, UNet2DModel
-    from noiseworks.ldm.unets import FixedHeadsUNet2DModel
+    from noiseworks.ldm.diffusion.unets import FixedHeadsUNet2DModel
 
     levels = len(made_by.multipliers)
     if sample_size % 2 ** (levels - 1):

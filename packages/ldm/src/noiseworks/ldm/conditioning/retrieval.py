@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from noiseworks.core.artifacts import load_artifact, save_artifact
 from noiseworks.core.checks import check_finite, check_number
 from noiseworks.core.errors import InputError
-from noiseworks.ldm.conditioning import Condition, Conditioner
+from noiseworks.ldm.conditioning.conditioners import Condition, Conditioner
 from torch import Tensor
 
 INDEX_KIND = "ldm/neighbors"

@@ -9,10 +9,10 @@ from noiseworks.core.checks import check_number
 from noiseworks.core.devices import resolve_device
 from noiseworks.core.errors import InputError
 from noiseworks.kits.images import peak_signal_to_noise, structural_similarity
-from noiseworks.ldm import codebook as vq
 from noiseworks.ldm.data import load_images
-from noiseworks.ldm.model import load_first_stage
-from noiseworks.ldm.perceptual import FeatureNet, train_features
+from noiseworks.ldm.diffusion.model import load_first_stage
+from noiseworks.ldm.first_stage import codebook as vq
+from noiseworks.ldm.first_stage.perceptual import FeatureNet, train_features
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 

@@ -155,7 +155,7 @@ def _plain_unet(
     common: Mapping[str, Any], channels: Sequence[int], attends: Sequence[bool], params: Mapping[str, Any]
 ) -> nn.Module:
     from diffusers import UNet2DModel
-    from noiseworks.ldm.unets import FixedHeadsUNet2DModel
+    from noiseworks.ldm.diffusion.unets import FixedHeadsUNet2DModel
 
     kind = "resnet" if params.get("resblock_updown") else "conv"
     common = {**common, "downsample_type": kind, "upsample_type": kind, "attn_norm_num_groups": 32}

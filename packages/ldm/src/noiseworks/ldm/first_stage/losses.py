@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.errors import InputError
-from noiseworks.ldm.discriminator import PatchDiscriminator
-from noiseworks.ldm.perceptual import Perceptual
+from noiseworks.ldm.first_stage.discriminator import PatchDiscriminator
+from noiseworks.ldm.first_stage.perceptual import Perceptual
 from torch import Tensor, nn
 
 KINDS = ("kl", "vq")

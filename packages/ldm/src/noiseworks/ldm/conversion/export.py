@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from noiseworks.core.artifacts import HOST_FOLDER, atomic_directory, check_folder
 from noiseworks.core.errors import InputError
-from noiseworks.ldm.conditioning import (
+from noiseworks.ldm.conditioning.conditioners import (
     ClassConditioner,
     Conditioner,
     LayoutConditioner,
     TextConditioner,
 )
-from noiseworks.ldm.retrieval import NeighborConditioner
-from noiseworks.ldm.spatial_conditioning import LowResConditioner, MaskConditioner, SemanticConditioner
+from noiseworks.ldm.conditioning.retrieval import NeighborConditioner
+from noiseworks.ldm.conditioning.spatial import LowResConditioner, MaskConditioner, SemanticConditioner
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-    from noiseworks.ldm.diffusion import LatentDiffusionTrainer
+    from noiseworks.ldm.diffusion.trainer import LatentDiffusionTrainer
 
 
 def to_pipeline(trainer: "LatentDiffusionTrainer", *, ema: bool = True) -> "DiffusionPipeline":
@@ -32,7 +32,7 @@ def to_pipeline(trainer: "LatentDiffusionTrainer", *, ema: bool = True) -> "Diff
         A diffusers pipeline where it has one for the task: `StableDiffusionPipeline` (text),
         `LDMTextToImagePipeline` (text, another encoder than CLIP, f = 8 and 77 tokens, which that class
         fixes), `LDMPipeline` (unconditional), `LDMSuperResolutionPipeline` (scale factor 1). Else one of
-        `noiseworks.ldm.pipelines`.
+        `noiseworks.ldm.conversion.pipelines`.
 
     Raises:
         InputError: When there is no vae, no scale factor yet, or no pipeline for the conditioner.
@@ -63,7 +63,7 @@ def assemble(
         InputError: When there is no pipeline for the conditioner.
     """
     import diffusers
-    from noiseworks.ldm import pipelines
+    from noiseworks.ldm.conversion import pipelines
 
     if isinstance(conditioner, TextConditioner):
         return _text_pipeline(unet, vae, scheduler, conditioner)

@@ -6,8 +6,8 @@ from fractions import Fraction
 
 import torch
 from noiseworks.core.checks import check_number
-from noiseworks.ldm.conditioning import Condition
-from noiseworks.ldm.objective import run_unet
+from noiseworks.ldm.conditioning.conditioners import Condition
+from noiseworks.ldm.diffusion.objective import run_unet
 from torch import Tensor, nn
 
 CLIP_MIN, CLIP_MAX = 0.01, 0.5

@@ -8,7 +8,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from noiseworks.core.checks import check_number
 from noiseworks.core.errors import InputError
-from noiseworks.ldm.conditioning import Condition, Conditioner
+from noiseworks.ldm.conditioning.conditioners import Condition, Conditioner
 from torch import Tensor, nn
 
 

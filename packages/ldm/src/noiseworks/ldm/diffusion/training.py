@@ -1,84 +1,32 @@
 """The commands `train` and `export`: latent diffusion of any task, from data to a diffusers pipeline."""
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
-from cyclopts import Parameter
 from noiseworks.core.artifacts import HOST_FOLDER, check_folder
-from noiseworks.core.checks import check_number
 from noiseworks.core.errors import ArtifactError, InputError
-from noiseworks.ldm.conditioning import Conditioner, LayoutConditioner, TextConditioner
+from noiseworks.core.options import Spread
+from noiseworks.kits.training import Batches, TensorTable, check_run, fit, open_run, read_settings
+from noiseworks.kits.training.batches import Transform
+from noiseworks.kits.training.folder import CHECKPOINT
+from noiseworks.ldm.conditioning.conditioners import Conditioner, LayoutConditioner, TextConditioner
+from noiseworks.ldm.conditioning.degradation import low_resolution
+from noiseworks.ldm.conditioning.task_data import TaskData, WithColumns, load_task_data, random_masks
+from noiseworks.ldm.conversion.export import export_diffusers
 from noiseworks.ldm.data import Rows, holdout
-from noiseworks.ldm.degradation import low_resolution
-from noiseworks.ldm.diffusion import LatentDiffusionTrainer
-from noiseworks.ldm.export import export_diffusers
-from noiseworks.ldm.loader import ResumableLoader, TensorTable, Transform
-from noiseworks.ldm.model import load_first_stage
-from noiseworks.ldm.objective import make_scheduler
-from noiseworks.ldm.recipes import Recipe, make_conditioner, make_unet, recipe
-from noiseworks.ldm.runs import CHECKPOINT, CONFIG_NAME, RunOptions, make_trainer, open_run
-from noiseworks.ldm.scaling import LatentCache, cache_latents
-from noiseworks.ldm.task_data import TaskData, WithColumns, load_task_data, random_masks
+from noiseworks.ldm.diffusion.model import load_first_stage
+from noiseworks.ldm.diffusion.objective import make_scheduler
+from noiseworks.ldm.diffusion.recipes import make_conditioner, make_unet
+from noiseworks.ldm.diffusion.scaling import LatentCache, cache_latents
+from noiseworks.ldm.diffusion.trainer import LatentDiffusionTrainer
+from noiseworks.ldm.options import DiffusionOptions, RunOptions
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 Task = Literal["class", "text", "text-large", "layout", "semantic", "upscale", "inpaint", "unconditional"]
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class DiffusionOptions:
-    """The model and its training.
-
-    Attributes:
-        preset: The paper's model of the task, or a tiny one.
-        width: Channels of the U-Net's first level, instead of the preset's.
-        learning_rate: Base rate, instead of the preset's.
-        scale_lr: Whether the rate is base x processes x batch size, instead of the preset's choice.
-        warmup_steps: Steps of linear warm-up.
-        loss: l1 or l2, instead of the preset's.
-        prediction_type: What the U-Net predicts.
-        beta_schedule: Family of the noise schedule.
-        scale_factor: What latents are multiplied with; by default 1/std of the first batch (KL) or 1 (VQ).
-        learn_logvar: Whether a log-variance per timestep is learned.
-        elbo_weight: Weight of the variational bound.
-        condition_drop: Share of rows trained without condition; by default 0.1 for sequences and 0 for maps.
-        ema_decay: Largest decay of the averaged weights.
-        text_encoder: Directory or hub id of a transformers text encoder; by default one trains along.
-        train_text_encoder: Whether the named encoder trains along.
-        degradation: How low-resolution images are made for upscale.
-        cache: Whether images are encoded once, before training (upscale with bsr and inpaint never do).
-    """
-
-    preset: Literal["paper", "tiny"] = "tiny"
-    width: int | None = None
-    learning_rate: float | None = None
-    scale_lr: bool | None = None
-    warmup_steps: int = 0
-    loss: Literal["l1", "l2"] | None = None
-    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
-    beta_schedule: Literal["scaled_linear", "linear", "cosine", "sqrt"] = "scaled_linear"
-    scale_factor: float | None = None
-    learn_logvar: bool = False
-    elbo_weight: float = 0.0
-    condition_drop: float | None = None
-    ema_decay: float = 0.9999
-    text_encoder: str | None = None
-    train_text_encoder: bool = False
-    degradation: Literal["bicubic", "bsr"] = "bicubic"
-    cache: bool = True
-
-    def recipe(self, task: str) -> Recipe:
-        """Return the task's recipe with these options in place."""
-        chosen = {
-            name: value
-            for name in ("width", "learning_rate", "scale_lr", "loss")
-            if (value := getattr(self, name)) is not None
-        }
-        return replace(recipe(task, self.preset), **chosen)
 
 
 @dataclass(frozen=True)
@@ -141,7 +89,7 @@ def build(
         loss=made_by.loss,
         learning_rate=made_by.learning_rate,
         scale_lr=made_by.scale_lr,
-        batch_size=run.batch_size,
+        batch_size=run.batch_size // run.devices,
         scale_factor=options.scale_factor or (1.0 if is_vq else "std"),
         learn_logvar=options.learn_logvar,
         elbo_weight=options.elbo_weight,
@@ -214,13 +162,13 @@ def train(
     size: int | None = None,
     scenes: int = 4096,
     validation_share: float = 0.05,
-    model: DiffusionOptions | None = None,
-    run: RunOptions | None = None,
+    model: Spread[DiffusionOptions] = DiffusionOptions(),
+    run: Spread[RunOptions] = RunOptions(),
 ) -> TrainedDiffusion:
     """Train a latent diffusion model and write it as a diffusers pipeline, `OUT/pipeline`.
 
-    `OUT` holds config.yaml, metrics.csv, TensorBoard logs, checkpoints and cached latents. A killed run
-    goes on with --resume, to the numbers of an uninterrupted one.
+    `OUT` holds config.json, metrics.csv, TensorBoard's events, checkpoints and cached latents. The same command goes on
+    with a run that was stopped, to the numbers of an uninterrupted one.
 
     Args:
         task: What the images are conditioned on.
@@ -237,43 +185,36 @@ def train(
     Raises:
         InputError: When an option is out of range, the data do not fit, or `out` holds another run.
     """
-    model, run, out = model or DiffusionOptions(), run or RunOptions(), Path(out)
-    check_folder(out / "pipeline", HOST_FOLDER, sources=(vae, data))
-    trainer = make_trainer(out, run, accumulate=run.accumulate)
+    out = Path(out)
+    settings = {"task": task, "data": data, "size": size, "scenes": scenes, "vae": vae}
+    settings |= {"validation_share": validation_share, "model": model, "run": run}
+    check_run(out, settings)
+    check_folder(out / "pipeline", HOST_FOLDER, sources=(data, vae))
     first_stage = load_first_stage(vae)
     loaded = load_task_data(task, data, size, scenes)
     parts = holdout(loaded.images, validation_share, run.seed)
-    check_number("batch_size", run.batch_size, low=1, high=len(parts[0]) // run.devices, integer=True)
+    # Before the latents are cached: the batch must fit.
+    Batches(Rows(loaded.images, parts[0]), run.batch_size, accumulate=run.accumulate)
     module = build(task, loaded, first_stage, model, run)
-    settings = {"task": task, "data": data, "size": size, "scenes": scenes, "vae": vae}
-    settings |= {"validation_share": validation_share, "batch_size": run.batch_size, "seed": run.seed}
-    settings["accumulate"] = run.accumulate
-    checkpoint = open_run(out, settings | asdict(model), run.resume)
-    rows, transform = prepare_rows(task, loaded, module, model, out)
-    loaders = [
-        ResumableLoader(
-            Rows(rows, part),
-            min(run.batch_size, len(part) // run.devices),
-            seed=run.seed,
-            num_workers=run.num_workers,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
-            transform=transform,
-            repeat=part is parts[1],
-            accumulate=run.accumulate if part is parts[0] else 1,
+    with open_run(out, settings) as opened:
+        rows, transform = prepare_rows(task, loaded, module, model, out)
+        common = {"seed": run.seed, "num_workers": run.num_workers, "transform": transform}
+        held = min(run.batch_size, len(parts[1]) // run.devices * run.devices) or run.devices
+        done = fit(
+            module,
+            Batches(Rows(rows, parts[0]), run.batch_size, accumulate=run.accumulate, **common),
+            run=opened,
+            options=run,
+            validation=Batches(Rows(rows, parts[1]), held, repeat=True, **common),
+            validate_every=run.validate_every,
         )
-        for part in parts
-    ]
-    trainer.fit(module, *loaders, ckpt_path=checkpoint, weights_only=True)
-    trainer.save_checkpoint(out / CHECKPOINT, weights_only=False)
-    trainer.validate(module, loaders[1], verbose=False)
-    if trainer.is_global_zero:
-        export_diffusers(module, out / "pipeline")
+        if module.global_rank == 0:
+            export_diffusers(module, out / "pipeline")
     index = json.loads((out / "pipeline" / "model_index.json").read_text())
     return TrainedDiffusion(
         out / "pipeline",
         module.batches_seen,
-        float(trainer.callback_metrics["val/loss_ema"]),
+        done.validation["val/loss_ema"],
         float(module.scale_factor),
         index["_class_name"],
     )
@@ -308,15 +249,13 @@ def export(run: Path, out: Path, *, ema: bool = True) -> Exported:
     """
     check_folder(out, HOST_FOLDER, sources=(run,))
     run, checkpoint = Path(run), Path(run) / CHECKPOINT
-    if not (run / CONFIG_NAME).is_file() or not checkpoint.is_file():
+    settings = read_settings(run)
+    if not checkpoint.is_file() or "task" not in settings:
         raise ArtifactError(
             f"{run} holds no training run with a checkpoint ({CHECKPOINT}); name a folder of train"
         )
-    settings = json.loads((run / CONFIG_NAME).read_text())
-    names = DiffusionOptions.__dataclass_fields__
-    options = DiffusionOptions(**{name: settings[name] for name in names})
+    options, run_options = DiffusionOptions(**settings["model"]), RunOptions(**settings["run"])
     loaded = load_task_data(settings["task"], settings["data"], settings["size"], settings["scenes"])
-    run_options = RunOptions(batch_size=settings["batch_size"], seed=settings["seed"])
     module = build(settings["task"], loaded, load_first_stage(settings["vae"]), options, run_options)
     stored = torch.load(checkpoint, map_location="cpu", weights_only=True)
     module.load_state_dict(stored["state_dict"])

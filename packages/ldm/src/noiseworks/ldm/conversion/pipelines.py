@@ -16,13 +16,13 @@ import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from noiseworks.core.errors import InputError
 from noiseworks.core.models import resolve_model, without_loading_bars
-from noiseworks.ldm.conditioning import Box, Conditioner, TextConditioner
+from noiseworks.ldm.conditioning.conditioners import Box, Conditioner, TextConditioner
+from noiseworks.ldm.conditioning.retrieval import NeighborConditioner
+from noiseworks.ldm.conditioning.spatial import LowResConditioner, MaskConditioner
 from noiseworks.ldm.data import to_uint8
-from noiseworks.ldm.model import LatentModel
-from noiseworks.ldm.retrieval import NeighborConditioner
-from noiseworks.ldm.samplers import SampleSettings
-from noiseworks.ldm.sampling import sample
-from noiseworks.ldm.spatial_conditioning import LowResConditioner, MaskConditioner
+from noiseworks.ldm.diffusion.model import LatentModel
+from noiseworks.ldm.diffusion.samplers import SampleSettings
+from noiseworks.ldm.diffusion.sampling import sample
 from torch import Tensor, nn
 
 
@@ -46,7 +46,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         self.register_modules(unet=unet, vae=vae, scheduler=scheduler, conditioner=conditioner)
 
     def latent_model(self) -> LatentModel:
-        """Return what `noiseworks.ldm.sampling.sample` takes."""
+        """Return what `noiseworks.ldm.diffusion.sampling.sample` takes."""
         return LatentModel(
             self.unet, self.vae, self.scheduler, self.conditioner, float(self.vae.config.scaling_factor)
         )

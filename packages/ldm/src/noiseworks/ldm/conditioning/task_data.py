@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from noiseworks.core.checks import check_number
 from noiseworks.core.errors import InputError
+from noiseworks.kits.training import TensorTable
 from noiseworks.ldm.data import ImageFolder, load_images, to_tensor
-from noiseworks.ldm.loader import TensorTable
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -66,7 +66,7 @@ def load_task_data(task: str, data: str | Path, size: int | None = None, scenes:
     """Return the data of a task.
 
     Args:
-        task: Of `noiseworks.ldm.recipes.TASKS`.
+        task: Of `noiseworks.ldm.diffusion.recipes.TASKS`.
         data: `"shapes"` (the testbed's scenes, 32 px); an `.npz` with `images` `[N, H, W, 3]` and the task's
             array: `label` int `[N]`, `caption` strings `[N]`, `layout` float `[N, K, 5]` of (class, x0, y0,
                 x1,
@@ -138,7 +138,7 @@ def scene_data(task: str, drawn: Sequence[Any]) -> TaskData:
     every object, and maps have class 0 for the background and 1 + the pair elsewhere.
 
     Args:
-        task: Of `noiseworks.ldm.recipes.TASKS`.
+        task: Of `noiseworks.ldm.diffusion.recipes.TASKS`.
         drawn: Scenes of `noiseworks.bench.testbeds.shapes.sample_scenes`.
     """
     shapes, column = _shapes(), COLUMNS.get(task.removesuffix("-large"))

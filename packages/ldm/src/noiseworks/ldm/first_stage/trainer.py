@@ -1,6 +1,5 @@
 """Training of the first stage: a diffusers `AutoencoderKL` or `VQModel` and its discriminator."""
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,14 +11,13 @@ import torch.nn.functional as F
 from noiseworks.core.checks import check_finite, check_number
 from noiseworks.core.errors import InputError, UnsupportedHostError
 from noiseworks.kits.images import peak_signal_to_noise
-from noiseworks.ldm import codebook as vq
-from noiseworks.ldm.loader import loader_position, restore_loader
-from noiseworks.ldm.losses import (
+from noiseworks.kits.training import Average, warm_decay
+from noiseworks.ldm.first_stage import codebook as vq
+from noiseworks.ldm.first_stage.losses import (
     PerceptualAdversarialLoss,
     kl_to_standard_normal,
     recorded_input,
 )
-from noiseworks.ldm.objective import ema_decay
 from torch import Tensor, nn
 
 _NOISE, _RESIZE, _RESTART = range(3)
@@ -98,7 +96,7 @@ class FirstStageTrainer(L.LightningModule):
             an averaged codebook move once a step. λ is that of each batch.
 
     Attributes:
-        average: The averaged autoencoder, or None.
+        average: The averaged autoencoder (`average.model`), or None.
         batches_done: Number of batches trained on.
 
     Raises:
@@ -137,14 +135,12 @@ class FirstStageTrainer(L.LightningModule):
         self.vae, self.loss = vae.train().requires_grad_(True), loss
         self.learning_rate, self.betas, self.seed = learning_rate, betas, seed
         self.disc_learning_rate = disc_learning_rate if disc_learning_rate is not None else learning_rate
-        self.ema_decay = ema_decay
-        self.average = copy.deepcopy(vae).requires_grad_(False).eval() if ema_decay is not None else None
+        self.average = None if ema_decay is None else Average(vae, warm_decay(ema_decay))
         self.codebook_options = codebook or CodebookOptions()
         self.codebook_average: vq.CodebookAverage | None = None
         if kind == "vq":
             self._prepare_codebook(vae.quantize.embedding)
         self.batches_done = 0
-        self._loader: dict[str, int] | None = None
 
     def _prepare_codebook(self, embedding: nn.Embedding) -> None:
         options = self.codebook_options
@@ -186,7 +182,7 @@ class FirstStageTrainer(L.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Reconstruct images [B, C, H, W] in [-1, 1] from mean latents, with averaged weights if present."""
-        vae = self.average if self.average is not None else self.vae
+        vae = self.vae if self.average is None else self.average.model
         return self.decode(vae, self.encode(vae, images, None).latents)
 
     # Training -----------------------------------------------------------------------------------------------
@@ -223,8 +219,8 @@ class FirstStageTrainer(L.LightningModule):
             log |= self._codebook_step(encoded.codes, encoded.vectors)
         stepped = self.completes_window
         self.batches_done += 1
-        if stepped:
-            self.update_average()
+        if stepped and self.average is not None:
+            self.average.update(self.vae)
         several = self.trainer.world_size > 1
         self.log_dict({f"train/{name}": item for name, item in log.items()}, sync_dist=several)
         self.log("loss", value, prog_bar=True, logger=False)
@@ -292,15 +288,6 @@ class FirstStageTrainer(L.LightningModule):
             self.trainer.strategy.reduce(tensor, reduce_op="sum") if self.trainer.world_size > 1 else tensor
         )
 
-    @torch.no_grad()
-    def update_average(self) -> None:
-        """Move the averaged weights towards the trained ones; n counts updates from 1."""
-        if self.average is None:
-            return
-        decay = ema_decay(self.batches_done // self.accumulate, self.ema_decay)
-        own, averaged = list(self.vae.parameters()), list(self.average.parameters())
-        torch._foreach_lerp_(averaged, [parameter.detach() for parameter in own], 1 - decay)
-
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Log `val/rec_loss`, which selects checkpoints, and the PSNR, with averaged weights if present."""
         images, _, weights = self.read_batch(batch, resize=False)
@@ -325,19 +312,12 @@ class FirstStageTrainer(L.LightningModule):
         return found
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the batch counter and the loader's position."""
+        """Store the batch counter."""
         checkpoint["batches_done"] = self.batches_done
-        checkpoint["loader_position"] = loader_position(self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the batch counter and the loader's position."""
+        """Restore the batch counter."""
         self.batches_done = checkpoint["batches_done"]
-        self._loader = checkpoint["loader_position"]
-
-    def on_train_start(self) -> None:
-        """Set the loader's position in a resumed run."""
-        restore_loader(self.trainer, self._loader)
-        self._loader = None
 
     # Randomness and batches ---------------------------------------------------------------------------------
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from noiseworks.core.errors import InputError
 from noiseworks.core.models import resolve_model
-from noiseworks.ldm.conditioning import Conditioner
-from noiseworks.ldm.tiling import Tiles, tiled_decode, tiled_encode
+from noiseworks.ldm.conditioning.conditioners import Conditioner
+from noiseworks.ldm.diffusion.tiling import Tiles, tiled_decode, tiled_encode
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, VQModel
-    from noiseworks.ldm.diffusion import LatentDiffusionTrainer
+    from noiseworks.ldm.diffusion.trainer import LatentDiffusionTrainer
 
 
 @dataclass(frozen=True)

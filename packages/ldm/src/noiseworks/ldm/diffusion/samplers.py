@@ -12,8 +12,8 @@ from noiseworks.core.noise import SeedSpec, bernoulli, normal
 from noiseworks.core.params import to_epsilon, to_x0
 from noiseworks.core.schedules import Level, add_noise
 from noiseworks.core.steps import ddim_step
-from noiseworks.ldm.model import LatentModel
-from noiseworks.ldm.tiling import Tiles
+from noiseworks.ldm.diffusion.model import LatentModel
+from noiseworks.ldm.diffusion.tiling import Tiles
 from torch import Tensor
 
 SAMPLERS = ("ddim", "plms", "ddpm")

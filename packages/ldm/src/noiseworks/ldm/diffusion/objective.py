@@ -1,9 +1,9 @@
-"""The formulas of training: schedule, forward process, targets, weights and averaging (equations 1 to 4)."""
+"""The formulas of training: schedule, forward process, targets and weights (equations 1 to 4)."""
 
 import numpy as np
 import torch
 from noiseworks.core.checks import check_choice, check_number
-from noiseworks.ldm.conditioning import Condition
+from noiseworks.ldm.conditioning.conditioners import Condition
 from torch import Tensor, nn
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
@@ -63,11 +63,6 @@ def elbo_weights(alphas_cumprod: Tensor, prediction_type: str) -> Tensor:
     weights = weights * {"epsilon": 1 / snr, "sample": 1.0, "v_prediction": 1 - abar}[prediction_type]
     weights[0] = weights[1]
     return weights.float()
-
-
-def ema_decay(updates: int, decay: float = 0.9999) -> float:
-    """Return the decay of the n-th update, min(decay, (1 + n) / (10 + n)), n counted from 1."""
-    return min(decay, (1 + updates) / (10 + updates))
 
 
 def run_unet(unet: nn.Module, latents: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from noiseworks.core.artifacts import HOST_FOLDER, atomic_directory, check_folder
 from noiseworks.core.errors import InputError
-from noiseworks.ldm.conditioning import ClassConditioner, Conditioner, TextConditioner
-from noiseworks.ldm.export import assemble
-from noiseworks.ldm.objective import make_scheduler
-from noiseworks.ldm.original_names import State, convert_first_stage, convert_unet, load_strictly
-from noiseworks.ldm.retrieval import NeighborConditioner
-from noiseworks.ldm.spatial_conditioning import LowResConditioner, MaskConditioner, SemanticConditioner
+from noiseworks.ldm.conditioning.conditioners import ClassConditioner, Conditioner, TextConditioner
+from noiseworks.ldm.conditioning.retrieval import NeighborConditioner
+from noiseworks.ldm.conditioning.spatial import LowResConditioner, MaskConditioner, SemanticConditioner
+from noiseworks.ldm.conversion.export import assemble
+from noiseworks.ldm.conversion.original_names import State, convert_first_stage, convert_unet, load_strictly
+from noiseworks.ldm.diffusion.objective import make_scheduler
 from torch import Tensor, nn
 
 if TYPE_CHECKING:

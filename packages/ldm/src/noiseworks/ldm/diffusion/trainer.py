@@ -1,6 +1,5 @@
 """Training of the second stage: a denoiser in the latents of a frozen first stage (sections 3.2, 3.3)."""
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,12 +11,11 @@ from noiseworks.core.checks import check_choice, check_finite, check_number
 from noiseworks.core.errors import InputError
 from noiseworks.core.params import from_x0_epsilon
 from noiseworks.core.schedules import Level, add_noise
-from noiseworks.ldm.conditioning import KINDS, Condition, Conditioner
-from noiseworks.ldm.loader import loader_position, restore_loader
-from noiseworks.ldm.objective import (
+from noiseworks.kits.training import Average, warm_decay
+from noiseworks.ldm.conditioning.conditioners import KINDS, Condition, Conditioner
+from noiseworks.ldm.diffusion.objective import (
     PREDICTIONS,
     elbo_weights,
-    ema_decay,
     make_scheduler,
     run_unet,
 )
@@ -102,7 +100,7 @@ class LatentDiffusionTrainer(L.LightningModule):
         self.loss_kind, self.elbo_weight = loss, elbo_weight
         self.base_rate, self.scale_lr, self.batch_size = learning_rate, scale_lr, batch_size
         self.weight_decay, self.warmup_steps, self.lr_schedule = weight_decay, warmup_steps, lr_schedule
-        self.max_decay, self.seed = ema_decay, seed
+        self.seed = seed
         self.condition_drop = self._checked_drop(condition_drop)
         self.prediction_type = self.scheduler.config.prediction_type
         check_choice("prediction_type", self.prediction_type, PREDICTIONS)
@@ -112,11 +110,16 @@ class LatentDiffusionTrainer(L.LightningModule):
         fixed = math.nan if scale_factor == "std" else float(scale_factor)
         self.register_buffer("scale_factor", torch.tensor(fixed))
         self.logvar = nn.Parameter(torch.zeros(len(abar))) if learn_logvar else None
-        self.ema = nn.ModuleDict(
-            {name: _frozen_copy(module) for name, module in self.trained_modules().items()}
+        decay = warm_decay(ema_decay)
+        self.averages = nn.ModuleDict(
+            {name: Average(module, decay) for name, module in self.trained_modules().items()}
         )
-        self.batches_seen, self.ema_updates = 0, 0
-        self._resumed: dict[str, Any] | None = None
+        self.batches_seen = 0
+
+    @property
+    def ema(self) -> dict[str, nn.Module]:
+        """The averaged U-Net and, where it trains, the averaged conditioner."""
+        return {name: average.model for name, average in self.averages.items()}
 
     def trained_modules(self) -> dict[str, nn.Module]:
         """Return what trains and is averaged: the U-Net, and the conditioner if it has weights to train."""
@@ -266,21 +269,14 @@ class LatentDiffusionTrainer(L.LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.update_ema()
 
-    @torch.no_grad()
     def update_ema(self) -> None:
-        """Move the averaged weights towards the trained ones: shadow += (1 - decay)(weight - shadow)."""
-        self.ema_updates += 1
-        decay = ema_decay(self.ema_updates, self.max_decay)
+        """Move the averaged weights towards the trained ones."""
         for name, module in self.trained_modules().items():
-            shadows, weights = list(self.ema[name].parameters()), [p.detach() for p in module.parameters()]
-            torch._foreach_lerp_(shadows, weights, 1 - decay)
-            for shadow, buffer in zip(self.ema[name].buffers(), module.buffers(), strict=True):
-                shadow.copy_(buffer)
+            self.averages[name].update(module)
 
     def train(self, mode: bool = True) -> "LatentDiffusionTrainer":
-        """Set the mode; the first stage and the averaged weights stay in evaluation mode."""
+        """Set the mode, but the first stage stays in evaluation mode, as do the averaged weights."""
         super().train(mode)
-        self.ema.eval()
         if self.vae is not None:
             self.vae.eval()
         return self
@@ -288,27 +284,12 @@ class LatentDiffusionTrainer(L.LightningModule):
     # --- checkpoints ---------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the counters that noise and averaging depend on, and the global random state (dropout)."""
-        checkpoint["latent_diffusion"] = {
-            "batches_seen": self.batches_seen,
-            "ema_updates": self.ema_updates,
-            "random_state": torch.get_rng_state(),
-            "loader": loader_position(self.trainer),
-        }
+        """Store the counter that noise depends on."""
+        checkpoint["batches_seen"] = self.batches_seen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore what `on_save_checkpoint` stored."""
-        state = checkpoint["latent_diffusion"]
-        self.batches_seen, self.ema_updates = state["batches_seen"], state["ema_updates"]
-        self._resumed = state
-
-    def on_train_start(self) -> None:
-        """Set loader position and random state of a resumed run, after everything that draws in setting up."""
-        if self._resumed is None:
-            return
-        torch.set_rng_state(self._resumed["random_state"].cpu())
-        restore_loader(self.trainer, self._resumed["loader"])
-        self._resumed = None
+        """Restore it."""
+        self.batches_seen = checkpoint["batches_seen"]
 
 
 def draw_noise(
@@ -337,7 +318,3 @@ def _checked_kind(kind: str | None, conditioner: Conditioner | None) -> str:
             f"kind {kind!r} does not fit the conditioner, which gives {expected!r}; leave kind out"
         )
     return kind
-
-
-def _frozen_copy(module: nn.Module) -> nn.Module:
-    return copy.deepcopy(module).eval().requires_grad_(False)

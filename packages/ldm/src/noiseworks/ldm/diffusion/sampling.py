@@ -9,12 +9,12 @@ import torch
 from noiseworks.core.checks import check_number
 from noiseworks.core.errors import InputError
 from noiseworks.core.params import guide
-from noiseworks.ldm.conditioning import Condition
-from noiseworks.ldm.model import LatentModel
-from noiseworks.ldm.objective import run_unet
-from noiseworks.ldm.samplers import OnStep, SampleSettings, sample_latents, sampling_levels
-from noiseworks.ldm.spatial_conditioning import check_mask
-from noiseworks.ldm.tiling import tiled_unet
+from noiseworks.ldm.conditioning.conditioners import Condition
+from noiseworks.ldm.conditioning.spatial import check_mask
+from noiseworks.ldm.diffusion.model import LatentModel
+from noiseworks.ldm.diffusion.objective import run_unet
+from noiseworks.ldm.diffusion.samplers import OnStep, SampleSettings, sample_latents, sampling_levels
+from noiseworks.ldm.diffusion.tiling import tiled_unet
 from torch import Tensor, nn
 
 ScoreCorrector = Callable[[Tensor, Tensor, int, Condition], Tensor]

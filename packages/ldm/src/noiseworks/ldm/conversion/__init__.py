@@ -1,0 +1,1 @@
+"""To and from other formats: the authors' checkpoints in, diffusers pipelines out."""
