@@ -25,6 +25,7 @@ FOLDERS = {
     "ldm export": ("ldm export nowhere {out}", "."),
     "ldm train": ("ldm train class nowhere {out} --vae nowhere --batches 1", "pipeline"),
     "ldm train-ae": ("ldm train-ae nowhere {out} --batches 1", "vae"),
+    "ldm sample": ("ldm sample nowhere {out}", "."),
     "bench train-testbed": ("bench train-testbed shapes --out {out}", "model"),
 }
 
@@ -61,7 +62,7 @@ def test_a_foreign_file_in_the_folder_survives(tmp_path, monkeypatch, capsys, na
 def test_a_folder_without_a_name_of_its_own_is_refused(tmp_path, monkeypatch, capsys, name, bad):
     monkeypatch.chdir(tmp_path)
     error = refusal(FOLDERS[name][0].format(out=bad), capsys)
-    assert "output folder" in error
+    assert "the output" in error
     assert not list(tmp_path.iterdir())
 
 
@@ -72,3 +73,32 @@ def test_a_source_is_never_its_own_target(tmp_path, monkeypatch, capsys, line):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own").mkdir()
     assert "would replace its source own" in refusal(line, capsys)
+
+
+# Commands that write a file.
+FILES = {
+    "first-hitting sample": "first-hitting sample --model nowhere --prompt x --out {out}",
+    "first-hitting compare": "first-hitting compare --model nowhere --out {out}",
+    "mdpo generate": "mdpo generate --model nowhere --prompt x --trace {out}",
+    "mdpo eval": "mdpo eval --model nowhere --out {out}",
+    "mdpo select": "mdpo select --model nowhere --data nowhere --out {out}",
+    "mdpo viz": "mdpo viz nowhere --out {out}",
+    "rti-dp eval": "rti-dp eval --model nowhere --record {out}",
+    "rti-dp eval, video": "rti-dp eval --model nowhere --video {out}",
+    "streaming-dp rollout": "streaming-dp rollout --policy nowhere --video {out}",
+    "mode usage": "mode usage nowhere --out {out}",
+    "mode eval": "mode eval nowhere --video {out}",
+    "bac heatmap": "bac heatmap nowhere --out {out}",
+    "bac errors": "bac errors --model nowhere --plan nowhere --out {out}",
+    "bac eval": "bac eval --model nowhere --video {out}",
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_folder_at_the_name_of_a_file_is_refused(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    endings = {"video": ".webp", "record": ".npz", "usage": ".png", "bac": ".svg"}
+    target = "out" + next((end for word, end in endings.items() if word in FILES[name]), ".json")
+    (tmp_path / target).mkdir()
+    assert "is a folder" in refusal(FILES[name].format(out=target), capsys)
+    assert [path.name for path in tmp_path.iterdir()] == [target]

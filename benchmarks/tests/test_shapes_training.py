@@ -22,6 +22,10 @@ TINY = {"rows": 150, "tune_sample": 2, "card_sample": 2}
         ({"name": "shapes", "captions": "some"}, "captions must be"),
         ({"name": "shapes", "clean_until": 1.5}, "clean_until must be"),
         ({"name": "shapes", "processes": 0}, "processes must be"),
+        ({"name": "shapes", "rows": 0}, "rows must be"),
+        ({"name": "shapes", "tune_sample": 0}, "tune_sample must be"),
+        ({"name": "shapes", "card_sample": 0}, "card_sample must be"),
+        ({"name": "shapes", "device": "zz"}, "zz"),
         ({"name": "shapes", "evaluate_every": float("nan")}, "evaluate_every must be"),
     ],
 )

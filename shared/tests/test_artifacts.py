@@ -261,7 +261,7 @@ def test_names_that_are_no_folder_of_their_own_are_refused(tmp_path, monkeypatch
         with pytest.raises(InputError, match=r"no name of its own|current folder or above it"):
             check_folder(name, "mask")
     for name in ("a\0b", "x" * 256, "missing/" + "ä" * 128, "/".join(["d" * 200] * 25)):
-        with pytest.raises(InputError, match="name another folder"):
+        with pytest.raises(InputError, match="choose another name"):
             check_writable(name)
     check_folder("x" * 255, "mask")
 
@@ -274,3 +274,22 @@ def test_a_source_is_neither_the_target_nor_inside_it(tmp_path):
             check_folder(path, "mask", sources=(None, "testbed:shapes", source))
     check_folder(path, "mask", sources=(None, "testbed:shapes", tmp_path))
     shutil.rmtree(path)
+
+
+@pytest.mark.parametrize("content", [b"[1]", b"3", b"{", b"", b"\xff"])
+def test_json_that_is_no_object_is_refused(tmp_path, content):
+    path = saved(tmp_path) / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"config\.json is no artifact of kind 'mask'"):
+        load_artifact(path.parent, "mask")
+
+
+def test_tensors_that_hold_nan_are_refused_by_name(tmp_path):
+    bad = float("nan")
+    path = tmp_path / "artifact"
+    save_artifact(path, "mask", {}, {"scores": torch.tensor([-torch.inf, bad]), "r2": torch.tensor([bad])})
+    with pytest.raises(ArtifactError, match=r"scores in .* holds NaN"):
+        load_artifact(path, "mask", loose=("r2",))
+    with pytest.raises(ArtifactError, match="holds NaN"):
+        load_artifact(path, "mask", loose=("scores",))
+    assert set(load_artifact(path, "mask", loose=("r2", "scores"))[1]) == {"r2", "scores"}

@@ -2,11 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from noiseworks.core.checks import check_choice, check_finite, check_number
+from noiseworks.core.checks import check_choice, check_finite, check_number, check_seed
 from noiseworks.core.errors import InputError, NonFiniteError
 
 
@@ -71,3 +72,16 @@ def test_non_finite_tensors_stop_the_run_with_tensor_and_step(bad):
 def test_input_errors_are_value_errors():
     with pytest.raises(ValueError, match="must be"):
         check_number("x", -1, low=0)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.0, True, "1", float("nan")])
+def test_seeds_that_a_generator_does_not_take_are_refused(seed):
+    with pytest.raises(InputError, match=r"seed must be a whole number from 0 to 2\^63 - 1"):
+        check_seed("seed", seed)
+
+
+@pytest.mark.parametrize("seed", [0, 2**32, 2**63 - 1])
+def test_seeds_that_are_allowed_are_taken_by_every_generator(seed):
+    check_seed("seed", seed)
+    np.random.default_rng(seed)
+    torch.Generator().manual_seed(seed + 1000)

@@ -1,5 +1,6 @@
 """Other libraries' policies as hosts, on stand-ins with their published attributes, and on the real one."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -9,13 +10,15 @@ from noiseworks.kits.policies import (
     ConditionalUnet1D,
     DiffusionPolicy,
     LinearNormalizer,
+    NativePolicy,
+    PolicyConfig,
     TransformerForDiffusion,
     as_host,
     load_host,
     make_scheduler,
 )
 from noiseworks.kits.policies.hosts.diffusion_policy import OriginalHost
-from noiseworks.kits.policies.hosts.lerobot import LeRobotHost
+from noiseworks.kits.policies.hosts.lerobot import LeRobotHost, read_statistics
 from torch import nn
 
 
@@ -314,3 +317,33 @@ def test_a_normaliser_is_for_policies_without_their_own(real_lerobot):
     assert as_host(real_lerobot, normalizer).normalizer is normalizer
     with pytest.raises(InputError, match="own normaliser"):
         as_host(original(), normalizer)
+
+
+@pytest.mark.parametrize("name", ["../../../etc/shadow", "/etc/shadow", "below/state.safetensors"])
+def test_a_lerobot_processor_reads_no_file_outside_of_its_folder(tmp_path, name):
+    step = {"registry_name": "normalizer_processor", "state_file": name}
+    step["config"] = {"features": {}, "norm_map": {}}
+    (tmp_path / "processor.json").write_text(json.dumps({"steps": [step]}))
+    with pytest.raises(ArtifactError, match="outside of the policy's folder"):
+        read_statistics(tmp_path, "processor.json", "normalizer_processor")
+
+
+@pytest.mark.parametrize("content", ["[1]", "3", "{", ""])
+def test_a_policy_whose_configuration_is_no_object_is_refused(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ArtifactError, match=r"config\.json is no policy"):
+        load_host(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["nan", "cut"])
+def test_a_policy_with_broken_weights_is_refused_in_one_line(tmp_path, damage):
+    policy = NativePolicy(PolicyConfig(down_dims=(8, 16), kernel_size=3, step_embed_dim=8))
+    if damage == "nan":
+        next(policy.net.parameters()).data[0] = float("nan")
+    policy.save_pretrained(tmp_path / "policy")
+    if damage == "cut":
+        weights = tmp_path / "policy" / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ArtifactError, match=r"holds NaN|corrupt or incomplete") as refused:
+        load_host(tmp_path / "policy")
+    assert "\n" not in str(refused.value)

@@ -9,12 +9,11 @@ are printed as JSON.
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import get_args
 
 import torch
+from noiseworks.core.timing import in_turns, work_clock
 from noiseworks.freecache import Caching, Decoded, FreeCache, Sampling, freecache_generate
 from noiseworks.freecache.options import CommitRule
 from noiseworks.kits.masked_lm import make_llada
@@ -37,18 +36,11 @@ def forms_of(model: nn.Module, sampling: Sampling) -> dict[str, Callable[[Tensor
 
 def measure(forms: dict, prompts: Tensor, turns: int, device: str) -> dict[str, dict[str, float]]:
     """Return median seconds and rows of each form."""
-    # On a CPU the process's own time, which other work on the machine does not count in.
-    clock = time.process_time if device == "cpu" else time.perf_counter
-    seconds, rows = {name: [] for name in forms}, {}
-    for turn in range(turns + 1):
-        for name, complete in forms.items():
-            begin = clock()
-            rows[name] = complete(prompts).stats.rows
-            if device.startswith("cuda"):
-                torch.cuda.synchronize()
-            if turn:  # the first turn warms up
-                seconds[name].append(clock() - begin)
-    return {name: {"seconds": statistics.median(seconds[name]), "rows": rows[name]} for name in forms}
+    arms = {
+        name: lambda turn, complete=complete: complete(prompts).stats.rows for name, complete in forms.items()
+    }
+    times = in_turns(arms, turns, device=device, clock=work_clock(device), keep=True)
+    return {name: {"seconds": one.median, "rows": one.results[-1]} for name, one in times.items()}
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -9,11 +9,10 @@ code at the same distance to 1e-5 are printed as JSON.
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
+from noiseworks.core.timing import in_turns
 from noiseworks.ldm.first_stage.codebook import nearest_codes
 from torch import Tensor
 
@@ -47,18 +46,10 @@ def main() -> None:
     }
     if chosen.compile:
         forms["compiled"] = torch.compile(nearest_codes)
-    seconds: dict[str, list[float]] = {name: [] for name in forms}
-    codes: dict[str, Tensor] = {}
-    for turn in range(chosen.turns + 1):
-        for name, form in forms.items():
-            start = time.perf_counter()
-            codes[name] = form(latents, codebook)
-            if chosen.device.startswith("cuda"):
-                torch.cuda.synchronize()
-            if turn:  # the first turn warms up
-                seconds[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    reach = {name: (latents - codebook[found]).norm(dim=1) for name, found in codes.items()}
+    arms = {name: lambda turn, form=form: form(latents, codebook) for name, form in forms.items()}
+    times = in_turns(arms, chosen.turns, device=chosen.device, keep=True)
+    medians = {name: one.median for name, one in times.items()}
+    reach = {name: (latents - codebook[one.results[-1]]).norm(dim=1) for name, one in times.items()}
     report = {
         "seconds": medians,
         "ratio": {name: value / medians["search"] for name, value in medians.items()},

@@ -8,10 +8,9 @@ medians is printed as JSON, with whether they drew the same completions. Either 
 
 import argparse
 import json
-import statistics
-import time
 
 import torch
+from noiseworks.core.timing import in_turns, work_clock
 from noiseworks.kits.masked_lm import detect_host, make_llada
 from noiseworks.mdpo import Decoding, rcr_generate
 from torch import Tensor
@@ -37,29 +36,17 @@ def main() -> None:
         rows = prompt.expand(len(seeds), -1)
         return rcr_generate(model, rows, decoding, spec=spec, seeds=seeds, record=True).sequences
 
-    def batched() -> Tensor:
-        return draw(range(chosen.rollouts))
-
-    def one_by_one() -> Tensor:
-        return torch.cat([draw(range(seed, seed + 1)) for seed in range(chosen.rollouts)])
-
-    # On a CPU the process's own time, which other work on the machine does not count in.
-    clock = time.process_time if chosen.device == "cpu" else time.perf_counter
-    seconds: dict[str, list[float]] = {"batched": [], "one_by_one": []}
-    made: dict[str, Tensor] = {}
-    for turn in range(chosen.turns + 1):
-        for form in (batched, one_by_one):
-            start = clock()
-            made[form.__name__] = form()
-            if chosen.device.startswith("cuda"):
-                torch.cuda.synchronize()
-            if turn:  # the first turn warms up
-                seconds[form.__name__].append(clock() - start)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    arms = {
+        "batched": lambda turn: draw(range(chosen.rollouts)),
+        "one_by_one": lambda turn: torch.cat([draw(range(s, s + 1)) for s in range(chosen.rollouts)]),
+    }
+    clock = work_clock(chosen.device)
+    times = in_turns(arms, chosen.turns, device=chosen.device, clock=clock, keep=True)
+    medians = {name: one.median for name, one in times.items()}
     report = {
         "seconds": medians,
         "ratio": medians["one_by_one"] / medians["batched"],
-        "same_completions": torch.equal(*made.values()),
+        "same_completions": torch.equal(*(one.results[-1] for one in times.values())),
     }
     print(json.dumps(vars(chosen) | report, indent=2))
 

@@ -10,24 +10,12 @@ import argparse
 import copy
 import json
 import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
+from noiseworks.core.timing import in_turns
 from noiseworks.kits.policies import DiffusionPolicy, NativePolicy, PolicyConfig, reverse_step_
 from noiseworks.streaming_dp import StreamingPolicy, convert
-
-
-def seconds(turns: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Return the seconds of each turn, the first two of which warm up."""
-    found = {name: [] for name in turns}
-    for number in range(repeats + 2):
-        for name, turn in turns.items():
-            begin = time.process_time()
-            turn()
-            if number >= 2:
-                found[name].append(time.process_time() - begin)
-    return found
 
 
 def step_seconds(policy: StreamingPolicy, repeats: int) -> float:
@@ -67,11 +55,11 @@ def main() -> None:
     for policy in policies.values():
         for _ in range(4):
             policy.act(obs)
-    turns = {name: lambda policy=policy: policy.act(obs) for name, policy in policies.items()}
-    turns["one call"] = lambda: streaming.denoise(x, levels, cond)
-    found = seconds(turns, words.repeats)
+    arms = {name: lambda turn, policy=policy: policy.act(obs) for name, policy in policies.items()}
+    arms["one call"] = lambda turn: streaming.denoise(x, levels, cond)
+    found = in_turns(arms, words.repeats, warmup=2, clock=time.process_time)
     # A cycle has 6 or 7 calls in turn, so means over whole periods are compared.
-    means = {name: float(np.mean(values)) for name, values in found.items()}
+    means = {name: float(np.mean(times.seconds)) for name, times in found.items()}
     calls = 100 / policies["streaming"].spec.chunks
     record = {f"ms, {name}": round(1e3 * value, 3) for name, value in means.items()}
     record["cycle over its bare calls"] = round(means["streaming"] / (calls * means["one call"]), 3)

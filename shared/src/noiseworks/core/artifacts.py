@@ -95,30 +95,27 @@ HOST_FOLDER = FolderKind(None, (*_HOST_NAMES, *(f"*/{name}" for name in _HOST_NA
 
 
 def check_writable(path: str | Path) -> Path:
-    """Return `path` as a directory that can be created or written, without creating it.
+    """Return `path` as a file or directory that can be created or written, without creating it.
 
     Raises:
-        InputError: When it is a file, or no existing parent may be written, or no file system takes its name.
+        InputError: When it or what is above it is a file, when no existing parent may be written, or when no file
+            system takes its name.
     """
     path = Path(path)
     if "\0" in str(path):
-        raise InputError(
-            f"the output folder {str(path)!r} has a NUL character in its name; name another folder"
-        )
+        raise InputError(f"the output {str(path)!r} has a NUL character in its name; choose another name")
     if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
-        raise InputError(
-            f"the name of the output folder is longer than {LONGEST_NAME} bytes; name another folder"
-        )
+        raise InputError(f"the name of the output is longer than {LONGEST_NAME} bytes; choose another name")
     if len(os.fsencode(path.absolute())) > LONGEST_PATH:
-        raise InputError(f"the output folder's path is longer than {LONGEST_PATH} bytes; name another folder")
+        raise InputError(f"the output's path is longer than {LONGEST_PATH} bytes; choose another name")
     parent = path
     while not os.path.lexists(parent):
         parent = parent.parent
     if not parent.is_dir():
-        raise InputError(f"the output folder {path} cannot be made: {parent} is a file; name another folder")
+        raise InputError(f"the output {path} cannot be made: {parent} is a file; choose another name")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(
-            f"the output folder {path} cannot be written: no permission on {parent}; name another folder"
+            f"the output {path} cannot be written: no permission on {parent}; choose another name"
         )
     return path
 
@@ -176,7 +173,7 @@ def atomic_write(path: str | Path, data: str | bytes) -> None:
         path: The file; missing parent directories are created.
         data: Text (written as UTF-8) or bytes.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
     try:
@@ -265,34 +262,72 @@ def save_artifact(
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / WEIGHTS_NAME)
 
 
-def load_artifact(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, "Tensor"]]:
+def read_json(path: str | Path, what: str = "file") -> dict[str, Any]:
+    """Return the object that a JSON file holds.
+
+    Args:
+        path: The file.
+        what: What it should be, for the message.
+
+    Raises:
+        ArtifactError: When it cannot be read or holds no JSON object.
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is no {what}: it is missing, corrupt or incomplete ({error})") from error
+    if not isinstance(found, dict):
+        raise ArtifactError(
+            f"{path} is no {what}: it holds a JSON {type(found).__name__}, expected an object"
+        )
+    return found
+
+
+def read_tensors(path: str | Path, *, loose: Iterable[str] = ("",)) -> dict[str, "Tensor"]:
+    """Return the tensors of a safetensors file, on the CPU.
+
+    Args:
+        path: The file.
+        loose: Beginnings of the names of tensors that may hold NaN; by default any may.
+
+    Raises:
+        ArtifactError: When it is missing, cut off or no such file, or a tensor holds NaN.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        found = load_file(path)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ArtifactError(
+            f"the tensors of {path} are corrupt or incomplete ({error}); make it again"
+        ) from error
+    for name, tensor in found.items():
+        if not name.startswith(tuple(loose)) and bool(tensor.isnan().any()):
+            raise ArtifactError(f"{name} in {path} holds NaN: it is of a run that failed; make it again")
+    return found
+
+
+def load_artifact(
+    path: str | Path, kind: str, *, loose: Iterable[str] = ()
+) -> tuple[dict[str, Any], dict[str, "Tensor"]]:
     """Read an artifact directory that `save_artifact` wrote.
 
     Args:
         path: The directory.
         kind: The kind that the caller expects.
+        loose: Beginnings of the names of tensors that may hold NaN.
 
     Returns:
         The settings (without `kind` and `format_version`) and the tensors, on the CPU.
 
     Raises:
-        ArtifactError: When the directory is missing or corrupt, or of another kind or version.
+        ArtifactError: When the directory is missing or corrupt, of another kind or version, or holds NaN.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     path = Path(path)
     if not (path / CONFIG_NAME).is_file():
         raise ArtifactError(f"{path} holds no {CONFIG_NAME}: expected an artifact of kind {kind!r}")
-    try:
-        config = json.loads((path / CONFIG_NAME).read_text())
-        if not isinstance(config, dict):
-            raise ValueError(f"{CONFIG_NAME} holds a {type(config).__name__}, expected an object")
-        tensors = load_file(path / WEIGHTS_NAME)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ArtifactError(
-            f"the artifact {path} is corrupt or incomplete ({error}); make it again"
-        ) from error
+    config = read_json(path / CONFIG_NAME, f"artifact of kind {kind!r}")
     found, version = config.pop("kind", None), config.pop("format_version", None)
     if found != kind:
         raise ArtifactError(f"{path} is an artifact of kind {found!r}, expected {kind!r}")
@@ -300,4 +335,4 @@ def load_artifact(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str
         raise ArtifactError(
             f"{path} has format version {version!r}, this release reads {FORMAT_VERSION}; redo it"
         )
-    return config, tensors
+    return config, read_tensors(path / WEIGHTS_NAME, loose=loose)

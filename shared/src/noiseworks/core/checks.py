@@ -1,7 +1,7 @@
 """Boundary checks that raise `InputError` with the value, the allowed range and the fix in one sentence."""
 
 import math
-from numbers import Real
+from numbers import Integral, Real
 
 from noiseworks.core.errors import InputError, NonFiniteError
 
@@ -45,6 +45,16 @@ def check_number(
         raise InputError(message)
     if high is not None and (value > high or (high_open and value == high)):
         raise InputError(message)
+
+
+def check_seed(name: str, seed: object) -> None:
+    """Refuse anything but a whole number from 0 to 2^63 - 1, which every generator takes.
+
+    Raises:
+        InputError: Naming the value and the range.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+        raise InputError(f"{name} must be a whole number from 0 to 2^63 - 1, got {seed!r}")
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...] | list[str]) -> None:

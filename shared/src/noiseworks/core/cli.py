@@ -14,14 +14,15 @@ command runs, so `--help` stays fast. A command's result is printed as readable 
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points, metadata
-from pathlib import Path
 from typing import Any
 
 from cyclopts import App, CycloptsError, Parameter
 from noiseworks.core.errors import InputError, NoiseworksError
 from noiseworks.core.families import by_family, family_of
+from noiseworks.core.output import plain
 
 METHOD_GROUP = "noiseworks.methods"
 COMMAND_GROUP = "noiseworks.commands"
@@ -90,7 +91,10 @@ def run(app: App, arguments: Sequence[str] | None = None) -> None:
     words = [word for word in words if word not in ("--debug", "--json")]
     try:
         _check_verb(app, words)
-        result = app(words, exit_on_error=False, print_error=False)
+        # With --json only the result is on stdout; bars and a library's messages go to stderr.
+        with redirect_stdout(sys.stderr) if as_json else nullcontext():
+            result = app(words, exit_on_error=False, print_error=False)
+        show(result, as_json)
     except KeyboardInterrupt as stop:
         print(one_line(stop) if stop.args else "stopped", file=sys.stderr)
         sys.exit(EXIT_STOPPED)
@@ -99,7 +103,6 @@ def run(app: App, arguments: Sequence[str] | None = None) -> None:
             raise
         print(f"{app.name[0]}: {one_line(error)}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
-    show(result, as_json)
     sys.exit(1 if getattr(result, "failed", False) else 0)
 
 
@@ -118,11 +121,16 @@ def one_line(error: BaseException) -> str:
 
 
 def show(result: Any, as_json: bool = False) -> None:
-    """Print what a command returned: JSON, or a `__rich__` view, or `name: value` lines; None prints nothing."""
+    """Print what a command returned: JSON, or a `__rich__` view, or `name: value` lines; None prints nothing.
+
+    Raises:
+        NonFiniteError: When a number of the result is NaN or infinite.
+    """
     if result is None:
         return
+    found = plain(result)
     if as_json:
-        print(json.dumps(_plain(result), indent=2))
+        print(json.dumps(found, indent=2, allow_nan=False))
     elif hasattr(result, "__rich__"):
         from rich.console import Console
 
@@ -130,27 +138,10 @@ def show(result: Any, as_json: bool = False) -> None:
     elif isinstance(result, Listing):
         print(result)
     else:
-        plain = _plain(result)
         lines = (
-            [f"{name}: {value}" for name, value in plain.items()] if isinstance(plain, dict) else [str(plain)]
+            [f"{name}: {value}" for name, value in found.items()] if isinstance(found, dict) else [str(found)]
         )
         print("\n".join(lines))
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "to_dict"):
-        return _plain(value.to_dict())
-    if is_dataclass(value) and not isinstance(value, type):
-        return _plain(asdict(value))
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    return value
 
 
 def installed_methods() -> dict[str, EntryPoint]:

@@ -261,6 +261,10 @@ def train_testbed(
     check_number("clean_until", clean_until, low=0, high=1)
     check_number("checkpoint_every", checkpoint_every, low=0, low_open=True)
     check_number("processes", processes, low=1, integer=True)
+    for option, value in (("rows", rows), ("tune_sample", tune_sample), ("card_sample", card_sample)):
+        if value is not None:
+            check_number(option, value, low=1, integer=True)
+    resolve_device(device)
     recipe = known[name]
     if not recipe.captioned and (captions != "noisy" or clean_until > 0):
         raise InputError(f"{name} has no captions; leave out captions and clean_until")

@@ -1,24 +1,13 @@
 """What `noiseworks-first-hitting` runs: each verb is one of these functions."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from noiseworks.core.artifacts import atomic_write, check_writable
 from noiseworks.core.errors import InputError
 from noiseworks.core.models import resolve_model
 from noiseworks.core.options import Hardware, Spread
+from noiseworks.core.output import check_file, lines_of, write_json, write_rows
 from noiseworks.first_hitting.options import Bound, Comparison, Length, Precision, Sampling
-
-
-def _prompts(prompt: str) -> list[str]:
-    """Return the lines of a file of that name, or the text itself."""
-    path = Path(prompt)
-    lines = path.read_text().splitlines() if len(prompt) < 4096 and path.is_file() else [prompt]
-    found = [line for line in lines if line.strip()]
-    if not found:
-        raise InputError(f"no prompt in {prompt!r}; give a text, or a file with one prompt a line")
-    return found
 
 
 def sample(
@@ -44,8 +33,8 @@ def sample(
         Completions and seconds.
     """
     if out is not None:
-        check_writable(out)
-    prompts, _ = _prompts(prompt), resolve_model(model)
+        check_file(out)
+    prompts, _ = lines_of(prompt), resolve_model(model)
     import time
 
     import torch
@@ -66,7 +55,7 @@ def sample(
     seconds = time.perf_counter() - start
     if out is not None:
         rows = [{"prompt": asked, "completion": text} for asked, text in zip(prompts, texts, strict=True)]
-        atomic_write(out, "".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(out, rows)
     return {"completions": texts, "seconds": seconds}
 
 
@@ -92,7 +81,7 @@ def compare(
         with a scorer, generative perplexity; never perplexity alone.
     """
     if out is not None:
-        check_writable(out)
+        check_file(out)
     resolve_model(model)
     from noiseworks.first_hitting.comparison import causal_scorer, compare_samplers
     from noiseworks.first_hitting.transformers import host_denoiser
@@ -103,7 +92,7 @@ def compare(
     host, _, spec = load_host(model, dtype=dtype or "auto")
     table = compare_samplers(host_denoiser(host.to(device), spec), spec, comparison, judge, device)
     if out is not None:
-        atomic_write(out, json.dumps(table, indent=2) + "\n")
+        write_json(out, table)
     return {"samplers": table}
 
 
@@ -172,7 +161,7 @@ def evidence(
     Returns:
         Nats of each text, and perplexity over all tokens.
     """
-    texts, _ = _prompts(prompt), resolve_model(model)
+    texts, _ = lines_of(prompt), resolve_model(model)
     import torch
     from noiseworks.first_hitting.objective import elbo
     from noiseworks.first_hitting.transformers import host_denoiser

@@ -1,16 +1,14 @@
 """What `noiseworks-freecache` runs: each verb is one of these functions."""
 
-import csv
-import io
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from noiseworks.core.artifacts import CONFIG_NAME, FolderKind, atomic_directory, check_folder
+from noiseworks.core.artifacts import CONFIG_NAME, FolderKind, check_folder
 from noiseworks.core.errors import InputError
 from noiseworks.core.models import resolve_model
 from noiseworks.core.options import Hardware, Seed, Spread
+from noiseworks.core.output import lines_of, results, write_rows
 from noiseworks.freecache.options import Asked, Caching, Guidance, Sampling, Timing
 
 _TIMES = FolderKind("freecache/times", ("metrics.csv", CONFIG_NAME))
@@ -45,7 +43,7 @@ def generate(
     Returns:
         The texts, and what they cost.
     """
-    prompts = _prompts(prompt)
+    prompts = lines_of(prompt)
     _resolve(model, guide)
     from noiseworks.freecache.data import encode, texts
     from noiseworks.freecache.running import complete, load
@@ -91,12 +89,11 @@ def compare(
 
     loaded = load(model, guide, hardware)
     rows = time_modes(loaded, timing, replace(sampling, early_stop=0), caching, guidance)
-    config = {"kind": _TIMES.name, "model": model, "guide": guide}
+    config: dict[str, Any] = {"model": model, "guide": guide}
     for group in (timing, sampling, caching, guidance, hardware):
         config |= vars(group)
-    with atomic_directory(out, _TIMES) as folder:
-        _write_rows(folder / "metrics.csv", rows)
-        (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
+    with results(out, _TIMES, config) as folder:
+        write_rows(folder / "metrics.csv", rows)
     return {"out": str(out), **{f"{row['prompt']} {row['mode']}": row for row in rows}}
 
 
@@ -121,7 +118,7 @@ def probe(
         Mean relative change by kind of position, one number a layer.
     """
     check_folder(out, _DRIFT, sources=(model, prompt))
-    prompts = _prompts(prompt)
+    prompts = lines_of(prompt)
     _resolve(model)
     from noiseworks.freecache.data import encode
     from noiseworks.freecache.plots import plot_drift
@@ -131,11 +128,9 @@ def probe(
     loaded = load(model, None, hardware)
     ids, mask = encode(loaded.tokenizer, prompts, loaded.spec, loaded.device, False)
     drift = probe_drift(loaded.model, ids, sampling, attention_mask=mask, spec=loaded.spec)
-    with atomic_directory(out, _DRIFT) as folder:
+    with results(out, _DRIFT, {"model": model, "prompts": len(prompts), **vars(sampling)}) as folder:
         plot_drift(drift, folder / "drift.png")
-        _write_rows(folder / "drift.csv", drift.rows())
-        config = {"kind": _DRIFT.name, "model": model, "prompts": len(prompts), **vars(sampling)}
-        (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
+        write_rows(folder / "drift.csv", drift.rows())
     return {"out": str(out), **drift.means()}
 
 
@@ -178,26 +173,8 @@ def evaluate(
     return count_right(loaded, questions, asked.batch_size, chat, *settings, seed=asked.seed)
 
 
-def _prompts(prompt: str) -> list[str]:
-    """Return the lines of a file of that name, or the text itself."""
-    path = Path(prompt)
-    lines = path.read_text().splitlines() if len(prompt) < 4096 and path.is_file() else [prompt]
-    found = [line for line in lines if line.strip()]
-    if not found:
-        raise InputError(f"no prompt in {prompt!r}; give a text, or a file with one prompt a line")
-    return found
-
-
 def _resolve(*names: str | None) -> None:
     """Refuse names of no model before anything heavy is imported."""
     for name in names:
         if name is not None:
             resolve_model(name)
-
-
-def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0])
-    writer.writeheader()
-    writer.writerows(rows)
-    path.write_text(text.getvalue())

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from noiseworks.core.checks import check_number
 from noiseworks.core.errors import InputError
+from noiseworks.core.output import read_text
 from noiseworks.kits.masked_lm import HostSpec, pad_prompts
 from torch import Tensor
 
@@ -106,7 +107,7 @@ def load_task(name: str, count: int, seed: int, examples: int) -> list[Question]
 def _read_pairs(name: str) -> list[tuple[str, str]]:
     """Return the questions and answers of a JSON-lines file."""
     found = []
-    for number, line in enumerate(Path(name).read_text().splitlines(), start=1):
+    for number, line in enumerate(read_text(name).splitlines(), start=1):
         try:
             record = json.loads(line)
             question, answer = str(record["question"]), str(record["answer"])

@@ -29,9 +29,13 @@ class Drift:
     keys: dict[str, Tensor]
     values: dict[str, Tensor]
 
-    def means(self) -> dict[str, list[float]]:
-        """Return the mean over steps of keys and values together, by kind, one number a layer."""
-        return {kind: ((self.keys[kind] + self.values[kind]) / 2).nanmean(dim=0).tolist() for kind in KINDS}
+    def means(self) -> dict[str, list[float | None]]:
+        """Return the mean over steps of keys and values together, by kind, one number a layer.
+
+        It is None for kinds without positions.
+        """
+        found = {kind: ((self.keys[kind] + self.values[kind]) / 2).nanmean(dim=0) for kind in KINDS}
+        return {kind: [None if m != m else m for m in mean.tolist()] for kind, mean in found.items()}
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one record a tensor, kind, step and layer."""

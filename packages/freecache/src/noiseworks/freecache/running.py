@@ -8,6 +8,7 @@ import torch
 from noiseworks.core.errors import InputError
 from noiseworks.core.models import resolve_model
 from noiseworks.core.options import Hardware
+from noiseworks.core.timing import in_turns
 from noiseworks.freecache.data import Question, encode, random_prompts, texts
 from noiseworks.freecache.decoding import Decoded, freecache_generate
 from noiseworks.freecache.guided import GuidedDiffusion
@@ -116,18 +117,14 @@ def time_modes(
     for length in timing.lengths:
         generator = torch.Generator().manual_seed(timing.seed)
         ids = random_prompts(loaded.spec, timing.batch_size, length, generator).to(loaded.device)
-        runs: dict[str, list[Decoded]] = {mode: [] for mode in timing.names}
-        for turn in range(timing.repeats + 1):
-            for mode, done in runs.items():
-                run = _one_of(mode, loaded, ids, sampling, caching, guidance)
-                if turn:  # the first turn warms up
-                    done.append(run)
-        medians = {
-            mode: sorted(run.stats.seconds["total"] for run in done)[timing.repeats // 2]
-            for mode, done in runs.items()
+        arms = {
+            mode: lambda turn, mode=mode, ids=ids: _one_of(mode, loaded, ids, sampling, caching, guidance)
+            for mode in timing.names
         }
+        runs = in_turns(arms, timing.repeats, device=loaded.device, keep=True)
+        medians = {mode: done.median for mode, done in runs.items()}
         for mode, done in runs.items():
-            stats, base = done[0].stats, runs.get("none", done)[0].stats
+            stats, base = done.results[0].stats, runs.get("none", done).results[0].stats
             records.append(
                 {
                     "prompt": length,

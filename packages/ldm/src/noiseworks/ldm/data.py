@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from noiseworks.core.arrays import read_array, read_arrays
 from noiseworks.core.checks import check_number
 from noiseworks.core.errors import InputError
 from noiseworks.kits.training import TensorTable
@@ -107,14 +108,13 @@ def load_images(data: str | Path, size: int | None = None) -> Dataset:
         raise InputError(
             f"no image data at {path}: name a folder of images, or an .npz or .npy array [N, H, W, 3]"
         )
-    try:
-        loaded = np.load(path, allow_pickle=False)
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} cannot be read as an array ({error})") from error
-    if isinstance(loaded, np.lib.npyio.NpzFile):
-        name = "images" if "images" in loaded.files else loaded.files[0]
-        loaded = loaded[name]
-    images = to_tensor(loaded)
+    if path.suffix == ".npz":
+        arrays = read_arrays(path)
+        if "images" not in arrays and len(arrays) != 1:
+            raise InputError(f"{path} lacks the array images; it has {', '.join(arrays) or 'none'}")
+        images = to_tensor(arrays.get("images", next(iter(arrays.values()))))
+    else:
+        images = to_tensor(read_array(path))
     if size is not None and images.shape[-2:] != (size, size):
         raise InputError(f"size is {size}, the images of {path} are {images.shape[-1]}x{images.shape[-2]}")
     return TensorTable({"image": images})

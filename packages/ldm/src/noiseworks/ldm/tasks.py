@@ -1,6 +1,5 @@
 """The commands `sample`, `inpaint`, `upscale`, `layout` and `semantic`: images from a trained pipeline."""
 
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -10,10 +9,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from cyclopts import Parameter
-from noiseworks.core.artifacts import atomic_write, check_writable
-from noiseworks.core.checks import check_number
+from noiseworks.core.artifacts import FolderKind, check_folder
+from noiseworks.core.checks import check_finite, check_number
 from noiseworks.core.devices import resolve_device
 from noiseworks.core.errors import InputError
+from noiseworks.core.output import read_text, results
 from noiseworks.ldm.conditioning.conditioners import (
     ClassConditioner,
     Conditioner,
@@ -30,6 +30,7 @@ from noiseworks.ldm.diffusion.tiling import Tiles
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+_IMAGES = FolderKind("ldm/images", ("[0-9]*.png", "config.yaml"), "config.yaml")
 VERBS = {
     TextConditioner: "sample --prompt",
     ClassConditioner: "sample --label",
@@ -188,7 +189,7 @@ def inpaint(
     pixels, hole = read_image(image), read_mask(mask)
     if pixels.shape[-2:] != hole.shape[-2:]:
         raise InputError(f"image {tuple(pixels.shape[-2:])} and mask {tuple(hole.shape[-2:])} differ in size")
-    loaded = _load(model, out, options, (MaskConditioner,))
+    loaded = _load(model, out, options, (MaskConditioner,), image, mask)
     many = (pixels.expand(num, -1, -1, -1), hole.expand(num, -1, -1, -1))
     filled = fill(loaded, *many, options.settings(), options.seed, options.batch_size)
     return _write(out, filled, {"model": model, "image": image, "mask": mask} | asdict(options))
@@ -212,7 +213,7 @@ def upscale(
     options = sampling or SampleOptions()
     check_number("num", num, low=1, integer=True)
     pixels = read_image(image)
-    loaded = _load(model, out, options, (LowResConditioner,))
+    loaded = _load(model, out, options, (LowResConditioner,), image)
     height, width = (side * loaded.factor for side in pixels.shape[-2:])
     batch = {"low_res": pixels.expand(num, -1, -1, -1)}
     samples = _sample(loaded, batch, options, height, width)
@@ -237,12 +238,10 @@ def layout(
     options = sampling or SampleOptions()
     check_number("num", num, low=1, integer=True)
     try:
-        objects = [
-            (int(kind), *map(float, corners)) for kind, *corners in json.loads(Path(boxes).read_text())
-        ]
+        objects = [(int(kind), *map(float, corners)) for kind, *corners in json.loads(read_text(boxes))]
     except (ValueError, TypeError) as error:
         raise InputError(f"{boxes} is no JSON list of [class, x0, y0, x1, y1] ({error})") from error
-    loaded = _load(model, out, options, (LayoutConditioner,))
+    loaded = _load(model, out, options, (LayoutConditioner,), boxes)
     ids = loaded.conditioner.tokenize([objects]).expand(num, -1)
     samples = _sample(loaded, {"layout_ids": ids}, options)
     return _write(out, samples.images, {"model": model, "layout": objects} | asdict(options))
@@ -266,7 +265,7 @@ def semantic(
     options = sampling or SampleOptions()
     check_number("num", num, low=1, integer=True)
     classes = torch.from_numpy(np.asarray(_open(segmentation, ("L", "P", "I", "I;16"))).astype(np.int64))
-    loaded = _load(model, out, options, (SemanticConditioner,))
+    loaded = _load(model, out, options, (SemanticConditioner,), segmentation)
     batch = {"segmentation": classes.expand(num, -1, -1)}
     samples = _sample(loaded, batch, options, *classes.shape)
     return _write(out, samples.images, {"model": model, "segmentation": segmentation} | asdict(options))
@@ -303,12 +302,16 @@ def _open(path: Path, modes: tuple[str, ...]) -> Image.Image:
 
 
 def _load(
-    model: str, out: Path, options: SampleOptions, allowed: tuple[type[Conditioner] | None, ...]
+    model: str,
+    out: Path,
+    options: SampleOptions,
+    allowed: tuple[type[Conditioner] | None, ...],
+    *sources: Path,
 ) -> LatentModel:
     options.settings()
     check_number("batch_size", options.batch_size, low=1, integer=True)
     device = resolve_device(options.device)
-    check_writable(out)
+    check_folder(out, _IMAGES, sources=(model, *sources))
     loaded = load_model(model, truncate=options.truncate)
     kind = None if loaded.conditioner is None else type(loaded.conditioner)
     if kind not in allowed:
@@ -339,20 +342,14 @@ def _sample(
 
 def _write(out: Path, images: Tensor, record: Mapping[str, Any], rows: Tensor | None = None) -> Written:
     """Write images as PNG, rows as one wide PNG a sample, and what was asked for as config.yaml."""
+    check_finite("images", images)
     out = Path(out)
-    files = tuple(out / f"{index:05d}.png" for index in range(len(images)))
-    for file, pixels in zip(files, to_uint8(images), strict=True):
-        atomic_write(file, _png(pixels))
-    shown: list[Path] = []
+    pictures = {f"{index:05d}.png": pixels for index, pixels in enumerate(to_uint8(images))}
+    shown = {}
     if rows is not None and len(rows):
         for index in range(rows.shape[1]):
-            shown.append(out / f"{index:05d}-rows.png")
-            atomic_write(shown[-1], _png(np.concatenate(list(to_uint8(rows[:, index])), axis=1)))
-    atomic_write(out / "config.yaml", json.dumps(record, indent=2, default=str) + "\n")
-    return Written(files, tuple(shown))
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    stored = io.BytesIO()
-    Image.fromarray(pixels).save(stored, "PNG")
-    return stored.getvalue()
+            shown[f"{index:05d}-rows.png"] = np.concatenate(list(to_uint8(rows[:, index])), axis=1)
+    with results(out, _IMAGES, record) as folder:
+        for name, pixels in (pictures | shown).items():
+            Image.fromarray(pixels).save(folder / name)
+    return Written(tuple(out / name for name in pictures), tuple(out / name for name in shown))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from noiseworks.core.artifacts import atomic_write
 from noiseworks.core.errors import ArtifactError
+from noiseworks.core.output import json_text
 from torch import Tensor
 
 KIND = "mdpo/trace"
@@ -83,7 +84,7 @@ class Trace:
             "final": self.final.tolist(),
             "words": self.words,
         }
-        atomic_write(path, json.dumps(record) + "\n")
+        atomic_write(path, json_text(record, indent=None))
 
     @classmethod
     def load(cls, path: str | Path) -> "Trace":
@@ -93,7 +94,7 @@ class Trace:
             ArtifactError: When the file is missing, cut off or no trace.
         """
         try:
-            record = json.loads(Path(path).read_text())
+            record = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ArtifactError(f"no trace can be read from {path} ({error}); record it again") from error
         if not isinstance(record, dict) or record.get("kind") != KIND:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from noiseworks.core.artifacts import atomic_write
 from noiseworks.core.checks import check_number
+from noiseworks.core.output import check_file
 from noiseworks.mdpo.trace import Trace, text_of
 from rich.table import Table
 from rich.text import Text
@@ -101,6 +102,8 @@ def view_trace(trace: Path, *, out: Path | None = None, row: int = 0) -> TraceVi
     Returns:
         The view.
     """
+    if out is not None:
+        check_file(out, sources=(trace,))
     loaded = Trace.load(trace)
     check_number("row", row, low=0, high=loaded.inputs.shape[1] - 1, integer=True)
     chosen = loaded.row(row)

@@ -4,11 +4,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from noiseworks.core.artifacts import check_writable
 from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.errors import InputError
 from noiseworks.core.models import resolve_model
 from noiseworks.core.options import Spread, Whole
+from noiseworks.core.output import check_file
 from noiseworks.kits.policies.options import TABLETOP, Trials
 from noiseworks.rti_dp.options import Choice, Iteration, parse_dims, parse_steps
 
@@ -58,9 +58,7 @@ def evaluate(
         check_video(video)
         check_choice("env of a video", trials.env, (TABLETOP,))
     if record is not None:
-        check_writable(record.parent)
-        if record.is_dir():
-            raise InputError(f"record must name a file, {record} is a folder")
+        check_file(record, (".npz",))
     check_model(model)
     from noiseworks.kits.policies.hosts import load_host
     from noiseworks.kits.policies.verbs import run
@@ -135,13 +133,7 @@ def scale_data(source: Path, target: Path, *, dims: str, factor: float = 10.0) -
     source, target = Path(source), Path(target)
     if not source.is_file():
         raise InputError(f"no dataset at {source}: name an npz or HDF5 file")
-    if source.resolve() == target.resolve():
-        raise InputError(f"the scaled dataset would overwrite {source}; name another file")
-    if target.is_dir() or source.suffix != target.suffix:
-        raise InputError(
-            f"the output must be a file ending in {source.suffix!r} as the input does, got {target}"
-        )
-    check_writable(target.parent)
+    check_file(target, (source.suffix,), sources=(source,))
     check_number("factor", factor, low=0, low_open=True)
     wanted = parse_dims(dims)
     if source.suffix in (".hdf5", ".h5"):

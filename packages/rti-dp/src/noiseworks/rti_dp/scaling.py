@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from noiseworks.core.arrays import read_arrays
 from noiseworks.core.artifacts import atomic_write
 from noiseworks.core.checks import check_number
 from noiseworks.core.errors import InputError
@@ -75,11 +76,7 @@ def scale_npz(source: Path, target: Path, dims: Sequence[int], factor: float) ->
     Raises:
         InputError: When the file holds no actions or a value is wrong.
     """
-    try:
-        with np.load(source, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{source} is no npz file of plain arrays ({error})") from error
+    arrays = read_arrays(source)
     if "actions" not in arrays:
         raise InputError(f"{source} lacks the array actions; it has {', '.join(arrays) or 'none'}")
     found = from_end(dims, arrays["actions"].shape[-1])

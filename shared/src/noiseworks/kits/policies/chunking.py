@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from noiseworks.core.arrays import read_arrays
 from noiseworks.core.checks import check_number
 from noiseworks.core.errors import InputError
 from torch import Tensor
@@ -96,13 +97,7 @@ class Episodes:
         Raises:
             InputError: When the file is missing or an array is.
         """
-        if not Path(path).is_file():
-            raise InputError(f"no episodes at {path}: name an npz file with obs, actions, ends and tasks")
-        with np.load(path, allow_pickle=False) as file:
-            missing = sorted({"obs", "actions", "ends", "tasks"} - set(file.files))
-            if missing:
-                raise InputError(f"{path} lacks the arrays {', '.join(missing)}")
-            return cls(*(file[name] for name in ("obs", "actions", "ends", "tasks")))
+        return cls(**read_arrays(path, "obs", "actions", "ends", "tasks"))
 
 
 def window_indices(

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from noiseworks.core.checks import check_number
+from noiseworks.core.checks import check_number, check_seed
 from noiseworks.core.errors import InputError
 from noiseworks.kits.policies.protocols import BatchEnv
 from noiseworks.kits.policies.replanning import PolicyStats, ReplanningPolicy
@@ -67,14 +67,17 @@ class EvaluationReport:
         """95 % Wilson interval of `success_rate`."""
         return wilson_interval(int(self.success.sum()), len(self.success))
 
-    def by_task(self) -> dict[int, dict[str, float]]:
-        """Return success, its interval, the number of episodes and the median steps to success of each task."""
+    def by_task(self) -> dict[int, dict[str, float | None]]:
+        """Return success, its interval, the number of episodes and the median steps to success of each task.
+
+        Tasks that were never solved have None for the steps.
+        """
         table = {}
         for task in np.unique(self.tasks).tolist():
             rows = self.tasks == task
             low, high = wilson_interval(int(self.success[rows].sum()), int(rows.sum()))
             solved = self.steps[rows & self.success]
-            median = float(np.median(solved)) if len(solved) else float("nan")
+            median = float(np.median(solved)) if len(solved) else None
             table[task] = {"success": float(self.success[rows].mean()), "low": low, "high": high}
             table[task] |= {"n": int(rows.sum()), "steps": median}
         return table
@@ -110,7 +113,7 @@ def episode_list(
         Tasks and seeds, int64 [len(tasks) episodes] each.
     """
     check_number("episodes", episodes, low=1, integer=True)
-    check_number("seed", seed, low=0, integer=True)
+    check_seed("seed", seed)
     return np.repeat(np.asarray(tasks, np.int64), episodes), np.tile(
         np.arange(seed, seed + episodes), len(tasks)
     )

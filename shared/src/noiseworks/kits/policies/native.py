@@ -6,10 +6,17 @@ A policy directory holds `config.json`, `model.safetensors` and `normalizer.json
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from noiseworks.core.artifacts import CONFIG_NAME, WEIGHTS_NAME, FolderKind, atomic_directory
+from noiseworks.core.artifacts import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    FolderKind,
+    atomic_directory,
+    read_json,
+    read_tensors,
+)
 from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.errors import ArtifactError, InputError
 from noiseworks.core.models import resolve_model
@@ -209,9 +216,6 @@ class NativePolicy(nn.Module):
         Raises:
             ArtifactError: When the directory is no policy, corrupt or of another version.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         folder = Path(resolve_model(name))
         config = _read_config(folder)
         normalizers = load_normalizers(folder / NORMALIZER_NAME)
@@ -222,18 +226,15 @@ class NativePolicy(nn.Module):
             )
         policy = cls(config, None, normalizers["action"], normalizers["obs"])
         try:
-            state = load_file(folder / WEIGHTS_NAME)
+            state = read_tensors(folder / WEIGHTS_NAME, loose=())
             policy.net.load_state_dict({key: t.float() for key, t in state.items()}, strict=True)
-        except (OSError, RuntimeError, SafetensorError) as error:
+        except RuntimeError as error:
             raise ArtifactError(f"the weights in {folder} do not fit its config.json: {error}") from error
         return policy.to(device).eval()
 
 
 def _read_config(folder: Path) -> PolicyConfig:
-    try:
-        record: dict[str, Any] = json.loads((folder / CONFIG_NAME).read_text())
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{folder} holds no readable {CONFIG_NAME}: it is no policy ({error})") from error
+    record = read_json(folder / CONFIG_NAME, "policy")
     kind, version = record.pop("kind", None), record.pop("format_version", None)
     if (kind, version) != (POLICY_KIND, POLICY_VERSION):
         raise ArtifactError(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from noiseworks.core.artifacts import atomic_write
+from noiseworks.core.artifacts import atomic_write, read_json
 from noiseworks.core.checks import check_choice
 from noiseworks.core.errors import ArtifactError, InputError
 from torch import Tensor, nn
@@ -107,10 +107,10 @@ def load_normalizers(path: Path) -> dict[str, LinearNormalizer]:
         ArtifactError: When it is missing or corrupt.
     """
     try:
-        records = json.loads(path.read_text())
+        records = read_json(path, "normaliser")
         return {
             name: LinearNormalizer(torch.tensor(r["scale"]), torch.tensor(r["offset"]))
             for name, r in records.items()
         }
-    except (OSError, ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path} is missing or corrupt ({error}); save the policy again") from error

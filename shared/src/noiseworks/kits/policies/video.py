@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from noiseworks.core.artifacts import atomic_write, check_writable
+from noiseworks.core.artifacts import atomic_write
 from noiseworks.core.errors import InputError
+from noiseworks.core.output import check_file
 
 FRAME_MS, LAST_MS = 100, 1000
 
@@ -20,8 +21,7 @@ def check_video(path: str | Path) -> Path:
     path = Path(path)
     if path.suffix != ".webp":
         raise InputError(f"a video is an animated WebP: name a file ending in .webp, got {path.name!r}")
-    check_writable(path.parent)
-    return path
+    return check_file(path)
 
 
 def write_video(frames: Sequence[np.ndarray], path: str | Path) -> None:

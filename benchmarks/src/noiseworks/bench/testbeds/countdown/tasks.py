@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 from noiseworks.bench.testbeds.countdown.expressions import solves
-from noiseworks.core.checks import check_choice, check_number
+from noiseworks.core.checks import check_choice, check_number, check_seed
 from noiseworks.core.noise import mix64
 
 Split = Literal["train", "test"]
@@ -54,7 +54,7 @@ def problems(task: str, n: int, seed: int, split: Split = "train") -> list[Probl
     check_choice("task", task, TASKS)
     check_choice("split", split, ("train", "test"))
     check_number("n", n, low=0, integer=True)
-    check_number("seed", seed, low=0, integer=True)
+    check_seed("seed", seed)
     rng = np.random.default_rng([seed, TASKS.index(task), int(split == "test")])
     draw, found = _DRAW[task], []
     while len(found) < n:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from noiseworks.core.checks import check_choice, check_number
+from noiseworks.core.checks import check_choice, check_number, check_seed
 
 Split = Literal["train", "test", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "test", "heldout")
@@ -127,7 +127,7 @@ def sample_scenes(n: int, seed: int, split: Split = "train") -> list[Scene]:
         InputError: When `n` or `seed` is negative or `split` is unknown.
     """
     check_number("n", n, low=0, integer=True)
-    check_number("seed", seed, low=0, integer=True)
+    check_seed("seed", seed)
     check_choice("split", split, SPLITS)
     rng = np.random.default_rng([seed, SPLITS.index(split)])
     scenes: list[Scene] = []

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from noiseworks.core.arrays import read_arrays
 from noiseworks.core.checks import check_number
 from noiseworks.core.errors import InputError
+from noiseworks.core.output import read_text
 from noiseworks.kits.training import TensorTable
 from noiseworks.ldm.data import ImageFolder, load_images, to_tensor
 from torch import Tensor
@@ -88,10 +90,12 @@ def load_task_data(task: str, data: str | Path, size: int | None = None, scenes:
         return TaskData(images)
     if isinstance(images, ImageFolder):
         return _with_metadata(images, Path(data), column)
-    arrays = np.load(data, allow_pickle=False)
-    if not isinstance(arrays, np.lib.npyio.NpzFile) or column not in arrays.files:
+    if Path(data).suffix != ".npz":
+        raise InputError(f"task {task!r} needs an .npz with the array {column!r} beside images, got {data}")
+    arrays = read_arrays(data)
+    if column not in arrays:
         raise InputError(
-            f"task {task!r} needs an .npz with the array {column!r} beside images; {data} has none"
+            f"task {task!r} needs an .npz with the array {column!r} beside images; {data} has {', '.join(arrays)}"
         )
     values = arrays[column]
     if len(values) != len(images):
@@ -108,7 +112,7 @@ def _with_metadata(images: ImageFolder, folder: Path, column: str) -> TaskData:
     if key is None or not path.is_file():
         raise InputError(f"a folder gives captions and labels by {path}; give layouts and maps as an .npz")
     found = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         try:
             row = json.loads(line)
             found[folder / row["file_name"]] = row[key]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from noiseworks.core.artifacts import read_tensors
 from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.errors import InputError
 from torch import Tensor, nn
@@ -258,7 +259,5 @@ def _read_tensors(path: str | Path | None) -> dict[str, Tensor]:
     if not Path(str(path)).is_file():
         raise InputError(f"no weights file at {path}; name a .safetensors or .pth file")
     if str(path).endswith(".safetensors"):
-        from safetensors.torch import load_file
-
-        return load_file(str(path))
+        return read_tensors(str(path))
     return torch.load(path, map_location="cpu", weights_only=True)

@@ -1,10 +1,9 @@
 """Adapters that make other libraries' trained policies a `DenoiserHost`; none of them imports its library."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from noiseworks.core.artifacts import CONFIG_NAME
+from noiseworks.core.artifacts import CONFIG_NAME, read_json
 from noiseworks.core.errors import InputError, UnsupportedHostError
 from noiseworks.core.models import resolve_model
 
@@ -80,7 +79,7 @@ def load_host(name: str | Path, *, device: str = "cpu") -> "DenoiserHost":
         return import_checkpoint(name).to(device)
     found = Path(resolve_model(name))
     config = found / CONFIG_NAME
-    if config.is_file() and json.loads(config.read_text()).get("type") == "diffusion":
+    if config.is_file() and read_json(config, "policy").get("type") == "diffusion":
         from noiseworks.kits.policies.hosts.lerobot import load_lerobot
 
         return load_lerobot(found, device=device)

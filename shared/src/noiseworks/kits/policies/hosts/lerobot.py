@@ -1,6 +1,5 @@
 """LeRobot's `DiffusionPolicy` as a host: sizes from its configuration, network and encoder from its attributes."""
 
-import json
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from noiseworks.core.artifacts import read_json, read_tensors
 from noiseworks.core.errors import ArtifactError, UnsupportedHostError
 from noiseworks.kits.policies.normalizer import LinearNormalizer
 from noiseworks.kits.policies.observing import check_observation
@@ -152,13 +152,14 @@ def read_statistics(folder: Path, file: str, step: str) -> dict[str, Statistics]
     Raises:
         ArtifactError: When the file, the step or a number is missing.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
-        steps = json.loads((folder / file).read_text())["steps"]
+        steps = read_json(folder / file, "processor of LeRobot")["steps"]
         found = next(one for one in steps if one.get("registry_name") == step)
-        config, tensors = found["config"], load_file(folder / found["state_file"])
+        if Path(found["state_file"]).name != found["state_file"]:
+            raise ArtifactError(
+                f"{folder / file} names {found['state_file']!r}, a file outside of the policy's folder"
+            )
+        config, tensors = found["config"], read_tensors(folder / found["state_file"])
         kinds = {name: feature["type"] for name, feature in config["features"].items()}
         modes = {name: config["norm_map"].get(kind, "IDENTITY") for name, kind in kinds.items()}
         stored = {name for name in modes if any(key.startswith(f"{name}.") for key in tensors)}
@@ -167,7 +168,7 @@ def read_statistics(folder: Path, file: str, step: str) -> dict[str, Statistics]
             for name, mode in modes.items()
             if mode != "IDENTITY" and name in stored
         }
-    except (OSError, ValueError, KeyError, StopIteration, SafetensorError) as error:
+    except (ArtifactError, KeyError, TypeError, AttributeError, StopIteration) as error:
         raise ArtifactError(
             f"{folder / file} is missing or lacks statistics ({type(error).__name__}: {error}); policies of releases "
             "before 0.4 need LeRobot's migration to processors first"
