@@ -85,7 +85,7 @@ FILES = {
     "mdpo viz": "mdpo viz nowhere --out {out}",
     "rti-dp eval": "rti-dp eval --model nowhere --record {out}",
     "rti-dp eval, video": "rti-dp eval --model nowhere --video {out}",
-    "streaming-dp rollout": "streaming-dp rollout --policy nowhere --video {out}",
+    "streaming-dp eval": "streaming-dp eval --model nowhere --video {out}",
     "mode usage": "mode usage nowhere --out {out}",
     "mode eval": "mode eval nowhere --video {out}",
     "bac heatmap": "bac heatmap nowhere --out {out}",

@@ -1,14 +1,14 @@
 """What `noiseworks-mdpo` runs: each verb is one of these functions."""
 
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from noiseworks.core.artifacts import atomic_write, check_folder, check_writable
+from noiseworks.core.artifacts import check_folder
 from noiseworks.core.errors import InputError
 from noiseworks.core.models import resolve_model
 from noiseworks.core.options import Hardware, Spread
+from noiseworks.core.output import check_file, write_json
 from noiseworks.kits.training import check_run, open_run
 from noiseworks.kits.training.progress import Bar
 from noiseworks.mdpo.options import MODEL_FOLDER, Batching, BlockLengths, Decoding, MDPOConfig, Problems
@@ -53,7 +53,7 @@ def generate(
         The completions and the number of network calls.
     """
     if trace is not None:
-        check_writable(trace.parent)
+        check_file(trace)
     resolve_model(model)
     from noiseworks.mdpo.prompts import decode_completions, encode_prompts
     from noiseworks.mdpo.remasking import rcr_generate
@@ -110,7 +110,7 @@ def evaluate(
         Accuracy, share right at any step, and share over-denoised.
     """
     if out is not None:
-        check_writable(out.parent)
+        check_file(out)
     resolve_model(model)
     rows = _pool(problems, batching.seed, "test")
     from noiseworks.mdpo.rollouts import roll_out, row_seeds, summarize
@@ -125,7 +125,7 @@ def evaluate(
         )
     if out is not None:
         record = {"model": model, "task": problems.task, **asdict(found)}
-        atomic_write(out, json.dumps(record, indent=2) + "\n")
+        write_json(out, record)
     return found
 
 
@@ -153,7 +153,7 @@ def select(
     Returns:
         How many prompts were kept, of how many, and the file.
     """
-    check_writable(out.parent)
+    check_file(out)
     resolve_model(model)
     rows = _pool(problems, batching.seed, "train")
     from noiseworks.mdpo.selection import select_over_denoised
