@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from noiseworks.core.artifacts import check_writable
 from noiseworks.core.checks import check_choice
 from noiseworks.core.errors import InputError
 from noiseworks.core.options import Options, Wholes, above, at_least, below
+from noiseworks.core.output import check_file
 
 Objective = Literal["pairwise", "adjacent"]
 Metric = Literal["cosine", "mse", "l1", "l2", "wasserstein"]
@@ -141,5 +141,4 @@ def check_picture(path: str | Path, suffixes: tuple[str, ...] = PICTURES) -> Pat
     path = Path(path)
     if path.suffix not in suffixes:
         raise InputError(f"a picture's name must end with {', '.join(suffixes)}, got {path.name!r}")
-    check_writable(path.parent)
-    return path
+    return check_file(path)

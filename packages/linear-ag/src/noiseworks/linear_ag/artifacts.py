@@ -42,7 +42,7 @@ def load_policy(path: str | Path) -> GuidancePolicy:
     Raises:
         ArtifactError: When the directory is missing, corrupt or of another kind.
     """
-    config, _ = load_artifact(path, KIND)
+    config, _ = load_artifact(path, KIND, loose=("gamma",))
     try:
         arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in config["arguments"].items()}
         return _CLASSES[config["policy"]](**arguments)

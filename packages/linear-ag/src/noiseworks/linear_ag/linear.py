@@ -83,7 +83,7 @@ class LinearCoefficients:
         Raises:
             ArtifactError: When the directory is missing, corrupt or of another kind.
         """
-        config, tensors = load_artifact(path, KIND)
+        config, tensors = load_artifact(path, KIND, loose=("r2",))
         if missing := [name for name in _TENSORS if name not in tensors]:
             raise ArtifactError(f"the coefficients in {path} lack {', '.join(missing)}; fit again")
         return cls(**{name: tensors[name] for name in _TENSORS}, settings=settings_from(config, tensors))

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from noiseworks.core.artifacts import atomic_write, check_writable
+from noiseworks.core.artifacts import atomic_write
 from noiseworks.core.errors import InputError
 from noiseworks.core.models import resolve_model
+from noiseworks.core.output import check_file
 from torch import Tensor
 
 
@@ -64,7 +65,7 @@ def embed_goals(
     Raises:
         InputError: When the file is no such list, or the model cannot be loaded.
     """
-    check_writable(out.parent)
+    check_file(out, sources=(texts,))
     try:
         tasks = json.loads(texts.read_text())
     except (OSError, ValueError) as error:

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from noiseworks.core.artifacts import check_writable
 from noiseworks.core.errors import InputError
 from noiseworks.core.options import Options, above, at_least, below
+from noiseworks.core.output import check_file
 from noiseworks.kits.policies.options import TABLETOP
 from noiseworks.kits.training import Fit
 
@@ -314,4 +314,4 @@ def check_ending(path: Path, endings: tuple[str, ...]) -> None:
     """
     if path.suffix not in endings:
         raise InputError(f"the file must end in {' or '.join(endings)}, got {path}")
-    check_writable(path.parent)
+    check_file(path)
