@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 RESULTS_LINE = re.compile(r"^<!-- results -->$", re.MULTILINE)
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
+STUB_LINE = re.compile(r"^from \.([\w.]+) import (\w+) as ", re.MULTILINE)
 MEMBERS = {"core": ROOT / "shared", "bench": ROOT / "benchmarks"}
 MEMBERS |= {folder.parent.name: folder.parent for folder in sorted(ROOT.glob("packages/*/pyproject.toml"))}
 # Repository file -> page of the site, for links between READMEs.
@@ -29,7 +30,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     families = grouped({slug for slug in MEMBERS if slug not in ("core", "bench")})
     methods = [{title: [f"methods/{slug}.md" for slug in slugs]} for title, slugs in families.items()]
     references = [f"reference/{slug}.md" for slug in MEMBERS]
-    config.nav[2:2] = [{"Methods": methods}]
+    config.nav[3:3] = [{"Methods": methods}]
     config.nav.append({"API reference": references})
     return config
 
@@ -59,16 +60,27 @@ def results(uri: str) -> str:
 
 
 def reference(slug: str, folder: Path) -> str:
-    """Return a page with the public docstrings of every module of a distribution."""
+    """Return a page with the docstrings of a method's public names, or of every module of the core and the bench.
+
+    Search ranks it below the guides.
+    """
     source = folder / "src"
-    blocks = []
-    for file in sorted(source.rglob("*.py")):
-        parts = file.relative_to(source).with_suffix("").parts
-        if any(part.startswith("_") for part in parts) or file.name in ("cli.py", "claim.py"):
-            continue
-        blocks.append(f"::: {'.'.join(parts)}\n")
+    blocks = [f"::: {name}\n" for name in public_names(source)]
+    if not blocks:
+        for file in sorted(source.rglob("*.py")):
+            parts = file.relative_to(source).with_suffix("").parts
+            if not any(part.startswith("_") for part in parts) and file.name not in ("cli.py", "claim.py"):
+                blocks.append(f"::: {'.'.join(parts)}\n")
     title = {"core": "noiseworks-core", "bench": "noiseworks-bench"}.get(slug, f"noiseworks-{slug}")
-    return f"# {title}\n\n" + "\n".join(blocks)
+    return f"---\nsearch:\n  boost: 0.5\n---\n\n# {title}\n\n" + "\n".join(blocks)
+
+
+def public_names(source: Path) -> list[str]:
+    """Return the import paths of the names that a package's stub lists; none where it has no stub."""
+    stubs = sorted(source.glob("noiseworks/*/__init__.pyi"))
+    lines = [line for stub in stubs for line in STUB_LINE.findall(stub.read_text())]
+    package = ".".join(stubs[0].parent.relative_to(source).parts) if stubs else ""
+    return [f"{package}.{module}.{name}" for module, name in lines]
 
 
 def from_repository(file: Path, uri: str) -> str:
