@@ -112,7 +112,7 @@ CLAIM = Claim(
     scales={
         "smoke": Scale((500,), 120, sizes(12, 4, 1, 8, 4)),
         "quick": Scale((500,), 60, sizes(0, 0, 0, 64, 50)),
-        "laptop": Scale((1000, 1001, 1002), 900, sizes(2000, 400, 8, 64, 100)),
+        "laptop": Scale((1000, 1001, 1002), 900, sizes(1400, 400, 5, 64, 100)),
     },
     prepare=prepare,
     run=run,
