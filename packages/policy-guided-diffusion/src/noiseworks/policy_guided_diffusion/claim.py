@@ -123,10 +123,10 @@ def run(arm: str, shared: Shared, context: Context) -> Measurement:
     return Measurement({"log_likelihood": likelihood.tolist(), "dynamics_error": error.tolist()})
 
 
-def sizes(data: int, features: int, fit: int, steps: int, trajectories: int) -> dict[str, int]:
+def sizes(data: int, features: int, fit: int, steps: int, trajectories: int, one_step: int) -> dict[str, int]:
     """Return the settings of a scale."""
     names = {"data": data, "features": features, "fit": fit, "steps": steps, "trajectories": trajectories}
-    return names | {"world_model_steps": max(20, data // 10)}
+    return names | {"world_model_steps": one_step}
 
 
 CLAIM = Claim(
@@ -148,9 +148,9 @@ CLAIM = Claim(
         at_most("dynamics_error", "guided", "unguided", ratio=1.5, name="error kept", guard=True),
     ),
     scales={
-        "smoke": Scale((500,), 120, sizes(1_000, 16, 4, 4, 4)),
-        "quick": Scale((500,), 60, sizes(50_000, 48, 0, 16, 64)),
-        "laptop": Scale((1000, 1001, 1002), 1800, sizes(50_000, 48, 2_500, 32, 128)),
+        "smoke": Scale((500,), 120, sizes(1_000, 16, 4, 4, 4, 20)),
+        "quick": Scale((500,), 180, sizes(50_000, 48, 0, 16, 64, 1_500)),
+        "laptop": Scale((1000, 1001, 1002), 1800, sizes(50_000, 48, 2_500, 32, 128, 5_000)),
     },
     prepare=prepare,
     run=run,
