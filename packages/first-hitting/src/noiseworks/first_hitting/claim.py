@@ -132,7 +132,7 @@ CLAIM = Claim(
     ),
     scales={
         "smoke": Scale((500,), 300, sizes(8, 256, 8, samples=4, naive=4, grid=((8, (8, 16)),))),
-        "quick": Scale((500,), 120, sizes(512, 4096, 16, samples=64, naive=64)),
+        "quick": Scale((500,), 120, sizes(512, 4096, 16, samples=64, naive=64) | {"quality_steps": 256}),
         "laptop": Scale(
             (1000, 1001, 1002), 900, sizes(4096, 4096, 32, samples=512, naive=64, curve=64, grid=GRID)
         ),

@@ -107,7 +107,7 @@ CLAIM = Claim(
     ),
     scales={
         "smoke": Scale((500,), 300, sizes(4, 2, 2, 2, 64)),
-        "quick": Scale((500,), 120, sizes(16, 8, 4, 4)),
+        "quick": Scale((500,), 120, sizes(3, 1, 1, 3)),
         "laptop": Scale((1000, 1001, 1002), 1800, sizes(72, 16, 16, 8)),
         "full": Scale((1000, 1001, 1002), 36_000, sizes(200, 64, 64, 8, block=32, length=256)),
     },
