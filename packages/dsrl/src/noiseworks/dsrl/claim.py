@@ -48,17 +48,11 @@ def policy_of(arm: str, shared: Shared, context: Context) -> "tuple[SteeredPolic
     from noiseworks.bench import shipped
     from noiseworks.dsrl import training
     from noiseworks.dsrl.options import Decoding, Learning, World
-    from noiseworks.dsrl.steering import SteeredPolicy, build_actor, steered
+    from noiseworks.dsrl.steering import SteeredPolicy, steered
 
     sizes, seed, decoding = context.settings, shared.seed, Decoding(steps=STEPS)
     if arm == "frozen":
         return SteeredPolicy(shared.decoder, decoding=decoding, seed=seed), 0
-    width = shared.decoder.noise_shape[0] * shared.decoder.noise_shape[1]
-    if not sizes["decisions"]:
-        actor = build_actor(4, width, [sizes["hidden"]] * 2, decoding.magnitude)
-        config, tensors = shipped.load("noiseworks.dsrl", arm)
-        actor.load_state_dict(tensors)
-        return SteeredPolicy(shared.decoder, actor.eval(), decoding, seed=seed), config["steps"]
     learning = Learning(
         variant="na" if arm == "na" else "sac",
         decisions=sizes["decisions"],
@@ -111,7 +105,7 @@ CLAIM = Claim(
     ),
     scales={
         "smoke": Scale((500,), 120, sizes(12, 4, 1, 8, 4)),
-        "quick": Scale((500,), 60, sizes(0, 0, 0, 64, 50)),
+        "quick": Scale((500,), 180, sizes(60, 20, 1, 32, 16)),
         "laptop": Scale((1000, 1001, 1002), 900, sizes(1400, 400, 5, 64, 100)),
     },
     prepare=prepare,
