@@ -26,7 +26,7 @@ def context(tmp_path_factory):
         )
         new_model(data, shape).save_pretrained(root / name, dtype=torch.float16)
     folder = tmp_path_factory.mktemp("out")
-    settings = {"episodes": 1, "replans": 2}
+    settings = {"episodes": 1, "replans": 2, "max_steps": 40}
     return Context("smoke", settings, str(root), "cpu", folder, lambda *args: None)
 
 

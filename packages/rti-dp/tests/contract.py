@@ -4,6 +4,8 @@ from pathlib import Path
 
 from noiseworks.kits.contracts import Contract
 
+SMALL = {"down_dims": (8, 16), "kernel_size": 3, "step_embed_dim": 8}
+
 
 def files(folder: Path) -> dict[str, Path]:
     """Make a policy, one whose weights are broken, episodes and a dataset."""
@@ -13,7 +15,7 @@ def files(folder: Path) -> dict[str, Path]:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        policy = NativePolicy(PolicyConfig(down_dims=(8, 16), kernel_size=3, step_embed_dim=8))
+        policy = NativePolicy(PolicyConfig(**SMALL))
     policy.save_pretrained(folder / "policy")
     torch.nn.init.constant_(policy.net.final_conv[1].bias, float("nan"))
     policy.save_pretrained(folder / "broken")
@@ -29,10 +31,9 @@ EVAL = f"eval {MODEL} --device cpu --tasks 0 --episodes 1"
 CONTRACT = Contract(
     files=files,
     good={
-        f"{EVAL} --initial-steps 5": (),
-        f"eval {MODEL} --tasks 0,11 --episodes 1 --steps 3,1,0 --discrete 2:clip:10 --initial-steps 5 "
+        f"{EVAL} --steps 3,1,0 --discrete 2:clip:10 --initial-steps 5 "
         "--video film.webp --record episodes.npz": ("film.webp", "episodes.npz"),
-        f"compare {MODEL} --tasks 0 --episodes 1 --replans 1 --latency 1": (),
+        f"compare {MODEL} --tasks 0 --episodes 1 --replans 1 --latency 1 --device cpu": (),
         f"suggest {MODEL} --data {{data.npz}} --nfe 3 --pairs 2 --discrete 2:clip": (),
         "scale-data {data.npz} scaled.npz --dims -1 --factor 5": ("scaled.npz",),
     },

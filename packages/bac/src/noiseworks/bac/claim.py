@@ -115,7 +115,7 @@ def run(arm: str, shared: Shared, context: Context) -> Measurement:
         context.progress(0, 1, f"{arm}: episodes")
         tasks = TASKS[-context.settings["tasks"] :]
         listed, seeds = episode_list(tasks, context.settings["episodes"], shared.first)
-        env = TabletopBatch(len(listed), disturb=True)
+        env = TabletopBatch(len(listed), disturb=True, max_steps=context.settings["max_steps"])
         with shared.arms.policy(arm, env.num_envs) as policy:
             metrics["success"] = evaluate(policy, env, listed, seeds).success.astype(float).tolist()
     if (plan := shared.arms.plans.get(arm)) is None:
@@ -130,9 +130,15 @@ def run(arm: str, shared: Shared, context: Context) -> Measurement:
 
 
 def _sizes(
-    episodes: int, repeats: int, profiled: int, tasks: int = 12, steps: int | None = None
+    episodes: int,
+    repeats: int,
+    profiled: int,
+    tasks: int = 12,
+    steps: int | None = None,
+    max_steps: int = 100,
 ) -> dict[str, Any]:
-    return {"episodes": episodes, "repeats": repeats, "profiled": profiled, "tasks": tasks, "steps": steps}
+    counts = {"episodes": episodes, "repeats": repeats, "profiled": profiled, "tasks": tasks}
+    return counts | {"steps": steps, "max_steps": max_steps}
 
 
 CLAIM = Claim(
@@ -164,7 +170,7 @@ CLAIM = Claim(
         at_most("seconds", "bac5", "uniform5", ratio=1.1, name="time of uniform, 5 updates", guard=True),
     ),
     scales={
-        "smoke": Scale((500,), 300, _sizes(1, 1, 2, tasks=2, steps=24)),
+        "smoke": Scale((500,), 300, _sizes(1, 1, 2, tasks=1, steps=24, max_steps=8)),
         "quick": Scale((500,), 240, _sizes(1, 2, 3, tasks=6)),
         "laptop": Scale((1000, 1001, 1002), 1800, _sizes(17, 7, 8)),
         "full": Scale((1000, 1001, 1002), 7200, _sizes(50, 15, 16)),

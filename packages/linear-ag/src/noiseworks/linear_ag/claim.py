@@ -66,7 +66,7 @@ CLAIM = Claim(
         at_most("seconds", "ag", "cfg", ratio=0.80, name="wall-clock", guard=True),
     ),
     scales={
-        "smoke": Scale((500,), 300, {"prompts": 4, "others": 4, "calibration": 4}),
+        "smoke": Scale((500,), 300, {"prompts": 2, "others": 2, "calibration": 2}),
         "quick": Scale((500,), 120, {"prompts": 48, "others": 16, "calibration": 32}),
         "laptop": Scale((2000, 2001, 2002), 600, {"prompts": 192, "others": 32, "calibration": 96}),
         "full": Scale(

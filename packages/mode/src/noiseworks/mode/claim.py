@@ -70,7 +70,8 @@ def run(arm: str, shared: Shared, context: Context) -> Measurement:
 
     context.progress(0, 1, f"{arm}: episodes")
     tasks, seeds = episode_list(TASKS, context.settings["episodes"], 1000 * shared.seed)
-    report = evaluate(shared.policy(arm, len(seeds)), TabletopBatch(len(seeds)), tasks, seeds)
+    tables = TabletopBatch(len(seeds), max_steps=context.settings["max_steps"])
+    report = evaluate(shared.policy(arm, len(seeds)), tables, tasks, seeds)
     model = shared.models[arm]
     metrics: dict[str, Any] = {
         "success": report.success.astype(float).tolist(),
@@ -111,6 +112,10 @@ def _cached(shared: Shared, metrics: dict[str, Any], folder: Path) -> Measuremen
     return Measurement(metrics, images={"experts by noise level": picture}, notes=notes)
 
 
+def _sizes(episodes: int, replans: int, max_steps: int = 100) -> dict[str, int]:
+    return {"episodes": episodes, "replans": replans, "max_steps": max_steps}
+
+
 CLAIM = Claim(
     method="mode",
     version=2,
@@ -140,10 +145,10 @@ CLAIM = Claim(
         at_most("megaflops", "cached", "dense_large", ratio=0.6, name="operations of a call", guard=True),
     ),
     scales={
-        "smoke": Scale((500,), 120, {"episodes": 1, "replans": 3}),
-        "quick": Scale((500,), 180, {"episodes": 4, "replans": 20}),
-        "laptop": Scale((1000, 1001, 1002), 1200, {"episodes": 17, "replans": 60}),
-        "full": Scale((1000, 1001, 1002), 7200, {"episodes": 100, "replans": 200}),
+        "smoke": Scale((500,), 120, _sizes(1, 3, max_steps=8)),
+        "quick": Scale((500,), 180, _sizes(4, 20)),
+        "laptop": Scale((1000, 1001, 1002), 1200, _sizes(17, 60)),
+        "full": Scale((1000, 1001, 1002), 7200, _sizes(100, 200)),
     },
     prepare=prepare,
     run=run,

@@ -107,7 +107,7 @@ def episodes(
     from noiseworks.kits.policies.evaluation import episode_list, evaluate
 
     tasks, seeds = episode_list(context.settings["tasks"], count, 100 * shared.seed)
-    env = TabletopBatch(len(tasks), disturb=disturb)
+    env = TabletopBatch(len(tasks), disturb=disturb, max_steps=context.settings["max_steps"])
     return evaluate(shared.policy(arm, env.num_envs), env, tasks, seeds, record=True)
 
 
@@ -143,10 +143,16 @@ def run(arm: str, shared: Shared, context: Context) -> Measurement:
 
 
 def sizes(
-    episodes: int, few: int, rounds: int, *, tasks: tuple[int, ...] = TRIALS.tasks, train_steps: int = 0
+    episodes: int,
+    few: int,
+    rounds: int,
+    *,
+    tasks: tuple[int, ...] = TRIALS.tasks,
+    max_steps: int = 100,
+    train_steps: int = 0,
 ) -> dict[str, Any]:
     """Return settings; `episodes` and `few` count episodes of each task."""
-    found = {"tasks": tasks, "episodes": episodes, "few": few, "rounds": rounds}
+    found = {"tasks": tasks, "episodes": episodes, "few": few, "rounds": rounds, "max_steps": max_steps}
     return found | {"train_steps": train_steps, "video": train_steps == 0 and episodes > 1}
 
 
@@ -171,7 +177,7 @@ CLAIM = Claim(
         ),
     ),
     scales={
-        "smoke": Scale((500,), 300, sizes(1, 1, 2, tasks=(8,))),
+        "smoke": Scale((500,), 300, sizes(1, 1, 2, tasks=(8,), max_steps=6)),
         "quick": Scale((500,), 300, sizes(2, 1, 5)),
         "laptop": Scale((1000, 1001, 1002), 1800, sizes(23, 4, 10)),
         "full": Scale((1000, 1001, 1002), 36_000, sizes(50, 50, 40, train_steps=20_000)),
