@@ -3,6 +3,8 @@
 import fnmatch
 import json
 import shutil
+from functools import cache
+from pathlib import Path
 
 import pytest
 from noiseworks.core.errors import InputError
@@ -12,12 +14,28 @@ from noiseworks.dev.fuzzing import Effort, fuzz
 GENERATED_VERBS = {"claim"}  # the claims' own tests run it
 
 
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """Makes the files that the lines of a package's contract name, once a run."""
+
+    @cache
+    def make(package):
+        folder = tmp_path_factory.mktemp("made")
+        return folder, contract_of(package).files(folder)
+
+    return make
+
+
 @pytest.fixture
-def desk(method, tmp_path):
+def desk(method, made, tmp_path):
     """A working folder, and the files that a contract's lines name."""
-    (tmp_path / "files").mkdir()
+    folder, files = made(method.folder)
     (tmp_path / "work").mkdir()
-    return tmp_path / "work", contract_of(method.folder).files(tmp_path / "files")
+    shutil.copytree(folder, tmp_path / "files")
+    own = {name: Path(file) for name, file in files.items() if Path(file).is_relative_to(folder)}
+    return tmp_path / "work", files | {
+        name: tmp_path / "files" / file.relative_to(folder) for name, file in own.items()
+    }
 
 
 def test_every_verb_has_a_line_that_works(method, contract):

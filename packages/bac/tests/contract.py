@@ -65,8 +65,7 @@ PLAN = "plan --profile {profile} --out out --updates 3 --bubble 1"
 CONTRACT = Contract(
     files=files,
     good={
-        f"{PROFILE} --metrics cosine,l1": ("out/config.json", "out/*.safetensors"),
-        f"{PROFILE} --solver ddim --steps 5": ("out/*",),
+        f"{PROFILE} --metrics cosine,l1 --solver ddim --steps 5": ("out/config.json", "out/*.safetensors"),
         f"{PLAN} {MODEL} {DATA}": ("out/config.json", "out/*.safetensors"),
         f"{PLAN} --method unified --metric l1 --no-force-last": ("out/*",),
         f"{PLAN} --method uniform": ("out/*",),

@@ -33,6 +33,11 @@ def pipe():
     return tiny_pipeline("sd")
 
 
+@pytest.fixture(scope="module")
+def fitted(pipe):
+    return fit_linear(pipe, PROMPTS, SAMPLING)
+
+
 def test_recorded_similarity_equals_recomputation_from_saved_predictions(pipe):
     seen = []
 
@@ -51,8 +56,8 @@ def test_recorded_similarity_equals_recomputation_from_saved_predictions(pipe):
 
 
 def test_batch_size_changes_no_sample(pipe):
-    together = sample_latents(pipe, PROMPTS, SAMPLING, AdaptiveGuidance(threshold=2.0))
-    apart = sample_latents(pipe, PROMPTS, Sampling(6, 4.0, batch_size=1), AdaptiveGuidance(threshold=2.0))
+    together = sample_latents(pipe, PROMPTS[:3], SAMPLING, AdaptiveGuidance(threshold=2.0))
+    apart = sample_latents(pipe, PROMPTS[:3], Sampling(6, 4.0, batch_size=1), AdaptiveGuidance(threshold=2.0))
     torch.testing.assert_close(together, apart, rtol=1e-3, atol=1e-3)
 
 
@@ -76,11 +81,10 @@ def test_calibration_for_quality_stays_within_the_loss(pipe):
         calibrate(pipe, PROMPTS, SAMPLING, Aim(target_nfe=13.0))
 
 
-def test_linear_fit_runs_and_costs_what_its_policy_says(pipe):
-    coefficients = fit_linear(pipe, PROMPTS, SAMPLING)
+def test_linear_fit_runs_and_costs_what_its_policy_says(pipe, fitted):
     gram, _ = collect_gram(pipe, PROMPTS, Sampling(6, 4.0, batch_size=3, seed=100))
-    assert bool((r2_of(coefficients, gram) > 0.5).all())
-    policy = LinearGuidance(coefficients=coefficients)
+    assert bool((r2_of(fitted, gram) > 0.5).all())
+    policy = LinearGuidance(coefficients=fitted)
     assert policy.actions == "232111"
     with attach(pipe, policy) as ag:
         latents = list(draw(pipe, PROMPTS, SAMPLING))
@@ -90,22 +94,21 @@ def test_linear_fit_runs_and_costs_what_its_policy_says(pipe):
     gram, settings = collect_gram(pipe, PROMPTS[:3], SAMPLING, closed_loop=policy)
     closed = fit_from_gram(gram, 6, settings=settings)
     assert bool(closed.r2.isfinite().all())
-    assert not torch.equal(closed.beta_uncond[3], coefficients.beta_uncond[3])
+    assert not torch.equal(closed.beta_uncond[3], fitted.beta_uncond[3])
 
 
 @pytest.mark.parametrize(
     "change", [{"guidance_scale": 5.0}, {"negative_prompt": "large"}, {"num_inference_steps": 5}]
 )
-def test_coefficients_refuse_other_runs(pipe, change):
-    policy = LinearGuidance(coefficients=fit_linear(pipe, PROMPTS[:3], SAMPLING))
+def test_coefficients_refuse_other_runs(pipe, fitted, change):
+    policy = LinearGuidance(coefficients=fitted)
     other = Sampling(**{"num_inference_steps": 6, "guidance_scale": 4.0, "batch_size": 3, **change})
     with attach(pipe, policy) as ag, pytest.raises(InputError, match="fit again"):
         list(draw(pipe, PROMPTS[:3], other))
     assert ag.rows == []
 
 
-def test_a_stopped_fit_goes_on_to_the_same_numbers(pipe, tmp_path):
-    whole = fit_linear(pipe, PROMPTS, SAMPLING)
+def test_a_stopped_fit_goes_on_to_the_same_numbers(pipe, fitted, tmp_path):
 
     def stop(done, total):
         raise KeyboardInterrupt
@@ -121,8 +124,8 @@ def test_a_stopped_fit_goes_on_to_the_same_numbers(pipe, tmp_path):
         progress=lambda done, total: counted.append(done),
     )
     assert counted == [6]
-    assert torch.equal(resumed.beta_cond, whole.beta_cond)
-    assert torch.equal(resumed.beta_uncond, whole.beta_uncond)
+    assert torch.equal(resumed.beta_cond, fitted.beta_cond)
+    assert torch.equal(resumed.beta_uncond, fitted.beta_uncond)
     with pytest.raises(InputError, match="other prompts"):
         fit_linear(pipe, PROMPTS[:5], SAMPLING, partial=tmp_path / "partial")
 

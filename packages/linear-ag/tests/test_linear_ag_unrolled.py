@@ -1,5 +1,7 @@
 """The relaxed search through every family's own loop: one-hot weights are policies, gradients are right."""
 
+from functools import cache
+
 import pytest
 import torch
 from noiseworks.core.errors import InputError
@@ -13,6 +15,7 @@ from noiseworks.linear_ag.sampling import sample_latents
 STEPS, SCALE, BATCH = 3, 4.0, 2
 
 
+@cache
 def make_host(family):
     """Return a tiny pipeline, its family, its prompts and how to draw from it."""
     inputs = tiny_inputs(family, BATCH, SCALE)

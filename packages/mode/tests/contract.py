@@ -121,7 +121,6 @@ CONTRACT = Contract(
             "out/dense/*",
         ),
         "eval --model testbed:mode --tasks 10 --episodes 1 --device cpu --video film.webp": ("film.webp",),
-        "eval --model testbed:mode-dense-small --tasks 10 --episodes 1 --device cpu": (),
         "cache --model {model} --form bmm": (),
         "usage --model {model} --steps 4 --out usage.png": ("usage.png",),
         "compare --model {model} --repeats 1 --batch 2 --device cpu --backend eager": (),
