@@ -76,11 +76,13 @@ def described(function):
     """Return the texts that a verb's help has to show, without white space."""
     texts = [p.description for p in parse(function.__doc__).params if p.arg_name not in group_names(function)]
     for group in groups(function):
-        texts += [p.description for p in parse(group.__doc__).params]
+        nested = group_names(group)
+        texts += [p.description for p in parse(group.__doc__).params if p.arg_name not in nested]
     return ["".join(text.split()) for text in texts]
 
 
 def group_names(function):
+    """Return the names of the parameters, or fields, that are groups themselves."""
     hints = typing.get_type_hints(function)
     return {name for name, hint in hints.items() if is_dataclass(hint) and issubclass(hint, Options)}
 

@@ -9,9 +9,11 @@ from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+# Modules of a method that only the bench loads: the claim, what measures it, what registers it for compose.
+FOR_THE_BENCH = ("claim", "evidence", "composing")
 # Which source files an optional extra counts for (besides files named after the extra itself).
 EXTRA_FILES = {
-    "bench": ("*/claim.py", "*/*data.py"),
+    "bench": (*(f"*/{name}.py" for name in FOR_THE_BENCH), "*/*data.py"),
     "diffusers": ("*/core/interop.py", "*/kits/diffusers_hosts*"),
     "kernels": ("*/core/kernels/*",),
     "ray": ("*/bench/runner/*",),
@@ -184,7 +186,7 @@ def layers_below(module: str) -> set[str]:
         return {"core"}
     if room in ("kits", "bench"):
         return {"core", room, "kits"}
-    return {"core", "kits", room} | ({"bench"} if module.endswith(".claim") else set())
+    return {"core", "kits", room} | ({"bench"} if module.split(".")[-1] in FOR_THE_BENCH else set())
 
 
 def loaded_with_another(members) -> set[str]:

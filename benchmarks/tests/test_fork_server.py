@@ -128,7 +128,7 @@ def test_hosts_are_those_that_the_distributions_require():
     assert hosts_of(["noiseworks-first-hitting"])[0] == "torch"
     assert "transformers" in hosts_of(["noiseworks-first-hitting"])
     assert "diffusers" not in hosts_of(["noiseworks-first-hitting"])
-    assert {"diffusers", "torchmetrics"} <= set(hosts_of(["noiseworks-linear-ag"]))
+    assert "diffusers" in hosts_of(["noiseworks-linear-ag"])
     assert hosts_of(["fakes", "no-such-distribution"]) == []
 
 

@@ -96,7 +96,7 @@ def test_episodes_are_checked_and_kept(tmp_path):
     np.savez(tmp_path / "half.npz", obs=np.zeros((1, 1)))
     with pytest.raises(InputError, match="lacks the arrays actions, ends, tasks"):
         Episodes.load(tmp_path / "half.npz")
-    with pytest.raises(InputError, match="no episodes"):
+    with pytest.raises(InputError, match="no file at"):
         Episodes.load(tmp_path / "none.npz")
 
 

@@ -104,7 +104,7 @@ CONTRACT = Contract(
         (f"generate {DRAW} --out out --policy first:2", "policy first"),
         (f"generate {DRAW} --out out --policy linear", "--coefs"),
         (f"generate {DRAW} --out out --policy linear --coefs {{policy}}", "coefficients"),
-        (f"generate {DRAW} --out out --policy linear --coefs {{nan}}", "not finite"),
+        (f"generate {DRAW} --out out --policy linear --coefs {{nan}}", "holds NaN"),
         ("generate --model {editor} --prompts disc --out out", "instruct-pix2pix"),
         ("generate --model missing --prompts disc --out out", "missing"),
         ("generate --model {model} --prompts gone.txt --out out", "gone.txt"),

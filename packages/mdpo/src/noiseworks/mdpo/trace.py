@@ -1,7 +1,7 @@
 """What every denoising step read, predicted and was sure of; saved as JSON, shown in the terminal or as HTML."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -115,9 +115,3 @@ def remasked(trace: Trace) -> Tensor:
     known = trace.inputs != trace.mask_id
     after = torch.cat([known[1:], (trace.final != trace.mask_id)[None]])
     return (known & ~after).sum(dim=2)
-
-
-def text_of(trace: Trace, ids: Sequence[int]) -> list[str]:
-    """Return the display text of ids: words where known, `·` for [MASK], else the number."""
-    words = trace.words or {}
-    return ["·" if i == trace.mask_id else words.get(i, str(i)) for i in ids]

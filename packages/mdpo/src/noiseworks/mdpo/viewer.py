@@ -1,15 +1,19 @@
 """Traces for the eye: a table in the terminal, and one self-contained HTML page."""
 
 import html
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from noiseworks.core.artifacts import atomic_write
 from noiseworks.core.checks import check_number
 from noiseworks.core.output import check_file
-from noiseworks.mdpo.trace import Trace, text_of
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from noiseworks.mdpo.trace import Trace
 
 _STYLE = """
 body{font:14px system-ui,sans-serif;margin:2em;color:#222;background:#fff}
@@ -28,7 +32,7 @@ class TraceView:
         out: The HTML page that was written, if any.
     """
 
-    trace: Trace
+    trace: "Trace"
     out: str | None = None
 
     def to_dict(self) -> dict:
@@ -55,7 +59,13 @@ def _colour(score: float) -> str:
     return f"hsl({120 * min(max(score, 0.0), 1.0):.0f} 70% 85%)"
 
 
-def _cells(trace: Trace, step: int) -> str:
+def text_of(trace: "Trace", ids: Sequence[int]) -> list[str]:
+    """Return the display text of ids: words where known, `·` for [MASK], else the number."""
+    words = trace.words or {}
+    return ["·" if i == trace.mask_id else words.get(i, str(i)) for i in ids]
+
+
+def _cells(trace: "Trace", step: int) -> str:
     x, made = trace.inputs[step, 0].tolist(), trace.predictions[step, 0].tolist()
     scores = trace.scores[step, 0].tolist()
     after = (trace.inputs[step + 1] if step + 1 < trace.steps else trace.final)[0].tolist()
@@ -71,7 +81,7 @@ def _cells(trace: Trace, step: int) -> str:
     return "".join(cells)
 
 
-def html_page(trace: Trace, title: str = "Denoising trace") -> str:
+def html_page(trace: "Trace", title: str = "Denoising trace") -> str:
     """Return a self-contained page that shows one row step by step.
 
     Args:
@@ -104,6 +114,8 @@ def view_trace(trace: Path, *, out: Path | None = None, row: int = 0) -> TraceVi
     """
     if out is not None:
         check_file(out, sources=(trace,))
+    from noiseworks.mdpo.trace import Trace
+
     loaded = Trace.load(trace)
     check_number("row", row, low=0, high=loaded.inputs.shape[1] - 1, integer=True)
     chosen = loaded.row(row)

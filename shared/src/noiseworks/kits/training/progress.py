@@ -57,6 +57,7 @@ class Bar:
     def say(self, sentence: str) -> None:
         """Print a line on stderr, above the bar."""
         if self._bars.disable:
-            print(sentence, file=sys.stderr, flush=True)
+            sys.stderr.write(f"{sentence}\n")
+            sys.stderr.flush()
         else:
             self._bars.console.print(sentence, markup=False, highlight=False)
