@@ -6,12 +6,12 @@ import sys
 import types
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import pytest
-from noiseworks.core.cli import SPREAD, Command, list_methods, make_app, one_line, root_app, run, show
+from noiseworks.core.cli import Command, list_methods, make_app, one_line, root_app, run, show
 from noiseworks.core.errors import InputError
 from noiseworks.core.families import by_family
+from noiseworks.core.options import Spread
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Size:
     height: float = 1.0
 
 
-def area(*, size: Annotated[Size, SPREAD]) -> float:
+def area(*, size: Spread[Size]) -> float:
     """Return an area.
 
     Args:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points, metadata
 from typing import Any
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError
 from noiseworks.core.errors import InputError, NoiseworksError
 from noiseworks.core.families import by_family, family_of
 from noiseworks.core.output import plain
@@ -30,8 +30,6 @@ COMMAND_GROUP = "noiseworks.commands"
 VERB_GROUP = "noiseworks.verbs"
 EXIT_BAD_INPUT = 2
 EXIT_STOPPED = 130
-# The older spelling of `core.options.Spread`: `drawing: Annotated[Drawing, SPREAD]`.
-SPREAD = Parameter(name="*")
 
 
 @dataclass(frozen=True)
