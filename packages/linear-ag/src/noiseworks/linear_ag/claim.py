@@ -67,7 +67,7 @@ CLAIM = Claim(
     ),
     scales={
         "smoke": Scale((500,), 300, {"prompts": 2, "others": 2, "calibration": 2}),
-        "quick": Scale((500,), 120, {"prompts": 48, "others": 16, "calibration": 32}),
+        "quick": Scale((500,), 120, {"prompts": 18, "others": 8, "calibration": 12}),
         "laptop": Scale((2000, 2001, 2002), 600, {"prompts": 192, "others": 32, "calibration": 96}),
         "full": Scale(
             (1000, 1001, 1002, 1003, 1004), 36_000, {"prompts": 200, "others": 200, "calibration": 200}

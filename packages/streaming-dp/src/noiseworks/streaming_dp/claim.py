@@ -178,7 +178,7 @@ CLAIM = Claim(
     ),
     scales={
         "smoke": Scale((500,), 300, sizes(1, 1, 2, tasks=(8,), max_steps=6)),
-        "quick": Scale((500,), 300, sizes(2, 1, 5)),
+        "quick": Scale((500,), 300, sizes(2, 1, 2, max_steps=56) | {"video": False}),
         "laptop": Scale((1000, 1001, 1002), 1800, sizes(23, 4, 10)),
         "full": Scale((1000, 1001, 1002), 36_000, sizes(50, 50, 40, train_steps=20_000)),
     },
