@@ -50,6 +50,11 @@ def test_a_machine_that_slows_down_leaves_the_ratio():
     assert times["a"].results == ()
 
 
+def test_a_ratio_is_the_median_of_the_turns_own_ratios():
+    one, base = Times((4.0, 2.0, 9.0)), Times((1.0, 2.0, 3.0))
+    assert one.ratio(base) == 3.0  # of 4, 1 and 3; the medians' ratio is 2
+
+
 def test_each_call_waits_for_the_device(monkeypatch):
     machine, waited = Machine(), []
     monkeypatch.setattr(timing, "synchronize", lambda device: waited.append((device, len(machine.calls))))

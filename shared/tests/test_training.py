@@ -26,6 +26,7 @@ from noiseworks.kits.training import (
     rounds,
     warm_decay,
 )
+from noiseworks.kits.training.state import replace_checkpoint
 from noiseworks.kits.training.testing import check_resume
 from torch import nn
 
@@ -240,6 +241,19 @@ def test_rounds_stop_at_what_is_not_finite(key, words, tmp_path):
     with pytest.raises(NonFiniteError, match=words):
         walk(tmp_path, Walk(3, key))
     assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["step"] == 3
+
+
+def test_a_checkpoint_whose_writing_fails_leaves_the_last_one_alone(tmp_path):
+    def write(part):
+        part.write_text("half")
+        raise OSError("no space left")
+
+    path = tmp_path / "last.ckpt"
+    path.write_text("whole")
+    with pytest.raises(OSError, match="no space"):
+        replace_checkpoint(path, write)
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+    assert path.read_text() == "whole"
 
 
 def test_a_cut_off_checkpoint_is_named(tmp_path):
