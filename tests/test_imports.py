@@ -22,6 +22,7 @@ EXTRA_FILES = {
     "masked-lm": ("*/kits/masked_lm/*",),
     "policies": ("*/kits/policies/*",),
     "training": ("*/kits/training/*",),
+    "image-tuning": ("*/kits/image_tuning/*",),
     "rl": ("*/kits/rl/*",),
     "metaworld": ("*/testbeds/metaworld/*",),
     "tabletop": ("*/testbeds/tabletop/*",),

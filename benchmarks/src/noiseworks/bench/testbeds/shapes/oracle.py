@@ -7,6 +7,7 @@ comparing.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from noiseworks.bench.testbeds.shapes.scenes import (
@@ -18,9 +19,13 @@ from noiseworks.bench.testbeds.shapes.scenes import (
     UNIT_AREA,
     Scene,
     coverage,
+    read_caption,
 )
 from noiseworks.core.errors import InputError
 from scipy import ndimage
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BACKGROUND_TOLERANCE = 0.25  # RGB distance; palette backgrounds are 0.87 apart
 COLOR_TOLERANCE = 0.35  # RGB distance; palette colours are at least 0.6 apart
@@ -251,3 +256,30 @@ def score(images: np.ndarray, scenes: Sequence[Scene]) -> np.ndarray:
     readings = read(images)
     rights = [attributes(reading, scene) for reading, scene in zip(readings, scenes, strict=True)]
     return np.array([np.mean(list(right.values())) for right in rights], np.float64)
+
+
+_OPEN = {"color0": ("color", "first color"), "color1": ("second color",)}
+
+
+def caption_score(images: "Tensor", captions: Sequence[str]) -> np.ndarray:
+    """Return the share right of what each caption states, float64 [n]: a reward for tuning on this testbed.
+
+    Args:
+        images: A tensor [n, 3, H, W] in [0, 1]; other sizes than 32 are scaled.
+        captions: One an image; what a caption leaves open does not count.
+
+    Raises:
+        InputError: When a text is no caption of this testbed.
+    """
+    from torch.nn.functional import interpolate
+
+    asked = [read_caption(text) for text in captions]
+    if images.shape[-1] != IMAGE_SIZE:
+        images = interpolate(images, size=(IMAGE_SIZE, IMAGE_SIZE), mode="area")
+    readings = read(images.permute(0, 2, 3, 1).float().cpu().numpy())
+    shares = []
+    for reading, (scene, left_open) in zip(readings, asked, strict=True):
+        open_names = {name for word in left_open for name in _OPEN.get(word, (word,))}
+        right = attributes(reading, scene)
+        shares.append(float(np.mean([value for name, value in right.items() if name not in open_names])))
+    return np.array(shares)

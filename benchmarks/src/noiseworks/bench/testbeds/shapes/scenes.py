@@ -4,12 +4,14 @@ Three kinds of scene: one object with size and place, two objects in a spatial r
 or three equal objects. All of it is drawn from a seed; images are rendered with 4x4 supersampling.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from noiseworks.core.checks import check_choice, check_number, check_seed
+from noiseworks.core.errors import InputError
 
 Split = Literal["train", "test", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "test", "heldout")
@@ -53,6 +55,8 @@ UNIT_AREA = {
     "cross": 8 * CROSS_LENGTH * CROSS_WIDTH - 4 * CROSS_WIDTH**2,
 }
 _SHAPE_NAMES, _COLOR_NAMES, _BACKGROUND_NAMES = SHAPES, tuple(COLORS), tuple(BACKGROUNDS)
+
+_EXAMPLE = "a small red circle at the top left on a gray background"
 
 # Combinations (shape, colour, background) that no training scene holds: 8 of 72.
 HELDOUT = frozenset(
@@ -248,6 +252,52 @@ def _phrase(scene: Scene, omitted: frozenset[str]) -> str:
     else:
         text = f"{COUNTS[len(scene.objects)]} {words(first, 0, plural=True)}"
     return text if "background" in omitted else f"{text} on a {scene.background} background"
+
+
+def _any(words: Iterable[str]) -> str:
+    return "|".join(words)
+
+
+_CAPTION = re.compile(
+    rf"(?:(?P<count>{_any(COUNTS.values())})|a)(?: (?P<size>{_any(RADII)}))?"
+    rf"(?: (?P<color0>{_any(COLORS)}))? (?P<shape0>{_any((*SHAPES, *PLURALS.values()))})"
+    rf"(?: at the (?P<position>{_any(POSITIONS)}))?"
+    rf"(?: (?P<relation>{_any(RELATIONS)}) a(?: (?P<color1>{_any(COLORS)}))? (?P<shape1>{_any(SHAPES)}))?"
+    rf"(?: on a (?P<background>{_any(BACKGROUNDS)}) background)?"
+)
+
+
+def read_caption(text: str) -> tuple[Scene, frozenset[str]]:
+    """Return the scene that a caption asks for, and what it leaves open.
+
+    Args:
+        text: A caption, complete or with attributes left out.
+
+    Returns:
+        The scene, in which open attributes have some value or None, and the names of those among `size`, `position`,
+        `background`, `color0` (of the first object, or of the group) and `color1`.
+
+    Raises:
+        InputError: When the text is no caption of this testbed.
+    """
+    found = _CAPTION.fullmatch(" ".join(text.split()))
+    if found is None:
+        raise InputError(
+            f"{text!r} is no caption of the testbed shapes, such as {_EXAMPLE!r}; use its words and their order"
+        )
+    said = found.groupdict()
+    kind = "group" if said["count"] else "relation" if said["relation"] else "single"
+    parts = {"single": ("size", "color0", "position"), "relation": ("color0", "color1"), "group": ("color0",)}
+    background = said["background"] or _BACKGROUND_NAMES[0]
+    names = {plural: shape for shape, plural in PLURALS.items()}
+    shapes = [names.get(said[f"shape{i}"], said[f"shape{i}"]) for i in range(2 if kind == "relation" else 1)]
+    objects = [
+        Object(shape, said[f"color{i}"] or _COLOR_NAMES[0], 16.0, 16.0, 5.0) for i, shape in enumerate(shapes)
+    ]
+    if kind == "group":
+        objects *= {word: number for number, word in COUNTS.items()}[said["count"]]
+    scene = Scene(kind, background, tuple(objects), said["size"], said["position"], said["relation"])
+    return scene, frozenset(name for name in (*parts[kind], "background") if said[name] is None)
 
 
 def training_caption(scene: Scene, rng: np.random.Generator) -> str:

@@ -1,0 +1,110 @@
+"""The options of rollouts, rewards and tuning; nothing heavy is imported."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from noiseworks.core.errors import InputError
+from noiseworks.core.options import Options, above, at_least, at_most
+from noiseworks.kits.training.options import Fit, Precision
+
+REWARDS = ("incompressibility", "compressibility", "brightness", "redness", "greenness", "blueness", "shapes")
+
+
+@dataclass(frozen=True)
+class Rollout(Options):
+    """How the pipeline draws while it is tuned: the policy whose steps are scored.
+
+    Attributes:
+        num_inference_steps: Denoising steps, T.
+        guidance_scale: Guidance scale w of rollouts, policy and reference alike; 1 or less switches it off.
+        eta: Share of DDPM's noise in each DDIM step, above 0: without noise a step has no probability.
+        noise_level: Strength of the noise of flow models' steps (SD3, FLUX), in place of eta.
+        rollout_batch: Samples of one call of the denoiser; changes no number but in the last bits.
+        size: Height and width of the images in pixels; the pipeline's own by default.
+    """
+
+    num_inference_steps: Annotated[int, at_least(2)] = 20
+    guidance_scale: Annotated[float, at_least(0)] = 5.0
+    eta: Annotated[float, above(0), at_most(1)] = 1.0
+    noise_level: Annotated[float, above(0)] = 0.7
+    rollout_batch: Annotated[int, at_least(1)] = 16
+    size: Annotated[int | None, at_least(8)] = None
+
+
+@dataclass(frozen=True)
+class RewardChoice(Options):
+    """What images are scored by.
+
+    Attributes:
+        reward: incompressibility, compressibility, brightness, redness, greenness, blueness, shapes (the testbed's
+            oracle, for its captions), clip:FOLDER (a CLIP model's directory), or module:function of your own.
+    """
+
+    reward: str = "shapes"
+
+    def check(self) -> None:
+        """Refuse a name that cannot be a reward's.
+
+        Raises:
+            InputError: Naming the rewards.
+        """
+        if self.reward not in REWARDS and ":" not in self.reward:
+            raise InputError(
+                f"unknown reward {self.reward!r}; use {', '.join(REWARDS)}, clip:FOLDER or module:function"
+            )
+
+
+@dataclass(frozen=True)
+class Tuning(Fit):
+    """Length, optimiser, adapter, hardware and bookkeeping of a tuning run; a method's own options extend it.
+
+    Attributes:
+        max_steps: Rounds of the whole run, each of rollouts and optimiser steps on them.
+        batch_size: Prompts of a round, over all processes.
+        learning_rate: AdamW's.
+        weight_decay: AdamW's.
+        max_grad_norm: The gradient of an optimiser step is scaled down to this norm.
+        lora_rank: Rank of the adapters on all attention projections.
+        minibatch: Rows (samples, pairs) of one forward and backward pass, over all processes.
+        accumulate: Minibatches of an optimiser step; each counts with all of its denoising steps.
+        inner_epochs: How often a round's rollouts are gone through.
+        timestep_fraction: Share of each row's denoising steps that are trained on, drawn at random.
+        gradient_checkpointing: Whether activations are computed again instead of kept.
+        pictures_every: Rounds between two pictures of samples in the folder; 0 writes none.
+        seed: Of adapters, prompts, rollouts and order.
+        precision: 32-true, bf16-mixed or 16-mixed.
+        device: auto (the GPU if there is one), cpu, cuda or mps.
+        devices: Number of processes, each with a device of its own; they change no number but in the last bits.
+        strategy: How they share the work; auto is ddp for several processes.
+        checkpoint_every: Minutes between two checkpoints; 0 writes one after every round.
+        log_every: Rounds between two rows of metrics.csv.
+    """
+
+    max_steps: Annotated[int, at_least(1)] = 100
+    batch_size: Annotated[int, at_least(1)] = 8
+    learning_rate: Annotated[float, above(0)] = 3e-4
+    weight_decay: Annotated[float, at_least(0)] = 1e-4
+    max_grad_norm: Annotated[float, above(0)] = 1.0
+    lora_rank: Annotated[int, at_least(1)] = 4
+    minibatch: Annotated[int, at_least(1)] = 4
+    accumulate: Annotated[int, at_least(1)] = 1
+    inner_epochs: Annotated[int, at_least(1)] = 1
+    timestep_fraction: Annotated[float, above(0), at_most(1)] = 1.0
+    gradient_checkpointing: bool = False
+    pictures_every: Annotated[int, at_least(0)] = 0
+    precision: Precision = "32-true"
+    log_every: Annotated[int, at_least(1)] = 1
+    strategy: Literal["auto", "ddp"] = "auto"
+
+    def check(self) -> None:
+        """Refuse what the processes cannot share, and a precision in which adapters cannot be trained.
+
+        Raises:
+            InputError: Naming the option.
+        """
+        super().check()
+        if self.precision not in ("32-true", "bf16-mixed", "16-mixed", "64-true"):
+            raise InputError(
+                "adapters are trained in 32 bits: precision must be 32-true, bf16-mixed or 16-mixed, got "
+                f"{self.precision}"
+            )
