@@ -36,14 +36,14 @@ def load(path: Path) -> Any:
 
 
 def trained(folder: Path, stop_after: int | None) -> Any:
-    """Train four steps, or stop before."""
+    """Train twelve steps, or stop before."""
     from noiseworks.bench.testbeds.maze import record
     from noiseworks.kits.training import open_run
     from noiseworks.kits.training.testing import stopping
     from noiseworks.policy_guided_diffusion import Architecture, fit_trajectories
     from noiseworks.policy_guided_diffusion.options import Fitting, Windows
 
-    fitting = Fitting(max_steps=4, batch_size=4, device="cpu", checkpoint_every=0)
+    fitting = Fitting(max_steps=12, batch_size=4, device="cpu", checkpoint_every=0)
     architecture = Architecture(horizon=8, features=8, levels=2)
     with open_run(folder, {"fit": fitting}) as run, stopping(stop_after):
         return fit_trajectories(
@@ -84,5 +84,5 @@ CONTRACT = Contract(
         ("train --data maze:umaze-medium --reward dense --mode real --out agent", "dense"),
     ],
     artifacts={"model": Artifact(lambda path: model().save_pretrained(path), load)},
-    resume={"fit": Resume(trained, 2)},
+    resume={"fit": Resume(trained, 10)},
 )

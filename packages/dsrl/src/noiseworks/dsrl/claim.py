@@ -47,8 +47,9 @@ def policy_of(arm: str, shared: Shared, context: Context) -> "tuple[SteeredPolic
     """Return an arm's policy and the environment steps that it took to learn."""
     from noiseworks.bench import shipped
     from noiseworks.dsrl import training
-    from noiseworks.dsrl.options import Decoding, Learning, World
+    from noiseworks.dsrl.options import Decoding, Learning
     from noiseworks.dsrl.steering import SteeredPolicy, steered
+    from noiseworks.kits.rl.options import World
 
     sizes, seed, decoding = context.settings, shared.seed, Decoding(steps=STEPS)
     if arm == "frozen":
@@ -72,7 +73,8 @@ def policy_of(arm: str, shared: Shared, context: Context) -> "tuple[SteeredPolic
 def run(arm: str, shared: Shared, context: Context) -> Measurement:
     """Measure one arm: success and return of each episode."""
     from noiseworks.dsrl import training
-    from noiseworks.dsrl.options import Evaluation, World
+    from noiseworks.dsrl.options import Evaluation
+    from noiseworks.kits.rl.options import World
 
     policy, steps = policy_of(arm, shared, context)
     episodes = context.settings["episodes"]

@@ -6,8 +6,8 @@ from typing import Any
 from noiseworks.core.artifacts import check_writable
 from noiseworks.core.models import resolve_model
 from noiseworks.core.options import Spread
-from noiseworks.dsrl.env_data import check_env
-from noiseworks.dsrl.options import Decoding, Evaluation, Learning, World
+from noiseworks.dsrl.options import Decoding, Evaluation, Learning
+from noiseworks.kits.rl.options import World
 
 
 def train(
@@ -33,7 +33,6 @@ def train(
         Environment steps, and both policies' episodes.
     """
     check_writable(out)
-    check_env(world)
     resolve_model(model)
     from noiseworks.dsrl import training
     from noiseworks.dsrl.hosts import HostDecoder
@@ -75,7 +74,6 @@ def evaluate(
     Returns:
         Mean return with its interval, success, chunks an episode.
     """
-    check_env(world)
     resolve_model(model)
     from noiseworks.dsrl import training
     from noiseworks.dsrl.hosts import HostDecoder

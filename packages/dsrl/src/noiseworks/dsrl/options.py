@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from noiseworks.core.options import Options, above, at_least, at_most, below
+from noiseworks.kits.rl.options import Episodes
 
 
 @dataclass(frozen=True)
@@ -62,30 +63,11 @@ class Learning(Options):
 
 
 @dataclass(frozen=True)
-class World(Options):
-    """Where the policy acts.
-
-    Attributes:
-        env: maze:<layout> such as maze:fork, with a cost of 1 a step; or gym:<id> of Gymnasium.
-        max_steps: Limit of steps of an episode; by default the environment's own.
-    """
-
-    env: str
-    max_steps: Annotated[int | None, at_least(1)] = None
-
-
-@dataclass(frozen=True)
-class Evaluation(Options):
+class Evaluation(Episodes):
     """How a policy is evaluated.
 
     Attributes:
-        episodes: Episodes.
-        together: Environments that act together.
         deterministic: Whether the actor's mode is taken instead of a draw.
-        evaluation_seed: Of starts and noise.
     """
 
-    episodes: Annotated[int, at_least(1)] = 100
-    together: Annotated[int, at_least(1)] = 50
     deterministic: bool = False
-    evaluation_seed: Annotated[int, at_least(0), below(2**31)] = 10_000

@@ -1,12 +1,13 @@
 """Training and evaluation of a steered policy."""
 
 from noiseworks.dsrl.decoder import NoiseDecoder
-from noiseworks.dsrl.env_data import make_vector_env
 from noiseworks.dsrl.latent_env import LatentNoiseVecEnv
 from noiseworks.dsrl.noise_aliasing import make_learner
-from noiseworks.dsrl.options import Decoding, Evaluation, Learning, World
+from noiseworks.dsrl.options import Decoding, Evaluation, Learning
 from noiseworks.dsrl.steering import SteeredPolicy
+from noiseworks.kits.rl.options import World
 from noiseworks.kits.rl.sb3 import GymnasiumVecEnv
+from noiseworks.kits.rl.sources import make_env
 from noiseworks.kits.rl.stepping import EpisodeReport, evaluate_returns
 from stable_baselines3 import SAC
 
@@ -20,7 +21,7 @@ def train(decoder: NoiseDecoder, world: World, decoding: Decoding, learning: Lea
         decoding: Magnitude and ties of the noise.
         learning: Settings.
     """
-    venv = GymnasiumVecEnv(make_vector_env(world, learning.envs, decoder.chunk))
+    venv = GymnasiumVecEnv(make_env(world, learning.envs, needs="dsrl", chunk=decoder.chunk))
     env = LatentNoiseVecEnv(venv, decoder, decoding)
     learner = make_learner(env, learning)
     learner.learn(learning.decisions)
@@ -29,5 +30,7 @@ def train(decoder: NoiseDecoder, world: World, decoding: Decoding, learning: Lea
 
 def evaluate(policy: SteeredPolicy, world: World, evaluation: Evaluation) -> EpisodeReport:
     """Return the episodes of a policy; lengths count chunks."""
-    env = make_vector_env(world, min(evaluation.together, evaluation.episodes), policy.decoder.chunk)
+    env = make_env(
+        world, min(evaluation.together, evaluation.episodes), needs="dsrl", chunk=policy.decoder.chunk
+    )
     return evaluate_returns(env, policy.act, evaluation.episodes, evaluation.evaluation_seed)

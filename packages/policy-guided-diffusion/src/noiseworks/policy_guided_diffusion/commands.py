@@ -6,20 +6,19 @@ from typing import Any
 from noiseworks.core.artifacts import check_writable
 from noiseworks.core.errors import InputError
 from noiseworks.core.options import Spread
-from noiseworks.policy_guided_diffusion.offline_data import load_data, maze_env
+from noiseworks.kits.rl.options import Recorded
 from noiseworks.policy_guided_diffusion.options import (
     Agent,
     Architecture,
     Draw,
     Fitting,
     Guidance,
-    Recorded,
     Replay,
     Sampling,
     Windows,
 )
 
-EVALUATION_SEED = 10_000
+EVALUATION_SEED, NEEDS = 10_000, "policy-guided-diffusion"
 
 
 def fit(
@@ -43,7 +42,9 @@ def fit(
         Where the model is, and its steps.
     """
     check_writable(out)
-    transitions = load_data(recorded)
+    from noiseworks.kits.rl.sources import load_data
+
+    transitions = load_data(recorded, needs=NEEDS)
     from noiseworks.kits.training import open_run
     from noiseworks.policy_guided_diffusion.training import fit_trajectories
 
@@ -117,9 +118,12 @@ def train(
     check_writable(out)
     if agent.mode != "real" and replay.model is None:
         raise InputError(f"mode {agent.mode} needs a trajectory model: give --model, or take --mode real")
-    transitions, episodes = load_data(recorded), agent.episodes
-    evaluation = maze_env(recorded, min(episodes, 100))
     from noiseworks.kits.rl.offline import save_learner
+    from noiseworks.kits.rl.sources import load_data, make_env, references_of, world_of
+
+    transitions, episodes = load_data(recorded, needs=NEEDS), agent.episodes
+    world = world_of(recorded)
+    references = None if world is None else references_of(world, needs=NEEDS)
     from noiseworks.policy_guided_diffusion.agents import train_agent
     from noiseworks.policy_guided_diffusion.model import TrajectoryDiffusion
 
@@ -127,10 +131,10 @@ def train(
     learner = train_agent(transitions, agent, loaded, replay, guidance, sampling)
     save_learner(out, learner)
     result: dict[str, Any] = {"agent": str(out), "updates": learner.updates}
-    if evaluation is not None:
+    if world is not None and references is not None:
         from noiseworks.kits.rl.stepping import evaluate_returns
 
-        env, references = evaluation
+        env = make_env(world, min(episodes, 100), needs=NEEDS)
         report = evaluate_returns(env, learner.policy(), episodes, EVALUATION_SEED)
         result |= report.summary() | {"score": float(report.scores(*references).mean())}
     return result

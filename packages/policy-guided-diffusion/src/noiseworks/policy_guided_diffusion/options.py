@@ -123,23 +123,6 @@ class Replay(Options):
 
 
 @dataclass(frozen=True)
-class Recorded(Options):
-    """Recorded experience, and how much of a maze's scripted behaviour is recorded.
-
-    Attributes:
-        data: A folder of transitions, maze:<layout>-<behaviour> such as maze:umaze-medium, or minari:<id>.
-        record_steps: Steps.
-        record_seed: Which episodes.
-        reward: Reward of the maze, sparse or step_cost.
-    """
-
-    data: str
-    record_steps: Annotated[int, at_least(1)] = 50_000
-    record_seed: Annotated[int, at_least(0), at_most(999)] = 0
-    reward: Literal["sparse", "step_cost"] = "sparse"
-
-
-@dataclass(frozen=True)
 class Agent(Options):
     """An offline learner and the data that it learns from.
 

@@ -1,6 +1,7 @@
 """Training of the trajectory model on recorded experience."""
 
 import math
+from typing import Any
 
 import lightning as L  # noqa: TID253
 import torch
@@ -60,9 +61,10 @@ class TrajectoryModule(L.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, self.total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def on_train_batch_end(self, outputs: object, batch: object, index: int) -> None:
-        """Move the average, every tenth step."""
-        if self.global_step % EMA_EVERY == 0:
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then move the average, every tenth step: a checkpoint of the step holds both."""
+        super().optimizer_step(*args, **kwargs)
+        if (self.global_step + 1) % EMA_EVERY == 0:
             self.average.update(self.model.denoiser)
 
 

@@ -4,6 +4,7 @@ Environments, vector environments and spaces are Gymnasium's, data sets on disk 
 buffers stable-baselines3's; this kit joins them (the extra `[rl]`).
 
 - `transitions`: `Transitions`, recorded experience with its rules, windows and chunks; D4RL's dictionaries.
+- `options`, `sources`: data and environments by name, for commands.
 - `minari`: from and to Minari's data sets.
 - `stepping`: recording and evaluation in vector environments of every autoreset mode, chunks of actions.
 - `sb3`: a Gymnasium vector environment as stable-baselines3's, transitions as its replay buffer.

@@ -156,7 +156,14 @@ class EpisodeReport:
         }
 
 
-def evaluate_returns(env: VectorEnv, policy: Policy, episodes: int, seed: int = 0) -> EpisodeReport:
+def evaluate_returns(
+    env: VectorEnv,
+    policy: Policy,
+    episodes: int,
+    seed: int = 0,
+    *,
+    after: Callable[[VectorStep], None] | None = None,
+) -> EpisodeReport:
     """Run a policy; every environment gives the same number of its first episodes.
 
     To count whichever episodes end first would favour short ones.
@@ -166,6 +173,7 @@ def evaluate_returns(env: VectorEnv, policy: Policy, episodes: int, seed: int = 
         policy: Observations [N, Do] -> actions [N, Da].
         episodes: How many, rounded up to a multiple of the environments.
         seed: Of the first reset: environment i's first episode has the seed plus i.
+        after: Called with every step, for policies that remember rewards or forget at an episode's end.
     """
     check_number("episodes", episodes, low=1, integer=True)
     stepper, each, n = Stepper(env), -(-episodes // env.num_envs), env.num_envs
@@ -174,6 +182,8 @@ def evaluate_returns(env: VectorEnv, policy: Policy, episodes: int, seed: int = 
     success, done = np.zeros((n, each), bool), np.zeros(n, np.int64)
     while (done < each).any():
         result = stepper.step(np.asarray(policy(seen)))
+        if after is not None:
+            after(result)
         rows = np.flatnonzero(result.real & (done < each))
         returns[rows, done[rows]] += result.rewards[rows]
         lengths[rows, done[rows]] += 1

@@ -1,0 +1,10 @@
+from .acting import PlanningPolicy as PlanningPolicy
+from .drafting import make_draft as make_draft
+from .options import Architecture as Architecture
+from .options import Fitting as Fitting
+from .options import Planning as Planning
+from .planner import Plan as Plan
+from .planner import TrajectoryPlanner as TrajectoryPlanner
+from .refining import Refiner as Refiner
+from .refining import refine as refine
+from .training import fit_planner as fit_planner
