@@ -46,7 +46,7 @@ METHODS = {
         "linear-ag calibrate --model testbed:shapes --prompts disc --out out --target-nfe 50",
         "50",
     ),
-    "ldm without a model": ("ldm sample {empty}/gone --out out", "gone"),
+    "ldm without a model": ("ldm sample --model {empty}/gone --out out", "gone"),
 }
 
 

@@ -21,11 +21,11 @@ FOLDERS = {
     "streaming-dp train": ("streaming-dp train --model nowhere --out {out}", "model"),
     "mode train": ("mode train --data tabletop --out {out}", "model"),
     "mode finetune": ("mode finetune --model nowhere --data tabletop --out {out}", "model"),
-    "ldm import": ("ldm import nowhere nowhere {out}", "."),
-    "ldm export": ("ldm export nowhere {out}", "."),
-    "ldm train": ("ldm train class nowhere {out} --vae nowhere --max-steps 1", "pipeline"),
-    "ldm train-ae": ("ldm train-ae nowhere {out} --max-steps 1", "vae"),
-    "ldm sample": ("ldm sample nowhere {out}", "."),
+    "ldm import": ("ldm import --checkpoint nowhere --config nowhere --out {out}", "."),
+    "ldm export": ("ldm export --run nowhere --out {out}", "."),
+    "ldm train": ("ldm train --task class --data nowhere --out {out} --vae nowhere", "pipeline"),
+    "ldm train-ae": ("ldm train-ae --data nowhere --out {out}", "vae"),
+    "ldm sample": ("ldm sample --model nowhere --out {out}", "."),
     "bench train-testbed": ("bench train-testbed shapes --out {out}", "model"),
 }
 
@@ -67,7 +67,11 @@ def test_a_folder_without_a_name_of_its_own_is_refused(tmp_path, monkeypatch, ca
 
 
 @pytest.mark.parametrize(
-    "line", ["streaming-dp convert --model own --out own", "ldm import own/model.ckpt own/model.yaml own"]
+    "line",
+    [
+        "streaming-dp convert --model own --out own",
+        "ldm import --checkpoint own/model.ckpt --config own/model.yaml --out own",
+    ],
 )
 def test_a_source_is_never_its_own_target(tmp_path, monkeypatch, capsys, line):
     monkeypatch.chdir(tmp_path)

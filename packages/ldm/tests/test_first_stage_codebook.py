@@ -61,33 +61,3 @@ def test_perplexity_and_usage_of_known_counts():
     assert vq.perplexity(torch.tensor([5.0, 0, 0, 0])).item() == pytest.approx(1)
     assert vq.perplexity(torch.tensor([3.0, 3, 3, 3])).item() == pytest.approx(4)
     assert vq.usage(torch.tensor([5.0, 0, 1, 0])).item() == 0.5
-
-
-def test_averaged_codebook_converges_to_the_means_of_its_vectors():
-    table = torch.tensor([[0.0, 0.0], [10.0, 10.0]])
-    average = vq.CodebookAverage(table, decay=0.5)
-    vectors = torch.tensor([[1.0, 0.0], [3.0, 0.0], [8.0, 9.0]])
-    for _ in range(40):
-        codes = vq.nearest_codes(vectors, table)
-        counts = torch.bincount(codes, minlength=2)
-        average.update(table, counts, torch.zeros_like(table).index_add_(0, codes, vectors))
-    torch.testing.assert_close(table, torch.tensor([[2.0, 0.0], [8.0, 9.0]]), rtol=1e-4, atol=1e-4)
-
-
-def test_one_averaging_step_matches_the_formula():
-    table = torch.tensor([[1.0], [4.0]], dtype=torch.float64)
-    average = vq.CodebookAverage(table, decay=0.9, eps=0.0).double()
-    average.update(table, torch.tensor([3, 0]), torch.tensor([[6.0], [0.0]], dtype=torch.float64))
-    # sums: 0.9·1 + 0.1·6 = 1.5 over counts 0.9 + 0.3 = 1.2; an unused code keeps its value
-    torch.testing.assert_close(table, torch.tensor([[1.25], [4.0]], dtype=torch.float64))
-
-
-def test_dead_codes_restart_at_encoder_outputs():
-    table = torch.zeros(4, 2)
-    vectors = torch.arange(6.0).view(3, 2) + 1
-    dead = vq.restart_dead_codes(
-        table, torch.tensor([2.0, 0, 1, 0]), vectors, torch.Generator().manual_seed(0)
-    )
-    assert dead.tolist() == [1, 3]
-    assert table[[0, 2]].abs().max() == 0
-    assert all(any(torch.equal(table[code], vector) for vector in vectors) for code in dead)

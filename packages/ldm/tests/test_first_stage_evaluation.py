@@ -8,12 +8,8 @@ from noiseworks.kits.images import peak_signal_to_noise, structural_similarity
 from noiseworks.ldm.data import holdout, load_images, to_tensor, to_uint8
 from noiseworks.ldm.diffusion.scaling import LatentCache, cache_latents, estimate_scale, fingerprint
 from noiseworks.ldm.first_stage.autoencoding import make_autoencoder
-from noiseworks.ldm.first_stage.evaluation import (
-    evaluate_autoencoder,
-    frechet_distance,
-    reconstruct,
-)
-from noiseworks.ldm.options import AutoencoderOptions
+from noiseworks.ldm.first_stage.evaluation import evaluate, frechet_distance, reconstruct
+from noiseworks.ldm.options import AutoencoderOptions, Evaluation, Images
 from PIL import Image
 
 
@@ -138,7 +134,10 @@ def test_folders_and_arrays_give_the_same_images(tmp_path):
     for number, picture in enumerate(pixels):
         Image.fromarray(picture).save(tmp_path / ("folder/sub" if number else "folder") / f"{number}.png")
     np.savez(tmp_path / "images.npz", images=pixels)
-    folder, array = load_images(tmp_path / "folder", 16), load_images(tmp_path / "images.npz")
+    folder, array = (
+        load_images(Images(str(tmp_path / "folder"), 16)),
+        load_images(Images(str(tmp_path / "images.npz"))),
+    )
     assert torch.equal(folder.__getitems__([0, 2])["image"], array.__getitems__([0, 2])["image"])
     assert np.array_equal(to_uint8(to_tensor(pixels)), pixels)
     assert torch.equal(to_tensor(pixels.astype(np.float64) / 255), to_tensor(pixels))
@@ -148,7 +147,7 @@ def test_oblong_images_are_cropped_to_their_centre(tmp_path):
     picture = np.zeros((16, 48, 3), np.uint8)
     picture[:, 16:32] = 255
     Image.fromarray(picture).save(tmp_path / "a.png")
-    assert load_images(tmp_path, 8)[0]["image"].min() > 0.99
+    assert load_images(Images(str(tmp_path), 8))[0]["image"].min() > 0.99
 
 
 @pytest.mark.parametrize(
@@ -163,19 +162,19 @@ def test_oblong_images_are_cropped_to_their_centre(tmp_path):
 def test_arrays_that_are_no_rgb_images_are_refused(tmp_path, array, words):
     np.savez(tmp_path / "a.npz", array)
     with pytest.raises(InputError, match=words):
-        load_images(tmp_path / "a.npz")
+        load_images(Images(str(tmp_path / "a.npz")))
 
 
 def test_data_that_cannot_be_read_is_refused(tmp_path):
     with pytest.raises(InputError, match="no image data"):
-        load_images(tmp_path / "nothing.npz")
+        load_images(Images(str(tmp_path / "nothing.npz")))
     with pytest.raises(InputError, match="no images"):
-        load_images(tmp_path, 16)
+        load_images(Images(str(tmp_path), 16))
     with pytest.raises(InputError, match="needs size"):
-        load_images(tmp_path)
+        load_images(Images(str(tmp_path)))
     (tmp_path / "a.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"a\.png is no readable image"):
-        load_images(tmp_path, 16)[0]
+        load_images(Images(str(tmp_path), 16))[0]
 
 
 def test_holdout_is_a_fixed_partition():
@@ -190,13 +189,12 @@ def test_an_autoencoder_is_measured_from_its_directory(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (80, 16, 16, 3), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", images=pixels)
     autoencoder("vq").save_pretrained(tmp_path / "vae")
-    scores = evaluate_autoencoder(
-        str(tmp_path / "vae"), str(tmp_path / "images.npz"), feature_steps=2, device="cpu"
-    )
+    given, small = Images(str(tmp_path / "images.npz")), Evaluation(feature_steps=2)
+    scores = evaluate(str(tmp_path / "vae"), given, small, torch.device("cpu"))
     assert scores.images == 80
     assert scores.psnr < 15
     assert scores.fd_featnet > 0
     assert 0 < scores.codebook_usage <= 1
     np.savez(tmp_path / "few.npz", images=pixels[:20])
     with pytest.raises(InputError, match="more than 64 images"):
-        evaluate_autoencoder(str(tmp_path / "vae"), str(tmp_path / "few.npz"))
+        evaluate(str(tmp_path / "vae"), Images(str(tmp_path / "few.npz")), small, torch.device("cpu"))

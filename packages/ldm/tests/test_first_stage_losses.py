@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL
 from noiseworks.core.errors import InputError
 from noiseworks.ldm.first_stage import losses
 from noiseworks.ldm.first_stage.discriminator import PatchDiscriminator
-from noiseworks.ldm.first_stage.losses import PerceptualAdversarialLoss, SegmentationLoss
+from noiseworks.ldm.first_stage.losses import PerceptualAdversarialLoss
 from noiseworks.ldm.first_stage.perceptual import FeatureNet, Perceptual, VGGFeatures, augment, train_features
 from torch import nn
 
@@ -63,13 +63,13 @@ def test_discriminator_losses_match_their_values():
     two, zero = torch.full((3, 1, 2, 2), 2.0), torch.zeros(3, 1, 2, 2)
     assert losses.hinge_discriminator_loss(two, -two).item() == 0
     assert losses.hinge_discriminator_loss(zero, zero).item() == 1
-    assert losses.vanilla_discriminator_loss(zero, zero).item() == pytest.approx(math.log(2))
 
 
 @pytest.mark.parametrize(("side", "logits"), [(256, 30), (64, 6), (32, 2)])
 def test_patch_discriminator_gives_the_paper_code_s_map(side, logits):
     with torch.no_grad():
-        assert PatchDiscriminator()(torch.zeros(2, 3, side, side)).shape == (2, 1, logits, logits)
+        disc = PatchDiscriminator(width=8)
+        assert disc(torch.zeros(2, 3, side, side)).shape == (2, 1, logits, logits)
 
 
 def test_patch_discriminator_has_the_stated_layers():
@@ -79,13 +79,6 @@ def test_patch_discriminator_has_the_stated_layers():
     assert [m.stride[0] for m in convolutions] == [2, 2, 2, 1, 1]
     assert [m.bias is not None for m in convolutions] == [True, False, False, False, True]
     assert convolutions[2].weight.std().item() == pytest.approx(0.02, rel=0.02)
-
-
-def test_conditional_discriminator_needs_its_condition():
-    disc = make_discriminator(condition_channels=2, norm="group")
-    assert disc(images(0), torch.zeros(4, 2, 16, 16)).shape[1] == 1
-    with pytest.raises(InputError, match="a condition of 2 channels"):
-        disc(images(0))
 
 
 def test_discriminator_refuses_what_batch_norm_or_its_layers_cannot_take():
@@ -151,23 +144,6 @@ def test_perceptual_term_is_added_to_every_element():
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_exemplar_weights_scale_each_image():
-    x, made = images(0), images(1)
-    loss = PerceptualAdversarialLoss("kl")
-    weighted = loss.reconstruction(x, made, torch.tensor([2.0, 0.0, 0.0, 0.0]))
-    assert weighted.item() == pytest.approx(2 * (x[0] - made[0]).abs().sum().item() / 4, rel=1e-6)
-
-
-def test_learned_log_variance_gets_its_gradient():
-    x, made, vae = images(0), images(1), tiny_autoencoder()
-    loss = PerceptualAdversarialLoss("kl", learn_logvar=True, logvar_init=0.3)
-    terms = loss.generator(x, made, vae.decoder.conv_out, torch.zeros(4, 8, 16, 16), 0)
-    rho = (x - made).abs()
-    expected = (-rho / math.exp(0.3) + 1).sum() / 4
-    assert terms.logvar_gradient.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert PerceptualAdversarialLoss("kl").logvar.requires_grad is False
-
-
 def test_adversary_is_not_evaluated_before_its_start():
     loss = PerceptualAdversarialLoss("kl", disc=make_discriminator(), disc_start=5)
     loss.disc.forward = None
@@ -175,16 +151,8 @@ def test_adversary_is_not_evaluated_before_its_start():
         images(0), images(1), tiny_autoencoder().decoder.conv_out, torch.zeros(4, 8, 16, 16), 4
     )
     assert terms.fake_logits is None
-    assert loss.adversarial_factor(4) == 0
-    assert loss.adversarial_factor(5) == 1
-
-
-def test_segmentation_loss_is_binary_cross_entropy():
-    labels = torch.randint(0, 3, (2, 8, 8), generator=torch.Generator().manual_seed(0))
-    maps = nn.functional.one_hot(labels, 3).movedim(-1, 1).float()
-    assert SegmentationLoss().reconstruction(maps, (maps - 0.5) * 40).item() < 1e-6
-    zero = SegmentationLoss().reconstruction(maps, torch.zeros_like(maps)).item()
-    assert zero == pytest.approx(math.log(2), rel=1e-6)
+    assert not loss.adversarial(4)
+    assert loss.adversarial(5)
 
 
 @pytest.mark.parametrize(
@@ -194,8 +162,6 @@ def test_segmentation_loss_is_binary_cross_entropy():
         ({"disc_weight": -1}, "disc_weight"),
         ({"disc_start": 1.5}, "disc_start"),
         ({"kl_weight": float("nan")}, "kl_weight"),
-        ({"kind": "vq", "learn_logvar": True}, "learn_logvar"),
-        ({"disc_loss": "wasserstein"}, "hinge, vanilla"),
     ],
 )
 def test_bad_options_are_refused(options, words):
@@ -225,7 +191,7 @@ def lpips_files(folder):
 
 def test_lpips_matches_its_definition(tmp_path):
     vgg_path, lpips_path, vgg, channel = lpips_files(tmp_path)
-    x, y = images(0, rows=2, side=32), images(1, rows=2, side=32)
+    x, y = images(0, rows=2), images(1, rows=2)
     found = Perceptual("lpips", vgg_weights=vgg_path, lpips_weights=lpips_path)(x, y)
     assert found.shape == (2, 1, 1, 1)
 
@@ -268,14 +234,13 @@ def test_perceptual_distance_stays_fixed_in_train_mode_and_is_zero_for_equal_ima
     assert Perceptual("none")(images(0), images(1)).abs().max() == 0
 
 
-def test_features_learn_labels_and_leave_the_random_state_alone():
-    x = torch.zeros(64, 3, 8, 8)
-    labels = torch.arange(64) % 2
-    x[labels == 1, 0] = 1.0
+def test_features_learn_to_tell_images_apart_and_leave_the_random_state_alone():
+    colours = images(0, rows=32, side=1)
+    x = colours.expand(32, 3, 8, 8)
     before = torch.get_rng_state()
-    net, accuracy = train_features(x, labels, steps=20, batch_size=16)
-    assert accuracy > 0.9
+    net, accuracy = train_features(x, steps=12, batch_size=8)
+    assert accuracy > 0.5  # chance is 1 / 8
     assert torch.equal(before, torch.get_rng_state())
-    again, _ = train_features(x, labels, steps=20, batch_size=16)
+    again, _ = train_features(x, steps=12, batch_size=8)
     assert torch.equal(net.head.weight, again.head.weight)
     assert augment(x, torch.Generator().manual_seed(0)).shape == x.shape

@@ -14,8 +14,8 @@ from diffusers import (
 from noiseworks.core.errors import InputError
 from noiseworks.ldm.conversion import pipelines
 from noiseworks.ldm.conversion.original_names import convert_first_stage, convert_unet, make_original_unet
-from noiseworks.ldm.conversion.originals import bert_name, import_ldm
-from noiseworks.ldm.diffusion.samplers import SampleSettings
+from noiseworks.ldm.conversion.originals import bert_name, convert
+from noiseworks.ldm.options import SampleSettings
 
 # The original names, written out for two levels with one residual block each, attention on the second.
 UNET = {
@@ -232,7 +232,7 @@ def test_inpainting_checkpoint_becomes_a_pipeline_that_fills(tmp_path):
     }
     torch.save({"state_dict": state}, tmp_path / "model.ckpt")
     (tmp_path / "config.yaml").write_text(json.dumps({"model": {"params": config}}))
-    made = import_ldm(tmp_path / "model.ckpt", tmp_path / "config.yaml", tmp_path / "out")
+    made = convert(tmp_path / "model.ckpt", tmp_path / "config.yaml", tmp_path / "out")
     assert made.kind == "InpaintPipeline"
     model = pipelines.load_model(tmp_path / "out")
     assert_same(model.unet, unet)
@@ -274,8 +274,8 @@ def test_text_checkpoint_with_nine_channels_becomes_the_inpainting_pipeline_of_d
     (tmp_path / "config.yaml").write_text(json.dumps({"model": {"params": config}}))
     files = (tmp_path / "model.ckpt", tmp_path / "config.yaml", tmp_path / "out")
     with pytest.raises(InputError, match="CLIP's"):
-        import_ldm(*files)
-    made = import_ldm(*files, tokenizer=str(tmp_path / "tokenizer"))
+        convert(*files)
+    made = convert(*files, tokenizer=str(tmp_path / "tokenizer"))
     assert made.kind == "StableDiffusionInpaintPipeline"
     pipeline = StableDiffusionInpaintPipeline.from_pretrained(tmp_path / "out")
     assert_same(pipeline.text_encoder, encoder)
@@ -326,12 +326,12 @@ def checkpoint_files(tmp_path, **cond_stage):
 
 def test_unconditional_checkpoint_becomes_an_ldm_pipeline(tmp_path):
     unet, vae = checkpoint_files(tmp_path)
-    made = import_ldm(tmp_path / "model.ckpt", tmp_path / "config.yaml", tmp_path / "out", ema=False)
+    made = convert(tmp_path / "model.ckpt", tmp_path / "config.yaml", tmp_path / "out", ema=False)
     assert made.kind == "LDMPipeline"
     pipeline = LDMPipeline.from_pretrained(tmp_path / "out")
     assert_same(pipeline.vqvae, vae)
     assert torch.equal(pipeline.unet.conv_in.weight, unet.conv_in.weight)
-    import_ldm(tmp_path / "model.ckpt", tmp_path / "config.yaml", tmp_path / "out")
+    convert(tmp_path / "model.ckpt", tmp_path / "config.yaml", tmp_path / "out")
     averaged = LDMPipeline.from_pretrained(tmp_path / "out").unet
     assert torch.equal(averaged.conv_in.weight, unet.conv_in.weight + 1)
 
@@ -344,7 +344,7 @@ def test_class_checkpoint_becomes_a_pipeline_with_its_classes(tmp_path):
         params={"n_classes": 5, "embed_dim": 24},
         weights={"embedding.weight": table},
     )
-    made = import_ldm(tmp_path / "model.ckpt", tmp_path / "config.yaml", tmp_path / "out")
+    made = convert(tmp_path / "model.ckpt", tmp_path / "config.yaml", tmp_path / "out")
     assert made.kind == "ClassToImagePipeline"
     model = pipelines.load_model(tmp_path / "out")
     assert torch.equal(model.conditioner.embedding.weight, table)
@@ -374,13 +374,13 @@ def test_bad_checkpoints_are_refused(tmp_path):
     config = tmp_path / "config.yaml"
     torch.save({"state_dict": {}, "callback": Payload()}, tmp_path / "pickled.ckpt")
     with pytest.raises(InputError, match="could run code"):
-        import_ldm(tmp_path / "pickled.ckpt", config, tmp_path / "bad")
+        convert(tmp_path / "pickled.ckpt", config, tmp_path / "bad")
     (tmp_path / "broken.ckpt").write_bytes(b"no checkpoint")
     with pytest.raises(InputError, match=r"broken\.ckpt"):
-        import_ldm(tmp_path / "broken.ckpt", config, tmp_path / "bad")
+        convert(tmp_path / "broken.ckpt", config, tmp_path / "bad")
     settings = json.loads(config.read_text())
     settings["model"]["params"]["unet_config"]["params"]["channel_mult"] = [1, 4]
     (tmp_path / "other.yaml").write_text(json.dumps(settings))
     with pytest.raises(InputError, match="the U-Net does not fit"):
-        import_ldm(tmp_path / "model.ckpt", tmp_path / "other.yaml", tmp_path / "bad")
+        convert(tmp_path / "model.ckpt", tmp_path / "other.yaml", tmp_path / "bad")
     assert not (tmp_path / "bad").exists()

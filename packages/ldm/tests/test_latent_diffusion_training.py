@@ -5,14 +5,17 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from noiseworks.core.errors import InputError, NonFiniteError
-from noiseworks.kits.training import Batches, Fit, TensorTable, open_run
-from noiseworks.kits.training import fit as fit_run
-from noiseworks.kits.training.testing import check_resume
-from noiseworks.ldm.conditioning.conditioners import TextConditioner
+from noiseworks.kits.training import Batches, TensorTable
+from noiseworks.ldm.conditioning.conditioners import ClassConditioner, TextConditioner
 from noiseworks.ldm.conversion.export import export_diffusers, to_pipeline
-from noiseworks.ldm.diffusion.objective import elbo_weights, make_scheduler
+from noiseworks.ldm.diffusion.model import LatentModel
+from noiseworks.ldm.diffusion.objective import make_scheduler
+from noiseworks.ldm.diffusion.samplers import sample_latents
+from noiseworks.ldm.diffusion.sampling import make_denoiser
 from noiseworks.ldm.diffusion.trainer import LatentDiffusionTrainer
+from noiseworks.ldm.options import SampleSettings
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 WORDS = "a red green blue circle square"
@@ -117,22 +120,6 @@ def fit(module, loader, folder, steps, **options):
     return trainer, losses.values
 
 
-@pytest.mark.parametrize("stop", [3, 6])  # within an epoch of six batches, and at its end
-def test_resumed_run_repeats_the_numbers_of_an_uninterrupted_one(tmp_path, stop):
-    table = tiny_table(tiny_text_trainer().conditioner)  # the tokenizer numbers its words anew each time
-
-    def run(folder):
-        module = tiny_text_trainer()
-        batches = Batches(table, 4)
-        options = Fit(max_steps=8, device="cpu", checkpoint_every=0, log_every=1)
-        torch.manual_seed(7)  # the U-Net has dropout
-        with open_run(folder, {}) as opened:
-            fit_run(module, batches, run=opened, options=options, progress=False)
-        return module.state_dict() | {"batches_seen": torch.tensor(module.batches_seen)}
-
-    check_resume(run, tmp_path, stop_at=stop)
-
-
 def test_accumulated_batches_move_the_average_once_a_step(tmp_path):
     module = tiny_text_trainer()
     loader = Batches(tiny_table(module.conditioner), 4, accumulate=4)
@@ -170,21 +157,6 @@ def test_bf16_run_keeps_weights_and_loss_in_float32(tmp_path):
     assert all(p.dtype == torch.float32 for p in module.parameters())
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
-def test_elbo_weights_equal_the_posterior_form(prediction):
-    scheduler = make_scheduler()
-    abar, beta = scheduler.alphas_cumprod.double(), scheduler.betas.double()
-    previous = torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]])
-    variance = beta * (1 - previous) / (1 - abar)
-    on_latents = previous * beta**2 / (1 - abar) ** 2 / (2 * variance)
-    expected = {
-        "epsilon": beta**2 / (2 * variance * (1 - beta) * (1 - abar)),
-        "sample": on_latents,
-        "v_prediction": on_latents * (1 - abar),
-    }[prediction][1:]
-    torch.testing.assert_close(elbo_weights(abar, prediction)[1:].double(), expected, rtol=1e-3, atol=0)
-
-
 def test_export_opens_as_stable_diffusion_pipeline_with_the_same_image(tmp_path):
     module = tiny_text_trainer(vae=True, scale_factor=0.7)
     pipeline = to_pipeline(module)
@@ -220,3 +192,39 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path):
     module.scale_factor.fill_(1.0)
     with pytest.raises(NonFiniteError, match="loss is not finite at step 0"):
         fit(module, Batches(table, 4), tmp_path, 2)
+
+
+def test_a_model_of_classes_learns_and_its_samples_show_it():
+    """The class says the sign of the latents, and samples have it."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=4,
+        in_channels=2,
+        out_channels=2,
+        block_out_channels=(16,),
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
+        layers_per_block=1,
+        cross_attention_dim=8,
+        attention_head_dim=2,
+        norm_num_groups=8,
+    )
+    schedule = make_scheduler(prediction_type="sample")
+    module = LatentDiffusionTrainer(
+        unet, None, ClassConditioner(2, 8), schedule, scale_factor=1.0, ema_decay=0.0
+    )
+    labels = torch.arange(8) % 2
+    latents = torch.where(labels == 0, 1.0, -1.0).view(-1, 1, 1, 1).expand(8, 2, 4, 4)
+    optimizer = torch.optim.Adam([*unet.parameters(), *module.conditioner.parameters()], lr=1e-2)
+    for step in range(30):
+        optimizer.zero_grad()
+        generator = torch.Generator().manual_seed(step)
+        batch = {"latents": latents, "label": labels}
+        module.diffusion_loss(batch, generator, condition_drop=0.1).backward()
+        optimizer.step()
+    model = LatentModel(unet.eval(), nn.Identity(), schedule)
+    conditions = [module.conditioner({"label": torch.tensor([label])}) for label in (0, 1)]
+    for condition, sign in zip(conditions, (1, -1), strict=True):
+        denoise = make_denoiser(model, condition, None, SampleSettings())
+        found = sample_latents(model, denoise, (2, 4, 4), SampleSettings(num_inference_steps=5))
+        assert (sign * found).mean() > 0.5

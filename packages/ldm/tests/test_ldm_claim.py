@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from noiseworks.bench import shipped
-from noiseworks.ldm import claim, claim_arms
+from noiseworks.ldm import claim, claim_training, evidence
+from noiseworks.ldm.claim_training import TimedScores, seconds_to_reach
 from noiseworks.ldm.diffusion.model import LatentModel
 from noiseworks.ldm.diffusion.objective import make_scheduler
-from noiseworks.ldm.timing import TimedScores, seconds_to_reach
 
 COUNTS = [4, 6, 2, 9, 3]  # values of shape, colour, size, position and background
 
@@ -23,42 +23,42 @@ def test_time_to_a_score_is_linear_between_marks_and_at_most_the_whole_time(scor
 
 
 def test_scenes_hold_one_object_and_their_attributes_are_numbered():
-    scenes = claim.single_scenes(40, 3, "test")
+    scenes = evidence.single_scenes(40, 3, "test")
     assert len(scenes) == 40
     assert all(len(scene.objects) == 1 for scene in scenes)
-    assert claim.single_scenes(10, 3, "test") == scenes[:10]
-    values = claim.attribute_values()
-    numbers = claim.attribute_numbers(scenes, values)
+    assert evidence.single_scenes(10, 3, "test") == scenes[:10]
+    values = evidence.attribute_values()
+    numbers = evidence.attribute_numbers(scenes, values)
     assert [len(column) for column in values] == COUNTS
     for row, scene in zip(numbers.tolist(), scenes, strict=True):
         names = tuple(column[number] for column, number in zip(values, row, strict=True))
-        assert names == claim.attribute_names(scene)
+        assert names == evidence.attribute_names(scene)
 
 
 def test_oracle_reads_rendered_scenes_and_not_noise():
-    scenes = claim.single_scenes(12, 3, "test")
-    images = claim.rendered(scenes)
-    assert claim.oracle_scores(images, scenes).mean() > 0.95
-    assert claim.oracle_scores(torch.zeros_like(images), scenes).mean() < 0.1
+    scenes = evidence.single_scenes(12, 3, "test")
+    images = evidence.rendered(scenes)
+    assert evidence.oracle_scores(images, scenes).mean() > 0.95
+    assert evidence.oracle_scores(torch.zeros_like(images), scenes).mean() < 0.1
 
 
 def test_both_arms_have_about_the_same_number_of_parameters():
     counts = {}
     for arm, space in claim.SPACES.items():
-        unet, _ = claim_arms.make_networks(space, COUNTS, 0)
+        unet, _ = claim_training.make_networks(space, COUNTS, 0)
         counts[arm] = sum(parameter.numel() for parameter in unet.parameters())
     assert 0.75 < counts["latent"] / counts["pixels"] < 1.33
     assert max(counts.values()) < 600_000
 
 
 def test_a_kept_model_comes_back_as_it_was_trained(tmp_path):
-    unet, conditioner = claim_arms.make_networks(claim.SPACES["latent"], COUNTS, 5)
+    unet, conditioner = claim_training.make_networks(claim.SPACES["latent"], COUNTS, 5)
     schedule = make_scheduler(prediction_type="sample")
-    settings, tensors = claim_arms.state_of(
+    settings, tensors = claim_training.state_of(
         LatentModel(unet.half().float(), None, schedule, conditioner.half().float(), 0.7)
     )
     shipped.save(tmp_path, "latent", settings, tensors)
-    loaded = claim_arms.rebuilt("latent", COUNTS, None, *shipped.load_from(tmp_path, "latent"))
+    loaded = claim_training.rebuilt("latent", COUNTS, None, *shipped.load_from(tmp_path, "latent"))
     assert loaded.scale_factor == 0.7
     assert loaded.scheduler.config.prediction_type == "sample"
     for name, value in loaded.unet.state_dict().items():
@@ -68,14 +68,14 @@ def test_a_kept_model_comes_back_as_it_was_trained(tmp_path):
 def test_what_ships_fits_the_networks():
     for arm in claim.SPACES:
         config, tensors = shipped.load(claim.PACKAGE, arm)
-        model = claim_arms.rebuilt(arm, COUNTS, None, config, tensors)
+        model = claim_training.rebuilt(arm, COUNTS, None, config, tensors)
         assert all(parameter.isfinite().all() for parameter in model.unet.parameters())
         assert config["reached"] > 0
 
 
 def test_the_smallest_pixel_score_is_that_of_scenes_drawn_without_the_request():
-    asked, drawn = claim.single_scenes(400, 3, "test"), claim.single_scenes(400, 4, "train")
-    score = claim.oracle_scores(claim.rendered(drawn), asked).mean()
+    asked, drawn = evidence.single_scenes(400, 3, "test"), evidence.single_scenes(400, 4, "train")
+    score = evidence.oracle_scores(evidence.rendered(drawn), asked).mean()
     assert score == pytest.approx(claim.SMALLEST_PIXEL_SCORE, abs=0.03)
 
 

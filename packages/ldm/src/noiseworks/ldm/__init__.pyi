@@ -1,12 +1,12 @@
-from .conditioning.retrieval import NeighborConditioner as NeighborConditioner
-from .conditioning.retrieval import NeighborIndex as NeighborIndex
+from .commands import evaluate_autoencoder as evaluate_autoencoder
+from .commands import import_ldm as import_ldm
+from .commands import train as train
+from .commands import train_autoencoder as train_autoencoder
 from .conversion.export import export_diffusers as export_diffusers
-from .conversion.originals import import_ldm as import_ldm
 from .conversion.pipelines import load_model as load_model
 from .diffusion.sampling import sample as sample
 from .diffusion.trainer import LatentDiffusionTrainer as LatentDiffusionTrainer
-from .diffusion.training import train as train
-from .first_stage.autoencoding import train_autoencoder as train_autoencoder
 from .first_stage.discriminator import PatchDiscriminator as PatchDiscriminator
 from .first_stage.losses import PerceptualAdversarialLoss as PerceptualAdversarialLoss
 from .first_stage.trainer import FirstStageTrainer as FirstStageTrainer
+from .options import SampleSettings as SampleSettings

@@ -20,45 +20,44 @@ from noiseworks.bench.claims import (
     at_least,
     at_most,
 )
-from noiseworks.ldm.claim_spaces import SPACES, Space
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    import numpy as np
     from noiseworks.bench.testbeds import shapes
-    from noiseworks.kits.training import TensorTable
-    from noiseworks.ldm.diffusion.model import LatentModel
-    from torch import Tensor, nn
+    from noiseworks.ldm.claim_training import Trained
+    from torch import nn
 
 PACKAGE = "noiseworks.ldm"
 SMALLEST_PIXEL_SCORE = 0.4  # what scenes score that were drawn without a look at the request
-STEPS = 20
-LEARNING_RATE = 2e-3
-TRAINING_SEED = 1  # of the scenes; the claim's seed draws weights, order, noise and evaluation prompts
+_EARLY = (1 / 6, 1 / 5, 1 / 4, 1 / 3, 1 / 2, 3 / 4, 1.0)
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What training one arm gave.
+class Space:
+    """Where an arm's diffusion runs, and its U-Net and training settings, chosen on seed 0.
 
     Attributes:
-        model: The averaged model; its `vae` is None for pixels.
-        encoding: Seconds that encoding the training images took, 0 for pixels.
-        seconds: Training time at each mark.
-        scores: Mean score at each mark.
-        final: Score of each prompt at the last mark.
-        images: Samples at the last mark, [n, 3, 32, 32] in [-1, 1].
-        steps: Optimiser steps.
+        label: What tables call the arm.
+        channels: Channels of what is diffused.
+        side: Its height and width.
+        widths: Channels of the U-Net's levels; attention on the last one.
+        batch_size: Rows a step.
+        first_stage: Directory or `testbed:` name of the first stage; None diffuses pixels.
+        marks: Shares of the training time at which samples are scored.
     """
 
-    model: "LatentModel"
-    encoding: float
-    seconds: tuple[float, ...]
-    scores: tuple[float, ...]
-    final: "np.ndarray"
-    images: "Tensor"
-    steps: int
+    label: str
+    channels: int
+    side: int
+    widths: tuple[int, ...]
+    batch_size: int
+    first_stage: str | None
+    marks: tuple[float, ...]
+
+
+SPACES = {
+    "pixels": Space("pixel diffusion, f = 1", 3, 32, (16, 32, 48), 8, None, (1 / 4, 1 / 2, 1.0)),
+    "latent": Space("latent diffusion, f = 4", 4, 8, (32, 48), 32, "testbed:shapes-vae", _EARLY),
+}
 
 
 @dataclass
@@ -77,193 +76,19 @@ class Shared:
     held: "Sequence[shapes.Scene]"
     values: tuple[tuple[str, ...], ...]
     first_stages: "Mapping[str, nn.Module | None]"
-    trained: dict[str, Trained] = field(default_factory=dict)
+    trained: "dict[str, Trained]" = field(default_factory=dict)
 
 
 def prepare(seed: int, context: Context) -> Shared:
     """Draw the scenes that are asked for, and load the first stage: the shipped one, or the user's."""
     from noiseworks.ldm.diffusion.model import load_first_stage
+    from noiseworks.ldm.evidence import attribute_values, single_scenes
 
     stages = {
         arm: None if space.first_stage is None else load_first_stage(context.model or space.first_stage)
         for arm, space in SPACES.items()
     }
     return Shared(seed, single_scenes(context.settings["prompts"], seed, "test"), attribute_values(), stages)
-
-
-# --- Scenes ---
-
-
-def single_scenes(count: int, seed: int, split: str) -> "list[shapes.Scene]":
-    """Return the first `count` scenes with one object."""
-    from noiseworks.bench.testbeds import shapes
-
-    drawn = 2 * count + 64
-    scenes = [scene for scene in shapes.sample_scenes(drawn, seed, split) if scene.kind == "single"]
-    return scenes[:count]
-
-
-def attribute_names(scene: "shapes.Scene") -> tuple[str, ...]:
-    """Return what is asked for: shape, colour, size, position, background."""
-    item = scene.objects[0]
-    return item.shape, item.color, scene.size, scene.position, scene.background
-
-
-def attribute_values() -> tuple[tuple[str, ...], ...]:
-    """Return the values of each attribute, sorted."""
-    names = [attribute_names(scene) for scene in single_scenes(1000, TRAINING_SEED, "train")]
-    return tuple(tuple(sorted(set(column))) for column in zip(*names, strict=True))
-
-
-def attribute_numbers(scenes: "Sequence[shapes.Scene]", values: Sequence[Sequence[str]]) -> "Tensor":
-    """Return the attributes of scenes as int64 [n, 5]."""
-    import torch
-
-    rows = [
-        [v.index(name) for v, name in zip(values, attribute_names(scene), strict=True)] for scene in scenes
-    ]
-    return torch.tensor(rows)
-
-
-def oracle_scores(images: "Tensor", scenes: "Sequence[shapes.Scene]") -> "np.ndarray":
-    """Return the share of attributes the oracle finds right in images [n, 3, 32, 32] in [-1, 1]."""
-    from noiseworks.bench.testbeds import shapes
-
-    return shapes.score(((images.clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).cpu().numpy(), scenes)
-
-
-def rendered(scenes: "Sequence[shapes.Scene]") -> "Tensor":
-    """Return the images of scenes, [n, 3, 32, 32] in [-1, 1]."""
-    from noiseworks.bench.testbeds import shapes
-    from noiseworks.ldm.data import to_tensor
-
-    return to_tensor(shapes.render(scenes))
-
-
-def training_table(
-    count: int, values: Sequence[Sequence[str]], vae: "nn.Module | None"
-) -> "tuple[TensorTable, float]":
-    """Return what an arm trains on: pixels, or a first stage's posteriors, and the CPU seconds of encoding."""
-    import time
-
-    import torch
-    from noiseworks.kits.training import TensorTable
-    from noiseworks.ldm.diffusion.scaling import posterior
-
-    scenes = single_scenes(count, TRAINING_SEED, "train")
-    images, attributes = rendered(scenes), attribute_numbers(scenes, values)
-    if vae is None:
-        return TensorTable({"latents": images, "attributes": attributes}), 0.0
-    start = time.process_time()
-    encoded = [posterior(vae, part) for part in images.split(250)]
-    mean, logvar = (torch.cat(parts) for parts in zip(*encoded, strict=True))
-    seconds = time.process_time() - start
-    return TensorTable({"mean": mean, "logvar": logvar, "attributes": attributes}), seconds
-
-
-# --- Training and sampling ---
-
-
-def sample(model: "LatentModel", space: Space, shared: Shared) -> "Tensor":
-    """Return samples [n, 3, 32, 32] for the attributes of the scenes, with 20 steps of DDIM and no guidance."""
-    import torch
-    from noiseworks.ldm.diffusion.objective import run_unet
-    from noiseworks.ldm.diffusion.samplers import SampleSettings, sample_latents
-
-    device = next(model.unet.parameters()).device
-    with torch.no_grad():
-        numbers = attribute_numbers(shared.held, shared.values).to(device)
-        condition = model.conditioner({"attributes": numbers})
-        latents = sample_latents(
-            model,
-            lambda noisy, timestep: run_unet(model.unet, noisy, timestep, condition),
-            (space.channels, space.side, space.side),
-            SampleSettings(num_inference_steps=STEPS),
-            seed=shared.seed,
-            sample_ids=range(len(shared.held)),
-        )
-        return latents / model.scale_factor if model.vae is None else model.decode(latents)
-
-
-def train_arm(arm: str, shared: Shared, context: Context) -> Trained:
-    """Train one arm for a number of seconds and score it along the way; kept for the other arm."""
-    if arm in shared.trained:
-        return shared.trained[arm]
-    import lightning as L
-    from noiseworks.kits.training import Batches
-    from noiseworks.ldm.claim_arms import make_networks, scheduler
-    from noiseworks.ldm.diffusion.model import LatentModel
-    from noiseworks.ldm.diffusion.trainer import LatentDiffusionTrainer
-    from noiseworks.ldm.timing import TimedScores
-
-    space, vae, sizes = SPACES[arm], shared.first_stages[arm], context.settings
-    unet, conditioner = make_networks(space, [len(column) for column in shared.values], shared.seed)
-    trainer = LatentDiffusionTrainer(
-        unet,
-        None,
-        conditioner,
-        scheduler(),
-        learning_rate=LEARNING_RATE,
-        ema_decay=0.99,
-        warmup_steps=20,
-        seed=shared.seed,
-    )
-
-    def model() -> LatentModel:
-        decoder = None if vae is None else vae.to(trainer.device)
-        scale = float(trainer.scale_factor)
-        return LatentModel(trainer.ema["unet"], decoder, trainer.scheduler, trainer.ema["conditioner"], scale)
-
-    def score() -> "tuple[np.ndarray, Tensor]":
-        images = sample(model(), space, shared)
-        return oracle_scores(images, shared.held), images
-
-    table, used = training_table(sizes["scenes"], shared.values, vae)
-    timed = TimedScores([share * sizes["seconds"] for share in space.marks], score, used)
-    L.Trainer(
-        max_epochs=-1,
-        accelerator="cpu" if context.device == "cpu" else "gpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        callbacks=[timed],
-    ).fit(trainer, Batches(table, space.batch_size, seed=shared.seed))
-    marks = tuple(timed.seconds), tuple(timed.scores)
-    shared.trained[arm] = Trained(model(), used, *marks, timed.final, timed.images, timed.steps)
-    return shared.trained[arm]
-
-
-# --- Measuring ---
-
-
-def run(arm: str, shared: Shared, context: Context) -> Measurement:
-    """Measure one arm: train it, or (at the quick scale) sample from the model of the last laptop run."""
-    from noiseworks.ldm.claim_arms import state_of
-    from noiseworks.ldm.timing import seconds_to_reach
-
-    ceiling = {"ceiling": reconstruction_scores(arm, shared)}
-    if context.scale == "quick":
-        return shipped_measurement(arm, shared, ceiling)
-    context.progress(
-        list(SPACES).index(arm), len(SPACES), f"training {arm} for {context.settings['seconds']:g} s"
-    )
-    pixels, trained = train_arm("pixels", shared, context), train_arm(arm, shared, context)
-    reached = pixels.seconds[-1]
-    if arm != "pixels":
-        reached = seconds_to_reach(pixels.scores[-1], trained.seconds, trained.scores, trained.encoding)
-    record = {"seconds": trained.seconds, "scores": trained.scores, "reached": reached}
-    settings, tensors = state_of(trained.model)
-    about = record | settings | {"steps": trained.steps, "seed": shared.seed}
-    shipped.save(context.folder, arm, about, tensors)
-    return Measurement(
-        metrics={"score": trained.final.tolist(), "seconds": reached} | ceiling,
-        series={"score over training seconds": (trained.seconds, trained.scores)},
-        images={"samples after the whole time": _grid(trained.images, context.folder / f"{arm}.png")},
-        notes=[_size_note(arm, trained.model, trained.steps), _REACH_NOTE],
-    )
 
 
 _REACH_NOTE = (
@@ -273,22 +98,39 @@ _REACH_NOTE = (
 )
 
 
-def _size_note(arm: str, model: "LatentModel", steps: int) -> str:
-    count = sum(parameter.numel() for parameter in model.unet.parameters())
-    return f"{arm}: U-Net of {count / 1e6:.2f} M parameters, {steps} steps of {SPACES[arm].batch_size} rows"
+def run(arm: str, shared: Shared, context: Context) -> Measurement:
+    """Measure one arm: train it, or (at the quick scale) sample from the model of the last laptop run."""
+    from noiseworks.kits.pictures import strip, write_picture
+    from noiseworks.ldm.claim_training import seconds_to_reach, size_note, state_of, train_arm
+    from noiseworks.ldm.data import to_uint8
+    from noiseworks.ldm.evidence import reconstruction_scores
 
-
-def reconstruction_scores(arm: str, shared: Shared) -> list[float]:
-    """Return the oracle's scores of the scenes asked for after the first stage: what an arm can reach."""
-    from noiseworks.ldm.first_stage.evaluation import reconstruct
-
-    images, vae = rendered(shared.held), shared.first_stages[arm]
-    return oracle_scores(images if vae is None else reconstruct(vae, images)[0], shared.held).tolist()
+    ceiling = {"ceiling": reconstruction_scores(shared.first_stages[arm], shared.held)}
+    if context.scale == "quick":
+        return shipped_measurement(arm, shared, ceiling)
+    seconds = context.settings["seconds"]
+    context.progress(list(SPACES).index(arm), len(SPACES), f"training {arm} for {seconds:g} s")
+    pixels, trained = (train_arm(name, shared, context.settings, context.device) for name in ("pixels", arm))
+    reached = pixels.seconds[-1]
+    if arm != "pixels":
+        reached = seconds_to_reach(pixels.scores[-1], trained.seconds, trained.scores, trained.encoding)
+    record = {"seconds": trained.seconds, "scores": trained.scores, "reached": reached}
+    settings, tensors = state_of(trained.model)
+    about = record | settings | {"steps": trained.steps, "seed": shared.seed}
+    shipped.save(context.folder, arm, about, tensors)
+    picture = write_picture(strip(to_uint8(trained.images[:12])), context.folder / f"{arm}.png")
+    return Measurement(
+        metrics={"score": trained.final.tolist(), "seconds": reached} | ceiling,
+        series={"score over training seconds": (trained.seconds, trained.scores)},
+        images={"samples after the whole time": picture},
+        notes=[size_note(arm, trained.model, trained.steps), _REACH_NOTE],
+    )
 
 
 def shipped_measurement(arm: str, shared: Shared, ceiling: Mapping[str, Sequence[float]]) -> Measurement:
     """Measure a shipped model on this seed's prompts; the time is the one recorded when it was trained."""
-    from noiseworks.ldm.claim_arms import rebuilt
+    from noiseworks.ldm.claim_training import rebuilt, sample, size_note
+    from noiseworks.ldm.evidence import oracle_scores
 
     config, tensors = shipped.load(PACKAGE, arm)
     counts = [len(column) for column in shared.values]
@@ -298,20 +140,8 @@ def shipped_measurement(arm: str, shared: Shared, ceiling: Mapping[str, Sequence
     return Measurement(
         metrics={"score": scores.tolist(), "seconds": config["reached"], **ceiling},
         series={"score over training seconds": (config["seconds"], config["scores"])},
-        notes=[_size_note(arm, model, config["steps"]), note, _REACH_NOTE],
+        notes=[size_note(arm, model, config["steps"]), note, _REACH_NOTE],
     )
-
-
-def _grid(images: "Tensor", path: "Path", columns: int = 12) -> "Path":
-    import numpy as np
-    from noiseworks.ldm.data import to_uint8
-    from PIL import Image
-
-    tiles = to_uint8(images[: 2 * columns])
-    columns = min(columns, len(tiles))
-    whole = tiles[: len(tiles) // columns * columns].reshape(-1, columns, *tiles.shape[1:])
-    Image.fromarray(np.concatenate(np.concatenate(whole, axis=1), axis=1)).save(path)
-    return path
 
 
 CLAIM = Claim(

@@ -9,10 +9,9 @@ from noiseworks.core.arrays import read_array, read_arrays
 from noiseworks.core.checks import check_number
 from noiseworks.core.errors import InputError
 from noiseworks.kits.training import TensorTable
+from noiseworks.ldm.options import IMAGE_SUFFIXES, Images
 from torch import Tensor
 from torch.utils.data import Dataset
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def to_tensor(images: np.ndarray) -> Tensor:
@@ -51,17 +50,11 @@ class ImageFolder(Dataset):
     Args:
         folder: Searched with its subfolders.
         size: Side of the images in pixels.
-
-    Raises:
-        InputError: When there are no images.
     """
 
     def __init__(self, folder: str | Path, size: int) -> None:
-        check_number("size", size, low=8, integer=True)
-        self.files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES)
+        self.files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
         self.size = size
-        if not self.files:
-            raise InputError(f"no images ({', '.join(SUFFIXES)}) below {folder}")
 
     def __len__(self) -> int:
         return len(self.files)
@@ -85,29 +78,24 @@ class ImageFolder(Dataset):
         # Cropped first: a resize with a box would let pixels outside the square bleed in.
         square = image.crop((left, top, left + side, top + side))
         image = square.resize((self.size, self.size), Image.Resampling.LANCZOS)
-        return to_tensor(np.asarray(image)[None])[0]
+        return to_tensor(np.array(image)[None])[0]
 
 
-def load_images(data: str | Path, size: int | None = None) -> Dataset:
-    """Return the images that a path names, as a dataset of mappings with `image` [3, H, W] in [-1, 1].
+def load_images(given: Images) -> Dataset:
+    """Return images as a dataset of mappings with `image` [3, H, W] in [-1, 1].
 
     Args:
-        data: A folder of image files, or an `.npz` or `.npy` array [N, H, W, 3], uint8 or floats in [0, 1]
-            (the array `images` of an `.npz`, or its only one).
-        size: Side in pixels, for folders; arrays keep their size, and must have this one when it is given.
+        given: Names a folder of image files, or an `.npz` or `.npy` array [N, H, W, 3], uint8 or floats in [0, 1]
+            (the array `images` of an `.npz`, or its only one). Arrays keep their size, and must have the given one
+            where there is one.
 
     Raises:
-        InputError: When there is nothing at the path, or sizes do not fit.
+        InputError: When there are no such images, or sizes do not fit.
     """
-    path = Path(data)
+    given.check_present()
+    path, size = Path(given.data), given.size
     if path.is_dir():
-        if size is None:
-            raise InputError("a folder of images needs size, the side in pixels they are resized to")
         return ImageFolder(path, size)
-    if not path.is_file() or path.suffix not in (".npz", ".npy"):
-        raise InputError(
-            f"no image data at {path}: name a folder of images, or an .npz or .npy array [N, H, W, 3]"
-        )
     if path.suffix == ".npz":
         arrays = read_arrays(path)
         if "images" not in arrays and len(arrays) != 1:

@@ -1,17 +1,61 @@
-"""The options of training; nothing heavy is imported."""
+"""The options of training and sampling; nothing heavy is imported."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from noiseworks.core.errors import InputError
-from noiseworks.core.options import Options, above, at_least, at_most
+from noiseworks.core.options import Options, above, at_least, at_most, below
 from noiseworks.kits.training import Fit
 
 if TYPE_CHECKING:
     from noiseworks.ldm.diffusion.recipes import Recipe
+    from noiseworks.ldm.diffusion.tiling import Tiles
 
-FACTORS = (1, 2, 4, 8, 16, 32)
+Task = Literal["class", "text", "text-large", "layout", "semantic", "upscale", "inpaint", "unconditional"]
+SHAPES = "shapes"
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+@dataclass(frozen=True)
+class Images(Options):
+    """The images.
+
+    Attributes:
+        data: A folder of images (captions and labels in its metadata.jsonl), or an .npz or .npy array [N, H, W, 3]
+            (an .npz holds the task's label, caption, layout or segmentation as well), or shapes (the testbed's
+            scenes, for train).
+        size: Side of the images in pixels, for folders.
+        validation_share: Share of the images held out in training.
+        scenes: Number of the testbed's scenes.
+    """
+
+    data: str
+    size: Annotated[int | None, at_least(8)] = None
+    validation_share: Annotated[float, above(0), below(1)] = 0.05
+    scenes: Annotated[int, at_least(2)] = 4096
+
+    def check_present(self, *, scenes: bool = False) -> None:
+        """Refuse data that are not there, before anything heavy is imported.
+
+        Args:
+            scenes: Whether the testbed's scenes will do.
+
+        Raises:
+            InputError: Naming what is missing.
+        """
+        path = Path(self.data)
+        if path.is_dir():
+            if self.size is None:
+                raise InputError("a folder of images needs size, the side in pixels they are resized to")
+            if not any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.rglob("*")):
+                raise InputError(f"no images ({', '.join(IMAGE_SUFFIXES)}) below {path}")
+        elif not (scenes and self.data == SHAPES) and not (
+            path.is_file() and path.suffix in (".npz", ".npy")
+        ):
+            raise InputError(
+                f"no image data at {path}: name a folder of images, or an .npz or .npy array [N, H, W, 3]"
+            )
 
 
 @dataclass(frozen=True)
@@ -49,8 +93,6 @@ class AutoencoderOptions(Options):
         codes: Codebook size (VQ).
         attention: Whether the middle block attends.
         in_channels: Image channels.
-        codebook_decay: Decay of a codebook that is a moving average instead of trained by gradient (VQ).
-        restart_every: Batches between restarts of unused codes (VQ; 0: never).
     """
 
     kind: Literal["kl", "vq"] = "kl"
@@ -61,8 +103,6 @@ class AutoencoderOptions(Options):
     codes: Annotated[int, at_least(2)] = 8192
     attention: bool = True
     in_channels: Annotated[int, at_least(1)] = 3
-    codebook_decay: Annotated[float | None, at_least(0), at_most(1)] = None
-    restart_every: Annotated[int, at_least(0)] = 0
 
     def check(self) -> None:
         """Refuse a width that the groups of the norms do not divide.
@@ -91,9 +131,7 @@ class LossOptions(Options):
         disc_weight: Its weight; 0.5 (KL) or 0.75 (VQ) by default.
         disc_width: Its channels.
         disc_norm: Its normalisation; group for several processes or batches of one.
-        learn_logvar: Whether the scalar log-variance of the KL loss is learned.
         ema_decay: Largest decay of averaged weights, which are then the ones written.
-        resize_range: Smallest and largest side of random resizing, multiples of 16.
     """
 
     learning_rate: Annotated[float, above(0)] = 4.5e-6
@@ -108,9 +146,7 @@ class LossOptions(Options):
     disc_weight: Annotated[float | None, at_least(0)] = None
     disc_width: Annotated[int, at_least(1)] = 64
     disc_norm: Literal["batch", "group"] = "batch"
-    learn_logvar: bool = False
     ema_decay: Annotated[float | None, at_least(0), at_most(1)] = None
-    resize_range: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -127,14 +163,11 @@ class DiffusionOptions(Options):
         prediction_type: What the U-Net predicts.
         beta_schedule: Family of the noise schedule.
         scale_factor: What latents are multiplied with; by default 1/std of the first batch (KL) or 1 (VQ).
-        learn_logvar: Whether a log-variance per timestep is learned.
-        elbo_weight: Weight of the variational bound.
         condition_drop: Share of rows trained without condition; by default 0.1 for sequences and 0 for maps.
         ema_decay: Largest decay of the averaged weights.
         text_encoder: Directory or hub id of a transformers text encoder; by default one trains along.
         train_text_encoder: Whether the named encoder trains along.
-        degradation: How low-resolution images are made for upscale.
-        cache: Whether images are encoded once, before training (upscale with bsr and inpaint never do).
+        cache: Whether images are encoded once, before training (for inpaint never).
     """
 
     preset: Literal["paper", "tiny"] = "tiny"
@@ -146,13 +179,10 @@ class DiffusionOptions(Options):
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
     beta_schedule: Literal["scaled_linear", "linear", "cosine", "sqrt"] = "scaled_linear"
     scale_factor: Annotated[float | None, above(0)] = None
-    learn_logvar: bool = False
-    elbo_weight: Annotated[float, at_least(0)] = 0.0
     condition_drop: Annotated[float | None, at_least(0), at_most(1)] = None
     ema_decay: Annotated[float, at_least(0), at_most(1)] = 0.9999
     text_encoder: str | None = None
     train_text_encoder: bool = False
-    degradation: Literal["bicubic", "bsr"] = "bicubic"
     cache: bool = True
 
     def recipe(self, task: str) -> "Recipe":
@@ -165,3 +195,119 @@ class DiffusionOptions(Options):
             if (value := getattr(self, name)) is not None
         }
         return replace(recipe(task, self.preset), **chosen)
+
+
+@dataclass(frozen=True)
+class Evaluation(Options):
+    """What an autoencoder is measured on.
+
+    Attributes:
+        limit: Use the first so many images.
+        batch_size: Images at once.
+        feature_steps: Training steps of the net whose features the Fréchet distance is taken in.
+        seed: Of that net.
+    """
+
+    limit: Annotated[int | None, at_least(65)] = None
+    batch_size: Annotated[int, at_least(1)] = 32
+    feature_steps: Annotated[int, at_least(1)] = 300
+    seed: Annotated[int, at_least(0)] = 0
+
+
+@dataclass(frozen=True)
+class SampleSettings(Options):
+    """The sampler, and what it draws.
+
+    Attributes:
+        sampler: ddim, plms (diffusers' PNDMScheduler) or ddpm (all steps).
+        num_inference_steps: Number of steps; not read by ddpm.
+        eta: Randomness of ddim; 0 is deterministic.
+        guidance_scale: w in u + w (c - u); 1 is off.
+        height: Of the images in pixels; by default what the condition says, or the training size.
+        width: Likewise.
+        tile: Side of overlapping windows in latent pixels, for sizes beyond the training size.
+        tile_stride: Distance of the windows; half the side by default.
+        seed: Sample i of a seed is the same whatever the batch size.
+        batch_size: Images at once.
+    """
+
+    sampler: Literal["ddim", "plms", "ddpm"] = "ddim"
+    num_inference_steps: Annotated[int, at_least(1)] = 50
+    eta: Annotated[float, at_least(0), at_most(1)] = 0.0
+    guidance_scale: float = 1.0
+    height: Annotated[int | None, at_least(1)] = None
+    width: Annotated[int | None, at_least(1)] = None
+    tile: Annotated[int | None, at_least(1)] = None
+    tile_stride: Annotated[int | None, at_least(1)] = None
+    seed: Annotated[int, at_least(0), below(2**63)] = 0
+    batch_size: Annotated[int, at_least(1)] = 16
+
+    def check(self) -> None:
+        """Refuse settings that do nothing, and windows with gaps between.
+
+        Raises:
+            InputError: Naming them.
+        """
+        if self.sampler != "ddim" and self.eta:
+            raise InputError(f"{self.sampler} takes no eta; use ddim")
+        if self.tile is None and self.tile_stride is not None:
+            raise InputError("tile_stride needs tile, the side of the windows")
+        if self.tile is not None and (self.tile_stride or 1) > self.tile:
+            raise InputError(f"tile_stride must be at most tile ({self.tile}), got {self.tile_stride}")
+
+    @property
+    def tiles(self) -> "Tiles | None":
+        """The windows of the latent; None runs the U-Net on the whole of it."""
+        if self.tile is None:
+            return None
+        from noiseworks.ldm.diffusion.tiling import Tiles
+
+        return Tiles(self.tile, self.tile_stride or max(1, self.tile // 2))
+
+
+@dataclass(frozen=True)
+class Asked(Options):
+    """What is asked of a model: what its task takes, and nothing else.
+
+    Attributes:
+        prompt: Caption, or a file with one a line.
+        label: Class; the number of classes itself is the null class.
+        boxes: JSON file of a layout, a list of [class, x0, y0, x1, y1] with corners in [0, 1].
+        segmentation: Single-channel or palette image file whose pixel values are classes.
+        image: RGB image file to enlarge, or with mask to fill.
+        mask: Single-channel image file of the same size; white is the hole.
+    """
+
+    prompt: str | None = None
+    label: Annotated[int | None, at_least(0)] = None
+    boxes: Path | None = None
+    segmentation: Path | None = None
+    image: Path | None = None
+    mask: Path | None = None
+
+    def check(self) -> None:
+        """Refuse what no task takes together, and files that are not there.
+
+        Raises:
+            InputError: Naming them.
+        """
+        if len(self.given) > 1 and self.given != ("image", "mask"):
+            raise InputError(f"no model takes {said(self.given)} together")
+        for path in self.files:
+            if not path.is_file():
+                raise InputError(f"no file {path}")
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Names of what is there."""
+        return tuple(field.name for field in fields(self) if getattr(self, field.name) is not None)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files among it."""
+        return tuple(path for name in self.given if isinstance(path := getattr(self, name), Path))
+
+
+def said(names: tuple[str, ...]) -> str:
+    """Return options as a sentence has them."""
+    return " and ".join(f"--{name}" for name in names) or "nothing"

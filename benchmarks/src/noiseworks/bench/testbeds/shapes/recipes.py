@@ -179,7 +179,7 @@ def _latent_diffusion(
 
 def publish_first_stage(module: Any, folder: Path) -> None:
     """Write the averaged autoencoder in half precision, with the scale factor of its latents."""
-    vae = copy.deepcopy(module.average)
+    vae = copy.deepcopy(module.average.model)
     images = to_tensor(render(sample_scenes(1000, TRAIN_SEED)))
     with torch.no_grad():
         latents = torch.cat(

@@ -103,8 +103,8 @@ class RectifiedFlowTrainer(TransformerTrainer):
         *,
         condition_drop: float = 0.0,
         ema: bool = False,
-    ) -> dict[str, Tensor]:
-        """Return the loss of one batch as `loss` and `loss_simple`.
+    ) -> Tensor:
+        """Return the loss of one batch.
 
         Args:
             batch: Cached posterior (`mean`, `logvar`) or `latents`, `input_ids` and `t5_ids`.
@@ -129,5 +129,4 @@ class RectifiedFlowTrainer(TransformerTrainer):
             pooled_projections=condition.adm,
             return_dict=False,
         )[0]
-        loss = (predicted.float() - (noise - latents)).square().mean()
-        return {"loss_simple": loss, "loss": loss}
+        return (predicted.float() - (noise - latents)).square().mean()

@@ -16,7 +16,7 @@ from noiseworks.core.errors import InputError
 from torch import Tensor, nn
 
 Box = tuple[int, float, float, float, float]
-KINDS = ("none", "concat", "crossattn", "hybrid", "adm")
+KINDS = ("none", "concat", "crossattn", "adm")
 
 
 @dataclass(frozen=True)
@@ -286,25 +286,3 @@ class LayoutConditioner(Conditioner, ModelMixin, ConfigMixin):
         ids = batch["layout_ids"] if "layout_ids" in batch else self.tokenize(batch["layout"])
         ids = _drop_rows(ids.to(self.device), torch.tensor(0), drop)
         return Condition(crossattn=self.encoder(ids)[0])
-
-
-class HybridConditioner(Conditioner):
-    """Two conditioners at once: maps joined to the latent and a sequence for cross-attention.
-
-    Args:
-        concat: A conditioner of kind `"concat"`.
-        crossattn: A conditioner of kind `"crossattn"`; only it is dropped for guidance.
-    """
-
-    kind = "hybrid"
-
-    def __init__(self, concat: Conditioner, crossattn: Conditioner) -> None:
-        super().__init__()
-        if (concat.kind, crossattn.kind) != ("concat", "crossattn"):
-            raise InputError(f"a hybrid joins concat and crossattn, got {concat.kind} and {crossattn.kind}")
-        self.concat, self.crossattn = concat, crossattn
-        self.default_drop = crossattn.default_drop
-
-    def forward(self, batch: Mapping[str, Any], drop: Tensor | None = None) -> Condition:
-        """Return both parts."""
-        return Condition(concat=self.concat(batch).concat, crossattn=self.crossattn(batch, drop).crossattn)

@@ -157,3 +157,44 @@ class MaskConditioner(Conditioner):
         )
         maps = torch.cat([latents, 2 * small - 1], dim=1)
         return Condition(concat=_drop_maps(maps, drop))
+
+
+def low_resolution(images: Tensor, factor: int) -> Tensor:
+    """Return images shrunk by antialiased bicubic interpolation, `[B, 3, H / factor, W / factor]` in [-1, 1].
+
+    Args:
+        images: `[B, 3, H, W]` in [-1, 1].
+        factor: Down-sampling factor.
+
+    Raises:
+        InputError: When a side is no multiple of `factor`.
+    """
+    if images.shape[-2] % factor or images.shape[-1] % factor:
+        raise InputError(f"the images' sides must be multiples of {factor}, got {tuple(images.shape[-2:])}")
+    shrunk = nn.functional.interpolate(images, scale_factor=1 / factor, mode="bicubic", antialias=True)
+    return shrunk.clamp(-1, 1)
+
+
+def random_masks(rows: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+    """Return masks `[rows, 1, height, width]` in {0, 1}, 1 the hole: boxes and thick strokes.
+
+    Each mask is the union of one to three random boxes and up to three strokes between random points.
+    """
+
+    def draw(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator)
+
+    y = (torch.arange(height) + 0.5).view(1, -1, 1) / height
+    x = (torch.arange(width) + 0.5).view(1, 1, -1) / width
+    holes = torch.zeros(rows, height, width, dtype=torch.bool)
+    for piece in range(3):
+        center, half = draw(rows, 2, 1, 1), 0.1 + 0.2 * draw(rows, 2, 1, 1)
+        box = ((y - center[:, 0]).abs() < half[:, 0]) & ((x - center[:, 1]).abs() < half[:, 1])
+        start, end, radius = draw(rows, 2, 1, 1), draw(rows, 2, 1, 1), 0.02 + 0.06 * draw(rows, 1, 1)
+        way = end - start
+        length = (way.square().sum(1)).clamp(min=1e-6)
+        along = (((y - start[:, 0]) * way[:, 0] + (x - start[:, 1]) * way[:, 1]) / length).clamp(0, 1)
+        distance = (y - start[:, 0] - along * way[:, 0]) ** 2 + (x - start[:, 1] - along * way[:, 1]) ** 2
+        used = draw(2, rows, 1, 1) < (1.0 if piece == 0 else 0.5)
+        holes |= (box & used[0]) | ((distance < radius**2) & used[1])
+    return holes[:, None].float()

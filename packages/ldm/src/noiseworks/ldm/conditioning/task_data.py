@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 from noiseworks.core.arrays import read_arrays
-from noiseworks.core.checks import check_number
 from noiseworks.core.errors import InputError
+from noiseworks.core.models import testbed
 from noiseworks.core.output import read_text
 from noiseworks.kits.training import TensorTable
 from noiseworks.ldm.data import ImageFolder, load_images, to_tensor
+from noiseworks.ldm.options import SHAPES, Images
 from torch import Tensor
 from torch.utils.data import Dataset
 
-SHAPES = "shapes"
 COLUMNS = {"class": "label", "text": "caption", "layout": "layout", "semantic": "segmentation"}
 
 
@@ -64,28 +64,23 @@ class WithColumns(Dataset):
         }
 
 
-def load_task_data(task: str, data: str | Path, size: int | None = None, scenes: int = 4096) -> TaskData:
+def load_task_data(task: str, given: Images) -> TaskData:
     """Return the data of a task.
 
     Args:
         task: Of `noiseworks.ldm.diffusion.recipes.TASKS`.
-        data: `"shapes"` (the testbed's scenes, 32 px); an `.npz` with `images` `[N, H, W, 3]` and the task's
-            array: `label` int `[N]`, `caption` strings `[N]`, `layout` float `[N, K, 5]` of (class, x0, y0,
-                x1,
-            y1) with class -1 where there is no object, or `segmentation` int `[N, H, W]`; or a folder of
-            images, with a `metadata.jsonl` of lines such as {"file_name": "a.png", "text": "...", "label":
-            3}.
-        size: Side of the images in pixels, for folders.
-        scenes: Scenes of the testbed.
+        given: Names them: `"shapes"` (the testbed's scenes, 32 px); an `.npz` with `images` `[N, H, W, 3]` and the
+            task's array: `label` int `[N]`, `caption` strings `[N]`, `layout` float `[N, K, 5]` of (class, x0, y0, x1,
+            y1) with class -1 where there is no object, or `segmentation` int `[N, H, W]`; or a folder of images,
+            with a `metadata.jsonl` of lines such as {"file_name": "a.png", "text": "...", "label": 3}.
 
     Raises:
         InputError: When the task's condition is missing or does not fit.
     """
-    column = COLUMNS.get(task.removesuffix("-large"))
-    if str(data) == SHAPES:
-        check_number("scenes", scenes, low=2, integer=True)
-        return scene_data(task, _shapes().sample_scenes(scenes, seed=0))
-    images = load_images(data, size)
+    column, data = COLUMNS.get(task.removesuffix("-large")), given.data
+    if data == SHAPES:
+        return scene_data(task, testbed("shapes", needs="ldm").sample_scenes(given.scenes, seed=0))
+    images = load_images(given)
     if column is None:
         return TaskData(images)
     if isinstance(images, ImageFolder):
@@ -125,16 +120,6 @@ def _with_metadata(images: ImageFolder, folder: Path, column: str) -> TaskData:
     return TaskData(images, values, 0 if key == "text" else int(max(values)) + 1)
 
 
-def _shapes() -> Any:
-    try:
-        from noiseworks.bench.testbeds import shapes
-    except ModuleNotFoundError as error:
-        raise InputError(
-            "the data 'shapes' need the package noiseworks-bench; install noiseworks-ldm[bench]"
-        ) from error
-    return shapes
-
-
 def scene_data(task: str, drawn: Sequence[Any]) -> TaskData:
     """Return scenes of the testbed `shapes` as data of a task.
 
@@ -145,7 +130,7 @@ def scene_data(task: str, drawn: Sequence[Any]) -> TaskData:
         task: Of `noiseworks.ldm.diffusion.recipes.TASKS`.
         drawn: Scenes of `noiseworks.bench.testbeds.shapes.sample_scenes`.
     """
-    shapes, column = _shapes(), COLUMNS.get(task.removesuffix("-large"))
+    shapes, column = testbed("shapes", needs="ldm"), COLUMNS.get(task.removesuffix("-large"))
     from noiseworks.bench.testbeds.shapes import scenes as parts
 
     images = TensorTable({"image": to_tensor(shapes.render(drawn))})
@@ -176,28 +161,3 @@ def box_of(item: Any, side: int) -> tuple[float, float, float, float]:
     """Return the box (x0, y0, x1, y1) in [0, 1] around an object with x, y and radius in pixels."""
     ends = (item.x - item.radius, item.y - item.radius, item.x + item.radius, item.y + item.radius)
     return tuple(min(max(end / side, 0.0), 1.0) for end in ends)
-
-
-def random_masks(rows: int, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """Return masks `[rows, 1, height, width]` in {0, 1}, 1 the hole: boxes and thick strokes.
-
-    Each mask is the union of one to three random boxes and up to three strokes between random points.
-    """
-
-    def draw(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator)
-
-    y = (torch.arange(height) + 0.5).view(1, -1, 1) / height
-    x = (torch.arange(width) + 0.5).view(1, 1, -1) / width
-    holes = torch.zeros(rows, height, width, dtype=torch.bool)
-    for piece in range(3):
-        center, half = draw(rows, 2, 1, 1), 0.1 + 0.2 * draw(rows, 2, 1, 1)
-        box = ((y - center[:, 0]).abs() < half[:, 0]) & ((x - center[:, 1]).abs() < half[:, 1])
-        start, end, radius = draw(rows, 2, 1, 1), draw(rows, 2, 1, 1), 0.02 + 0.06 * draw(rows, 1, 1)
-        way = end - start
-        length = (way.square().sum(1)).clamp(min=1e-6)
-        along = (((y - start[:, 0]) * way[:, 0] + (x - start[:, 1]) * way[:, 1]) / length).clamp(0, 1)
-        distance = (y - start[:, 0] - along * way[:, 0]) ** 2 + (x - start[:, 1] - along * way[:, 1]) ** 2
-        used = draw(2, rows, 1, 1) < (1.0 if piece == 0 else 0.5)
-        holes |= (box & used[0]) | ((distance < radius**2) & used[1])
-    return holes[:, None].float()

@@ -13,7 +13,6 @@ from noiseworks.ldm.conditioning.conditioners import (
     LayoutConditioner,
     TextConditioner,
 )
-from noiseworks.ldm.conditioning.retrieval import NeighborConditioner
 from noiseworks.ldm.conditioning.spatial import LowResConditioner, MaskConditioner, SemanticConditioner
 
 if TYPE_CHECKING:
@@ -75,8 +74,6 @@ def assemble(
         return pipelines.UpscalePipeline(unet, vae, scheduler)
     if isinstance(conditioner, MaskConditioner):
         return pipelines.InpaintPipeline(unet, vae, scheduler)
-    if isinstance(conditioner, NeighborConditioner):
-        return pipelines.NeighborToImagePipeline(unet, vae, scheduler)
     own = {
         ClassConditioner: pipelines.ClassToImagePipeline,
         LayoutConditioner: pipelines.LayoutToImagePipeline,
@@ -84,8 +81,7 @@ def assemble(
     }
     if type(conditioner) not in own:
         known = ", ".join(
-            kind.__name__
-            for kind in (TextConditioner, LowResConditioner, MaskConditioner, NeighborConditioner, *own)
+            kind.__name__ for kind in (TextConditioner, LowResConditioner, MaskConditioner, *own)
         )
         raise InputError(f"no pipeline for the conditioner {type(conditioner).__name__}; there are: {known}")
     copied = copy.deepcopy(conditioner).requires_grad_(True).eval()

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from noiseworks.core.artifacts import HOST_FOLDER, atomic_directory, check_folder
+from noiseworks.core.artifacts import HOST_FOLDER, atomic_directory
 from noiseworks.core.errors import InputError
 from noiseworks.ldm.conditioning.conditioners import ClassConditioner, Conditioner, TextConditioner
-from noiseworks.ldm.conditioning.retrieval import NeighborConditioner
 from noiseworks.ldm.conditioning.spatial import LowResConditioner, MaskConditioner, SemanticConditioner
 from noiseworks.ldm.conversion.export import assemble
 from noiseworks.ldm.conversion.original_names import State, convert_first_stage, convert_unet, load_strictly
@@ -39,7 +38,7 @@ class Imported:
     kind: str
 
 
-def import_ldm(
+def convert(
     checkpoint: Path, config: Path, out: Path, *, ema: bool = True, tokenizer: str | None = None
 ) -> Imported:
     """Convert an original checkpoint to a diffusers pipeline, or an original first stage to an autoencoder.
@@ -54,7 +53,6 @@ def import_ldm(
     Raises:
         InputError: When files are missing or unreadable, or a weight finds no place.
     """
-    out = check_folder(out, HOST_FOLDER, sources=(checkpoint, config, tokenizer))
     settings, state = read_config(config), read_checkpoint(checkpoint)
     params = settings["model"]["params"]
     if "ddconfig" in params:
@@ -163,9 +161,7 @@ def convert_conditioner(
     if stage == "__is_first_stage__":
         return MaskConditioner(vae)
     name, given = stage["target"].rsplit(".", 1)[-1], stage.get("params", {})
-    if name == "Identity" and params.get("conditioning_key") == "crossattn":
-        return NeighborConditioner(params["unet_config"]["params"]["context_dim"])
-    if name == "Identity":
+    if name == "Identity" and params.get("conditioning_key") != "crossattn":
         return LowResConditioner()
     if name == "ClassEmbedder":
         classes = ClassConditioner(given["n_classes"] - 1, given["embed_dim"])

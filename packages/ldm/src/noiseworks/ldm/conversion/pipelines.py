@@ -3,11 +3,13 @@
 Each holds a U-Net, a first stage, a scheduler and, where it has weights, a conditioner:
 
     pipeline = LayoutToImagePipeline.from_pretrained("runs/layout/pipeline")
-    pipeline([[(2, 0.1, 0.1, 0.5, 0.5)]], guidance_scale=3.0).images[0].save("scene.png")
+    settings = SampleSettings(guidance_scale=3.0)
+    pipeline([[(2, 0.1, 0.1, 0.5, 0.5)]], settings).images[0].save("scene.png")
 """
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,12 +19,11 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from noiseworks.core.errors import InputError
 from noiseworks.core.models import resolve_model, without_loading_bars
 from noiseworks.ldm.conditioning.conditioners import Box, Conditioner, TextConditioner
-from noiseworks.ldm.conditioning.retrieval import NeighborConditioner
 from noiseworks.ldm.conditioning.spatial import LowResConditioner, MaskConditioner
 from noiseworks.ldm.data import to_uint8
 from noiseworks.ldm.diffusion.model import LatentModel
-from noiseworks.ldm.diffusion.samplers import SampleSettings
 from noiseworks.ldm.diffusion.sampling import sample
+from noiseworks.ldm.options import SampleSettings
 from torch import Tensor, nn
 
 
@@ -55,59 +56,40 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         self,
         batch: Mapping[str, Any] | None,
         settings: SampleSettings | None,
-        seed: int,
-        height: int | None = None,
-        width: int | None = None,
+        size: Sequence[int] = (),
     ) -> ImagePipelineOutput:
-        """Return the images of a batch of conditions as PIL images."""
-        samples = sample(self.latent_model(), batch, settings=settings, seed=seed, height=height, width=width)
+        """Return the images of a batch of conditions, of a size [H, W] if one is given, as PIL images."""
+        settings = settings or SampleSettings()
+        if size:
+            settings = replace(settings, height=size[0], width=size[1])
+        samples = sample(self.latent_model(), batch, settings)
         return ImagePipelineOutput(images=self.numpy_to_pil(to_uint8(samples.images) / 255.0))
 
 
 class ClassToImagePipeline(LatentDiffusionPipeline):
     """Images of classes, by a token (`kind="crossattn"`) or the time embedding (`kind="adm"`)."""
 
-    def __call__(
-        self, labels: Tensor, settings: SampleSettings | None = None, seed: int = 0
-    ) -> ImagePipelineOutput:
+    def __call__(self, labels: Tensor, settings: SampleSettings | None = None) -> ImagePipelineOutput:
         """Sample an image per label, int64 `[B]`."""
-        return self.run({"label": labels}, settings, seed)
+        return self.run({"label": labels}, settings)
 
 
 class LayoutToImagePipeline(LatentDiffusionPipeline):
     """Images of layouts: lists of boxes (class, x0, y0, x1, y1) with corners in [0, 1]."""
 
     def __call__(
-        self, layouts: Sequence[Sequence[Box]], settings: SampleSettings | None = None, seed: int = 0
+        self, layouts: Sequence[Sequence[Box]], settings: SampleSettings | None = None
     ) -> ImagePipelineOutput:
         """Sample an image per layout."""
-        return self.run({"layout": list(layouts)}, settings, seed)
+        return self.run({"layout": list(layouts)}, settings)
 
 
 class SemanticToImagePipeline(LatentDiffusionPipeline):
     """Images of maps of classes, at the maps' own size."""
 
-    def __call__(
-        self, segmentation: Tensor, settings: SampleSettings | None = None, seed: int = 0
-    ) -> ImagePipelineOutput:
+    def __call__(self, segmentation: Tensor, settings: SampleSettings | None = None) -> ImagePipelineOutput:
         """Sample an image per map, int64 `[B, H, W]`."""
-        return self.run({"segmentation": segmentation}, settings, seed, *segmentation.shape[-2:])
-
-
-class NeighborToImagePipeline(LatentDiffusionPipeline):
-    """Images of the neighbours of an embedding, `NeighborIndex.sequence` of any database."""
-
-    def latent_model(self) -> LatentModel:
-        """Return the model with its parameter-free conditioner."""
-        model = super().latent_model()
-        conditioner = NeighborConditioner(model.unet.config.cross_attention_dim)
-        return LatentModel(model.unet, model.vae, model.scheduler, conditioner, model.scale_factor)
-
-    def __call__(
-        self, neighbors: Tensor, settings: SampleSettings | None = None, seed: int = 0
-    ) -> ImagePipelineOutput:
-        """Sample an image per sequence of embeddings `[B, L, D]`."""
-        return self.run({"neighbors": neighbors}, settings, seed)
+        return self.run({"segmentation": segmentation}, settings, segmentation.shape[-2:])
 
 
 class UpscalePipeline(LatentDiffusionPipeline):
@@ -118,14 +100,10 @@ class UpscalePipeline(LatentDiffusionPipeline):
         model = super().latent_model()
         return LatentModel(model.unet, model.vae, model.scheduler, LowResConditioner(), model.scale_factor)
 
-    def __call__(
-        self, images: Tensor, settings: SampleSettings | None = None, seed: int = 0
-    ) -> ImagePipelineOutput:
+    def __call__(self, images: Tensor, settings: SampleSettings | None = None) -> ImagePipelineOutput:
         """Enlarge images `[B, 3, h, w]` in [-1, 1]."""
         factor = self.latent_model().factor
-        return self.run(
-            {"low_res": images}, settings, seed, images.shape[-2] * factor, images.shape[-1] * factor
-        )
+        return self.run({"low_res": images}, settings, [side * factor for side in images.shape[-2:]])
 
 
 class InpaintPipeline(LatentDiffusionPipeline):
@@ -139,32 +117,22 @@ class InpaintPipeline(LatentDiffusionPipeline):
         )
 
     def __call__(
-        self, images: Tensor, mask: Tensor, settings: SampleSettings | None = None, seed: int = 0
+        self, images: Tensor, mask: Tensor, settings: SampleSettings | None = None
     ) -> ImagePipelineOutput:
         """Fill images `[B, 3, H, W]` in [-1, 1] where the mask `[B, 1, H, W]` is above 0.5."""
-        filled = fill(self.latent_model(), images, mask, settings, seed)
+        filled = fill(self.latent_model(), images, mask, settings)
         return ImagePipelineOutput(images=self.numpy_to_pil(to_uint8(filled) / 255.0))
 
 
-def fill(
-    model: LatentModel,
-    images: Tensor,
-    mask: Tensor,
-    settings: SampleSettings | None = None,
-    seed: int = 0,
-    batch_size: int = 16,
-) -> Tensor:
+def fill(model: LatentModel, images: Tensor, mask: Tensor, settings: SampleSettings | None = None) -> Tensor:
     """Return `(1 - mask) image + mask prediction`, `[B, 3, H, W]` in [-1, 1] (the paper's inpainting)."""
-    samples = sample(
-        model,
-        {"image": images, "mask": mask},
-        settings=settings,
-        seed=seed,
-        batch_size=batch_size,
-        height=images.shape[-2],
-        width=images.shape[-1],
-    )
-    return torch.where(mask > 0.5, samples.images.to(images.device), images)
+    sized = replace(settings or SampleSettings(), height=images.shape[-2], width=images.shape[-1])
+    return keep_pixels(sample(model, {"image": images, "mask": mask}, sized).images, images, mask)
+
+
+def keep_pixels(filled: Tensor, images: Tensor, mask: Tensor) -> Tensor:
+    """Return the given pixels where `mask` is at most 0.5, and the filled ones elsewhere."""
+    return torch.where(mask > 0.5, filled.to(images.device), images)
 
 
 OWN = {
@@ -174,7 +142,6 @@ OWN = {
         ClassToImagePipeline,
         LayoutToImagePipeline,
         SemanticToImagePipeline,
-        NeighborToImagePipeline,
         UpscalePipeline,
         InpaintPipeline,
     )

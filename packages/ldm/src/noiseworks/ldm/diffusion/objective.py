@@ -50,21 +50,6 @@ def make_scheduler(
     )
 
 
-def elbo_weights(alphas_cumprod: Tensor, prediction_type: str) -> Tensor:
-    """Return the weights `[T]` that turn squared errors into the variational bound's terms.
-
-    On z the weight is (SNR(t-1) - SNR(t)) / 2; an error of ε is one of z times √((1-ᾱ)/ᾱ), an error of v
-    one of z times √(1-ᾱ). The first entry, infinite in the bound, takes the second one's value, as in the
-    authors' code.
-    """
-    abar = alphas_cumprod.double()
-    snr = abar / (1 - abar)
-    weights = torch.cat([(snr[:1] - snr[1:2]), snr[:-1] - snr[1:]]) / 2
-    weights = weights * {"epsilon": 1 / snr, "sample": 1.0, "v_prediction": 1 - abar}[prediction_type]
-    weights[0] = weights[1]
-    return weights.float()
-
-
 def run_unet(unet: nn.Module, latents: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
     """Return the U-Net's prediction `[B, C, h, w]` for noisy latents under a condition."""
     inputs = latents if condition.concat is None else torch.cat([latents, condition.concat], dim=1)

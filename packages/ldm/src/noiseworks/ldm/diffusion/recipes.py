@@ -14,6 +14,7 @@ from noiseworks.ldm.conditioning.conditioners import (
     TextConditioner,
 )
 from noiseworks.ldm.conditioning.spatial import LowResConditioner, MaskConditioner, SemanticConditioner
+from noiseworks.ldm.options import DiffusionOptions
 
 if TYPE_CHECKING:
     from noiseworks.ldm.conditioning.task_data import TaskData
@@ -170,9 +171,7 @@ def make_conditioner(
     made_by: Recipe,
     data: "TaskData",
     vae: "nn.Module",
-    *,
-    text_encoder: str | None = None,
-    train_text_encoder: bool = False,
+    options: DiffusionOptions,
     seed: int = 0,
 ) -> Conditioner | None:
     """Return the conditioner of a task.
@@ -182,9 +181,8 @@ def make_conditioner(
         made_by: The recipe.
         data: Read for the number of classes, the longest layout and (without `text_encoder`) the words.
         vae: The first stage, for inpainting and the semantic map's size.
-        text_encoder: Directory or hub id of a transformers encoder with its tokenizer; None trains one along,
-            on a tokenizer of the captions' own words.
-        train_text_encoder: Whether the named encoder trains along.
+        options: Name a transformers text encoder with its tokenizer; without one, one trains along on a tokenizer of
+            the captions' own words.
         seed: Of the weights.
     """
     with torch.random.fork_rng(devices=[]):
@@ -192,8 +190,8 @@ def make_conditioner(
         if task == "class":
             return ClassConditioner(data.num_classes, made_by.context)
         if task in ("text", "text-large"):
-            if text_encoder is not None:
-                return load_text_encoder(text_encoder, train_text_encoder)
+            if options.text_encoder is not None:
+                return load_text_encoder(options.text_encoder, options.train_text_encoder)
             return make_text_encoder(data.column, made_by)
         if task == "layout":
             longest = max(len(layout) for layout in data.column)

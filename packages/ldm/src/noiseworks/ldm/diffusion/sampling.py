@@ -1,4 +1,4 @@
-"""Sampling images from a latent diffusion model: conditions, guidance, masks, progressive rows."""
+"""Sampling images from a latent diffusion model: conditions, guidance, sizes."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,14 +10,12 @@ from noiseworks.core.checks import check_number
 from noiseworks.core.errors import InputError
 from noiseworks.core.params import guide
 from noiseworks.ldm.conditioning.conditioners import Condition
-from noiseworks.ldm.conditioning.spatial import check_mask
 from noiseworks.ldm.diffusion.model import LatentModel
 from noiseworks.ldm.diffusion.objective import run_unet
-from noiseworks.ldm.diffusion.samplers import OnStep, SampleSettings, sample_latents, sampling_levels
+from noiseworks.ldm.diffusion.samplers import OnStep, sample_latents
 from noiseworks.ldm.diffusion.tiling import tiled_unet
+from noiseworks.ldm.options import SampleSettings
 from torch import Tensor, nn
-
-ScoreCorrector = Callable[[Tensor, Tensor, int, Condition], Tensor]
 
 
 @dataclass(frozen=True)
@@ -27,12 +25,10 @@ class Samples:
     Attributes:
         images: `[B, 3, H, W]` in [-1, 1].
         latents: Scaled latents `[B, C, h, w]`.
-        rows: Decoded x0 predictions along the way, `[K, B, 3, H, W]`; K = 0 unless asked for.
     """
 
     images: Tensor
     latents: Tensor
-    rows: Tensor
 
 
 @contextmanager
@@ -99,17 +95,9 @@ def make_denoiser(
 def sample(
     model: LatentModel,
     batch: Mapping[str, Any] | None = None,
+    settings: SampleSettings | None = None,
     *,
     num_samples: int | None = None,
-    height: int | None = None,
-    width: int | None = None,
-    settings: SampleSettings | None = None,
-    seed: int = 0,
-    batch_size: int = 16,
-    known: Tensor | None = None,
-    mask: Tensor | None = None,
-    score_corrector: ScoreCorrector | None = None,
-    progressive: int = 0,
     on_step: OnStep | None = None,
 ) -> Samples:
     """Sample images.
@@ -118,53 +106,26 @@ def sample(
         model: The model.
         batch: The conditioner's keys, tensors `[B, ...]` or lists of length B; None for an unconditional
             model.
-        num_samples: B for an unconditional model; else the batch's own.
-        height: Of the images, by default the size the U-Net was trained at.
-        width: Likewise.
         settings: The sampler, by default 50 steps of DDIM.
-        seed: Sample i of a run with a seed is the same whatever `batch_size`.
-        batch_size: Samples that are denoised at once.
-        known: Images `[B, 3, H, W]` in [-1, 1] to keep where `mask` is 1 (masked sampling, any model).
-        mask: `[B or 1, 1, H, W]`, 1 keeps.
-        score_corrector: (ε̂, latents, t, condition) -> ε̂.
-        progressive: How many x0 predictions to decode along the way.
+        num_samples: B for an unconditional model; else the batch's own.
         on_step: See `sample_latents`; with several batches it is called for each.
 
     Raises:
-        InputError: When sizes, mask, batch or settings do not fit the model.
+        InputError: When sizes, batch or settings do not fit the model.
         NonFiniteError: When a step gives NaN or infinity.
     """
     settings = settings or SampleSettings()
     total = _count(model, batch, num_samples)
     side = model.unet.config.sample_size * model.factor
-    shape = model.latent_shape(height or side, width or side)
-    _check_task(model, settings, known, mask)
+    shape = model.latent_shape(settings.height or side, settings.width or side)
+    if settings.guidance_scale != 1 and model.conditioner is None:
+        raise InputError(f"guidance_scale {settings.guidance_scale} needs a conditional model; leave it at 1")
     pieces = []
-    for first in range(0, total, batch_size):
-        ids = range(first, min(first + batch_size, total))
-        part = (
-            {} if batch is None else {name: rows[first : first + batch_size] for name, rows in batch.items()}
-        )
-        pieces.append(
-            _sample_batch(
-                model,
-                part,
-                shape,
-                settings,
-                seed=seed,
-                ids=ids,
-                known=None if known is None else known[first : first + batch_size],
-                mask=None if mask is None else (mask if len(mask) == 1 else mask[first : first + batch_size]),
-                score_corrector=score_corrector,
-                progressive=progressive,
-                on_step=on_step,
-            )
-        )
-    return Samples(
-        torch.cat([piece.images for piece in pieces]),
-        torch.cat([piece.latents for piece in pieces]),
-        torch.cat([piece.rows for piece in pieces], dim=1),
-    )
+    for first in range(0, total, settings.batch_size):
+        ids = range(first, min(first + settings.batch_size, total))
+        part = {name: rows[ids.start : ids.stop] for name, rows in (batch or {}).items()}
+        pieces.append(_sample_batch(model, part, shape, settings, ids, on_step))
+    return Samples(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
 
 
 @torch.no_grad()
@@ -173,15 +134,9 @@ def _sample_batch(
     batch: Mapping[str, Any],
     shape: tuple[int, int, int],
     settings: SampleSettings,
-    *,
-    seed: int,
     ids: range,
-    known: Tensor | None,
-    mask: Tensor | None,
-    score_corrector: ScoreCorrector | None,
-    progressive: int,
     on_step: OnStep | None,
-) -> Samples:
+) -> tuple[Tensor, Tensor]:
     device = next(model.unet.parameters()).device
     batch = {name: rows.to(device) if isinstance(rows, Tensor) else rows for name, rows in batch.items()}
     condition, null = Condition(), None
@@ -190,38 +145,16 @@ def _sample_batch(
         if settings.guidance_scale != 1:
             null = model.conditioner(batch, torch.ones(len(ids), dtype=torch.bool, device=device))
     _check_channels(model, condition, shape)
-    kept: list[Tensor] = []
-    steps = len(sampling_levels(model.scheduler.alphas_cumprod, settings)[0])
-    shown = set(torch.linspace(0, steps - 1, progressive).round().int().tolist()) if progressive else set()
-
-    def record(index: int, t: int, latents: Tensor, x0: Tensor) -> None:
-        if index in shown:
-            kept.append(x0)
-        if on_step is not None:
-            on_step(index, t, latents, x0)
-
-    def correct(epsilon: Tensor, latents: Tensor, t: int) -> Tensor:
-        return score_corrector(epsilon, latents, t, condition)
-
-    if known is not None:
-        known = model.encode(known.to(device))
-        mask = nn.functional.interpolate(mask.to(device).float(), size=shape[-2:], mode="nearest")
     with constant_condition(model.unet):
         latents = sample_latents(
             model,
             make_denoiser(model, condition, null, settings),
             shape,
             settings,
-            seed=seed,
             sample_ids=ids,
-            known=known,
-            mask=mask,
-            correct=None if score_corrector is None else correct,
-            on_step=record,
+            on_step=on_step,
         )
-    images = model.decode(latents, settings.tiles)
-    rows = [model.decode(x0, settings.tiles) for x0 in kept]
-    return Samples(images, latents, torch.stack(rows) if rows else images.new_zeros((0, *images.shape)))
+    return model.decode(latents, settings.tiles), latents
 
 
 def _count(model: LatentModel, batch: Mapping[str, Any] | None, num_samples: int | None) -> int:
@@ -237,19 +170,6 @@ def _count(model: LatentModel, batch: Mapping[str, Any] | None, num_samples: int
             f"the batch's entries need one common length of at least 1 (num_samples), got {lengths}"
         )
     return total
-
-
-def _check_task(
-    model: LatentModel, settings: SampleSettings, known: Tensor | None, mask: Tensor | None
-) -> None:
-    if settings.guidance_scale != 1 and model.conditioner is None:
-        raise InputError(f"guidance_scale {settings.guidance_scale} needs a conditional model; leave it at 1")
-    if settings.quantize_x0 and not hasattr(model.vae, "quantize"):
-        raise InputError("quantize_x0 needs a VQ first stage (VQModel); this one is no VQModel")
-    if (known is None) != (mask is None):
-        raise InputError("masked sampling needs both known images and a mask; give both or none")
-    if mask is not None:
-        check_mask(mask)
 
 
 def _check_channels(model: LatentModel, condition: Condition, shape: tuple[int, int, int]) -> None:

@@ -1,7 +1,7 @@
 """Training of the second stage: a denoiser in the latents of a frozen first stage (sections 3.2, 3.3)."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L  # noqa: TID253
@@ -12,10 +12,9 @@ from noiseworks.core.errors import InputError
 from noiseworks.core.params import from_x0_epsilon
 from noiseworks.core.schedules import Level, add_noise
 from noiseworks.kits.training import Average, warm_decay
-from noiseworks.ldm.conditioning.conditioners import KINDS, Condition, Conditioner
+from noiseworks.ldm.conditioning.conditioners import Condition, Conditioner
 from noiseworks.ldm.diffusion.objective import (
     PREDICTIONS,
-    elbo_weights,
     make_scheduler,
     run_unet,
 )
@@ -40,20 +39,16 @@ class LatentDiffusionTrainer(L.LightningModule):
         vae: `AutoencoderKL` or `VQModel`, frozen here; optional when batches hold latents.
         conditioner: None for an unconditional model.
         scheduler: The schedule (see `make_scheduler`); its `prediction_type` says what the U-Net predicts.
-        kind: How the condition enters, one of `KINDS`; by default the conditioner's own kind.
         loss: `"l2"` or `"l1"`, the mean over channels and pixels.
         learning_rate: Base rate; multiplied as `scale_lr` says.
         scale_lr: Whether the rate is base × processes × batch × accumulation (the paper code's default).
         batch_size: Rows of one process's batch, needed by `scale_lr`.
         scale_factor: A number that latents are multiplied with, or `"std"`: one over the standard deviation
             of all latent values of the first batch, estimated once on rank 0 and kept in checkpoints.
-        learn_logvar: Whether a log-variance ℓ_t per timestep is learned: L / exp(ℓ_t) + ℓ_t.
-        elbo_weight: Weight of the variational bound beside the simple loss.
         condition_drop: Share of rows trained without condition; by default the conditioner's `default_drop`.
         ema_decay: Largest decay of the averaged weights.
         weight_decay: Of AdamW.
         warmup_steps: Steps of linear warm-up.
-        lr_schedule: Step -> factor of the rate, on top of the warm-up.
         seed: Of noise, timesteps and dropped conditions.
 
     Raises:
@@ -66,26 +61,21 @@ class LatentDiffusionTrainer(L.LightningModule):
         vae: nn.Module | None = None,
         conditioner: Conditioner | None = None,
         scheduler: Any = None,
-        kind: str | None = None,
         *,
         loss: str = "l2",
         learning_rate: float = 1e-4,
         scale_lr: bool = False,
         batch_size: int | None = None,
         scale_factor: float | str = "std",
-        learn_logvar: bool = False,
-        elbo_weight: float = 0.0,
         condition_drop: float | None = None,
         ema_decay: float = 0.9999,
         weight_decay: float = 0.01,
         warmup_steps: int = 0,
-        lr_schedule: Callable[[int], float] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         check_choice("loss", loss, LOSSES)
         check_number("learning_rate", learning_rate, low=0, low_open=True)
-        check_number("elbo_weight", elbo_weight, low=0)
         check_number("ema_decay", ema_decay, low=0, high=1)
         if scale_factor != "std":
             check_number("scale_factor", scale_factor, low=0, low_open=True)
@@ -96,20 +86,17 @@ class LatentDiffusionTrainer(L.LightningModule):
         self.unet, self.conditioner = unet, conditioner
         self.vae = None if vae is None else vae.eval().requires_grad_(False)
         self.scheduler = make_scheduler() if scheduler is None else scheduler
-        self.kind = _checked_kind(kind, conditioner)
-        self.loss_kind, self.elbo_weight = loss, elbo_weight
+        self.loss_kind = loss
         self.base_rate, self.scale_lr, self.batch_size = learning_rate, scale_lr, batch_size
-        self.weight_decay, self.warmup_steps, self.lr_schedule = weight_decay, warmup_steps, lr_schedule
+        self.weight_decay, self.warmup_steps = weight_decay, warmup_steps
         self.seed = seed
         self.condition_drop = self._checked_drop(condition_drop)
         self.prediction_type = self.scheduler.config.prediction_type
         check_choice("prediction_type", self.prediction_type, PREDICTIONS)
         abar = self.scheduler.alphas_cumprod
         self.register_buffer("alphas_cumprod", abar.float(), persistent=False)
-        self.register_buffer("vlb_weights", elbo_weights(abar, self.prediction_type), persistent=False)
         fixed = math.nan if scale_factor == "std" else float(scale_factor)
         self.register_buffer("scale_factor", torch.tensor(fixed))
-        self.logvar = nn.Parameter(torch.zeros(len(abar))) if learn_logvar else None
         decay = warm_decay(ema_decay)
         self.averages = nn.ModuleDict(
             {name: Average(module, decay) for name, module in self.trained_modules().items()}
@@ -181,8 +168,8 @@ class LatentDiffusionTrainer(L.LightningModule):
         *,
         condition_drop: float = 0.0,
         ema: bool = False,
-    ) -> dict[str, Tensor]:
-        """Return the loss and its parts of one batch, each a scalar.
+    ) -> Tensor:
+        """Return the loss of one batch, a scalar (equations 2 and 3; the mean over rows, channels and pixels).
 
         Args:
             batch: See the class.
@@ -202,16 +189,7 @@ class LatentDiffusionTrainer(L.LightningModule):
         predicted = run_unet(unet, add_noise(latents, noise, level), timesteps, condition).float()
         error = predicted - from_x0_epsilon(latents, noise, level, self.prediction_type)
         error = error.abs() if self.loss_kind == "l1" else error.square()
-        per_row = error.flatten(1).mean(1)
-        simple = per_row.mean()
-        parts = {"loss_simple": simple, "loss": simple}
-        if self.logvar is not None:
-            logvar = self.logvar[timesteps]
-            parts["loss"] = (per_row / logvar.exp() + logvar).mean()
-        if self.elbo_weight > 0:
-            parts["loss_vlb"] = (self.vlb_weights[timesteps] * per_row).mean()
-            parts["loss"] = parts["loss"] + self.elbo_weight * parts["loss_vlb"]
-        return parts
+        return error.flatten(1).mean(1).mean()
 
     def condition(self, batch: Mapping[str, Any], drop: Tensor | None, *, ema: bool = False) -> Condition:
         """Return the condition of a batch, from the averaged conditioner when `ema`."""
@@ -226,12 +204,11 @@ class LatentDiffusionTrainer(L.LightningModule):
         Raises:
             NonFiniteError: When the loss is NaN or infinite.
         """
-        parts = self.diffusion_loss(batch, self.generator(), condition_drop=self.condition_drop)
-        check_finite("loss", parts["loss"], self.global_step)
-        self.log_dict({f"train/{name}": value.detach() for name, value in parts.items()})
-        self.log("train/loss_shown", parts["loss_simple"].detach(), prog_bar=True, logger=False)
+        loss = self.diffusion_loss(batch, self.generator(), condition_drop=self.condition_drop)
+        check_finite("loss", loss, self.global_step)
+        self.log("train/loss", loss.detach(), prog_bar=True)
         self.batches_seen += 1
-        return parts["loss"]
+        return loss
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Log the loss of the trained and of the averaged weights, on the same noise at every validation."""
@@ -239,18 +216,16 @@ class LatentDiffusionTrainer(L.LightningModule):
         state = int(words.generate_state(1, np.uint64)[0]) >> 1
         for name, ema in (("val/loss", False), ("val/loss_ema", True)):
             generator = torch.Generator(device=self.device).manual_seed(state)
-            parts = self.diffusion_loss(batch, generator, ema=ema)
-            self.log(name, parts["loss_simple"], sync_dist=True, batch_size=1)
+            loss = self.diffusion_loss(batch, generator, ema=ema)
+            self.log(name, loss, sync_dist=True, batch_size=1)
 
     # --- optimisation --------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Return AdamW over U-Net, trained conditioner and log-variances, with warm-up and schedule."""
+        """Return AdamW over U-Net and trained conditioner, with a linear warm-up."""
         parameters = [
             p for module in self.trained_modules().values() for p in module.parameters() if p.requires_grad
         ]
-        if self.logvar is not None:
-            parameters.append(self.logvar)
         rate = self.base_rate
         if self.scale_lr:
             rate *= self.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
@@ -261,8 +236,7 @@ class LatentDiffusionTrainer(L.LightningModule):
 
     def rate_factor(self, step: int) -> float:
         """Return the factor of the learning rate at a step."""
-        warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        return warm * (self.lr_schedule(step) if self.lr_schedule else 1.0)
+        return min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step the optimiser, then the averaged weights (before any checkpoint callback sees the step)."""
@@ -307,14 +281,3 @@ def draw_noise(
     if condition_drop == 0:
         return noise, None
     return noise, torch.rand(len(latents), generator=generator, device=device) < condition_drop
-
-
-def _checked_kind(kind: str | None, conditioner: Conditioner | None) -> str:
-    expected = "none" if conditioner is None else conditioner.kind
-    kind = expected if kind is None else kind
-    check_choice("kind", kind, KINDS)
-    if kind != expected:
-        raise InputError(
-            f"kind {kind!r} does not fit the conditioner, which gives {expected!r}; leave kind out"
-        )
-    return kind

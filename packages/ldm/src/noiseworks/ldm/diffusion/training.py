@@ -1,20 +1,19 @@
-"""The commands `train` and `export`: latent diffusion of any task, from data to a diffusers pipeline."""
+"""What `train` and `export` do: latent diffusion of any task, from data to a diffusers pipeline."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
-from noiseworks.core.artifacts import HOST_FOLDER, check_folder
 from noiseworks.core.errors import ArtifactError, InputError
-from noiseworks.core.options import Spread
-from noiseworks.kits.training import Batches, TensorTable, check_run, fit, open_run, read_settings
+from noiseworks.kits.training import Batches, TensorTable, fit, open_run, read_settings
 from noiseworks.kits.training.batches import Transform
 from noiseworks.kits.training.folder import CHECKPOINT
 from noiseworks.ldm.conditioning.conditioners import Conditioner, LayoutConditioner, TextConditioner
-from noiseworks.ldm.conditioning.degradation import low_resolution
-from noiseworks.ldm.conditioning.task_data import TaskData, WithColumns, load_task_data, random_masks
+from noiseworks.ldm.conditioning.spatial import low_resolution, random_masks
+from noiseworks.ldm.conditioning.task_data import TaskData, WithColumns, load_task_data
 from noiseworks.ldm.conversion.export import export_diffusers
 from noiseworks.ldm.data import Rows, holdout
 from noiseworks.ldm.diffusion.model import load_first_stage
@@ -22,16 +21,14 @@ from noiseworks.ldm.diffusion.objective import make_scheduler
 from noiseworks.ldm.diffusion.recipes import make_conditioner, make_unet
 from noiseworks.ldm.diffusion.scaling import LatentCache, cache_latents
 from noiseworks.ldm.diffusion.trainer import LatentDiffusionTrainer
-from noiseworks.ldm.options import DiffusionOptions, RunOptions
+from noiseworks.ldm.options import DiffusionOptions, Images, RunOptions
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-
-Task = Literal["class", "text", "text-large", "layout", "semantic", "upscale", "inpaint", "unconditional"]
 
 
 @dataclass(frozen=True)
 class TrainedDiffusion:
-    """What `train` returns.
+    """What the training made.
 
     Attributes:
         pipeline: Directory of the diffusers pipeline, with averaged weights.
@@ -64,15 +61,7 @@ def build(
             f"images must be square with a side that is a multiple of f = {factor}, got {tuple(sides)}"
         )
     channels = vae.config.latent_channels
-    conditioner = make_conditioner(
-        task,
-        made_by,
-        data,
-        vae,
-        text_encoder=options.text_encoder,
-        train_text_encoder=options.train_text_encoder,
-        seed=run.seed,
-    )
+    conditioner = make_conditioner(task, made_by, data, vae, options, run.seed)
     if options.text_encoder is not None and task.startswith("text"):
         made_by = replace(made_by, context=conditioner.dim)
     is_vq = type(vae).__name__ == "VQModel"
@@ -91,8 +80,6 @@ def build(
         scale_lr=made_by.scale_lr,
         batch_size=run.batch_size // run.devices,
         scale_factor=options.scale_factor or (1.0 if is_vq else "std"),
-        learn_logvar=options.learn_logvar,
-        elbo_weight=options.elbo_weight,
         condition_drop=options.condition_drop,
         ema_decay=options.ema_decay,
         warmup_steps=options.warmup_steps,
@@ -112,16 +99,6 @@ def condition_tensors(task: str, data: TaskData, conditioner: Conditioner | None
     return {name: torch.as_tensor(data.column).long()}
 
 
-def with_low_resolution(factor: int, kind: str) -> Transform:
-    """Return a batch transform that adds `low_res` to batches with `image`, degraded anew at every visit."""
-
-    def transform(batch: dict, generator: torch.Generator) -> dict:
-        seeds = torch.randint(2**31, (len(batch["image"]),), generator=generator).tolist()
-        return batch | {"low_res": low_resolution(batch["image"], factor, kind, seeds)}
-
-    return transform
-
-
 def with_masks(batch: dict, generator: torch.Generator) -> dict:
     """Add random masks to a batch with `image`: the transform of inpainting."""
     return batch | {"mask": random_masks(len(batch["image"]), *batch["image"].shape[-2:], generator)}
@@ -138,8 +115,6 @@ def prepare_rows(
     columns = condition_tensors(task, data, module.conditioner)
     if task == "inpaint":
         return data.images, with_masks
-    if task == "upscale" and (options.degradation == "bsr" or not options.cache):
-        return data.images, with_low_resolution(factor, options.degradation)
     if task == "upscale":
         low = [low_resolution(data.images[i]["image"][None], factor) for i in range(len(data.images))]
         columns = {"low_res": torch.cat(low)}
@@ -153,46 +128,20 @@ def prepare_rows(
     return WithColumns(cached, columns), None
 
 
-def train(
-    task: Task,
-    data: str,
-    out: Path,
-    *,
-    vae: str,
-    size: int | None = None,
-    scenes: int = 4096,
-    validation_share: float = 0.05,
-    model: Spread[DiffusionOptions] = DiffusionOptions(),
-    run: Spread[RunOptions] = RunOptions(),
-) -> TrainedDiffusion:
-    """Train a latent diffusion model and write it as a diffusers pipeline, `OUT/pipeline`.
-
-    `OUT` holds config.json, metrics.csv, TensorBoard's events, checkpoints and cached latents. The same command goes on
-    with a run that was stopped, to the numbers of an uninterrupted one.
+def run_training(settings: Mapping[str, Any], out: Path) -> TrainedDiffusion:
+    """Train in a folder and write the pipeline; see the command `train`.
 
     Args:
-        task: What the images are conditioned on.
-        data: shapes (the testbed's scenes), an .npz with images and the task's array (label, caption,
-            layout or segmentation), or a folder of images (captions and labels in its metadata.jsonl).
+        settings: `task`, `images`, `vae`, `model` and `run`: options as the command has them, which name the run.
         out: The run's folder.
-        vae: The first stage: a directory, testbed:NAME or hub id.
-        size: Side of the images in pixels, for folders.
-        scenes: Number of the testbed's scenes.
-        validation_share: Share of the images held out.
-        model: The model and its training.
-        run: Length, speed and bookkeeping.
 
     Raises:
-        InputError: When an option is out of range, the data do not fit, or `out` holds another run.
+        InputError: When the data do not fit, or `out` holds another run.
     """
-    out = Path(out)
-    settings = {"task": task, "data": data, "size": size, "scenes": scenes, "vae": vae}
-    settings |= {"validation_share": validation_share, "model": model, "run": run}
-    check_run(out, settings)
-    check_folder(out / "pipeline", HOST_FOLDER, sources=(data, vae))
+    task, images, vae, model, run = (settings[name] for name in ("task", "images", "vae", "model", "run"))
     first_stage = load_first_stage(vae)
-    loaded = load_task_data(task, data, size, scenes)
-    parts = holdout(loaded.images, validation_share, run.seed)
+    loaded = load_task_data(task, images)
+    parts = holdout(loaded.images, images.validation_share, run.seed)
     # Before the latents are cached: the batch must fit.
     Batches(Rows(loaded.images, parts[0]), run.batch_size, accumulate=run.accumulate)
     module = build(task, loaded, first_stage, model, run)
@@ -222,7 +171,7 @@ def train(
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export` returns.
+    """What the export made.
 
     Attributes:
         pipeline: The directory.
@@ -235,7 +184,7 @@ class Exported:
     batches: int
 
 
-def export(run: Path, out: Path, *, ema: bool = True) -> Exported:
+def export_run(run: Path, out: Path, *, ema: bool = True) -> Exported:
     """Write the last checkpoint of a training run as a diffusers pipeline.
 
     Args:
@@ -245,9 +194,7 @@ def export(run: Path, out: Path, *, ema: bool = True) -> Exported:
 
     Raises:
         ArtifactError: When the folder holds no run with a checkpoint.
-        InputError: When another folder stands at `out`.
     """
-    check_folder(out, HOST_FOLDER, sources=(run,))
     run, checkpoint = Path(run), Path(run) / CHECKPOINT
     settings = read_settings(run)
     if not checkpoint.is_file() or "task" not in settings:
@@ -255,7 +202,7 @@ def export(run: Path, out: Path, *, ema: bool = True) -> Exported:
             f"{run} holds no training run with a checkpoint ({CHECKPOINT}); name a folder of train"
         )
     options, run_options = DiffusionOptions(**settings["model"]), RunOptions(**settings["run"])
-    loaded = load_task_data(settings["task"], settings["data"], settings["size"], settings["scenes"])
+    loaded = load_task_data(settings["task"], Images(**settings["images"]))
     module = build(settings["task"], loaded, load_first_stage(settings["vae"]), options, run_options)
     stored = torch.load(checkpoint, map_location="cpu", weights_only=True)
     module.load_state_dict(stored["state_dict"])

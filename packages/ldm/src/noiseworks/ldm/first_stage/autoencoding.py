@@ -1,21 +1,21 @@
-"""The command `train-ae`: a first stage from a folder of images to a diffusers autoencoder."""
+"""What `train-ae` does: a first stage from a folder of images to a diffusers autoencoder."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: TID253
-from noiseworks.core.artifacts import HOST_FOLDER, atomic_directory, check_folder
+from noiseworks.core.artifacts import HOST_FOLDER, atomic_directory
 from noiseworks.core.errors import InputError
-from noiseworks.core.options import Spread
-from noiseworks.kits.training import Batches, check_run, fit, open_run
+from noiseworks.kits.training import Batches, fit, open_run
 from noiseworks.ldm.data import Rows, holdout, load_images
 from noiseworks.ldm.diffusion.scaling import estimate_scale
 from noiseworks.ldm.first_stage.discriminator import PatchDiscriminator
 from noiseworks.ldm.first_stage.losses import PerceptualAdversarialLoss
 from noiseworks.ldm.first_stage.perceptual import Perceptual, train_features
-from noiseworks.ldm.first_stage.trainer import CodebookOptions, FirstStageTrainer, scaled_learning_rate
+from noiseworks.ldm.first_stage.trainer import FirstStageTrainer, scaled_learning_rate
 from noiseworks.ldm.options import AutoencoderOptions, LossOptions, RunOptions
 from torch.utils.data import DataLoader, Dataset
 
@@ -36,7 +36,7 @@ _FEATURE_IMAGES = 1024
 
 @dataclass(frozen=True)
 class TrainedAutoencoder:
-    """What `train_autoencoder` made.
+    """What the training made.
 
     Attributes:
         vae: Directory of the autoencoder, for `from_pretrained`.
@@ -113,48 +113,22 @@ def make_loss(kind: str, options: LossOptions, dataset: Dataset, seed: int = 0) 
         kl_weight=options.kl_weight,
         disc_weight=options.disc_weight,
         disc_start=options.disc_start,
-        learn_logvar=options.learn_logvar,
     )
 
 
-def train_autoencoder(
-    data: str,
-    out: Path,
-    *,
-    size: int | None = None,
-    validation_share: float = 0.05,
-    model: Spread[AutoencoderOptions] = AutoencoderOptions(),
-    loss: Spread[LossOptions] = LossOptions(),
-    run: Spread[RunOptions] = RunOptions(),
-) -> TrainedAutoencoder:
-    """Train a first stage and write it as a diffusers autoencoder, `OUT/vae`.
-
-    `OUT` holds config.json, metrics.csv, TensorBoard's events and checkpoints. The same command goes on with a run that
-    was stopped, to the numbers of an uninterrupted one.
+def run_training(settings: Mapping[str, Any], out: Path) -> TrainedAutoencoder:
+    """Train in a folder and write the autoencoder; see the command `train-ae`.
 
     Args:
-        data: A folder of images, or an .npz or .npy array [N, H, W, 3].
+        settings: `images`, `model`, `loss` and `run`: options as the command has them, which name the run.
         out: The run's folder.
-        size: Side of the images in pixels, for folders.
-        validation_share: Share of the images held out.
-        model: The autoencoder.
-        loss: The loss and its optimisers.
-        run: Length, speed and bookkeeping.
 
     Raises:
-        InputError: When an option is out of range, the data do not fit, or `out` holds another run.
+        InputError: When the data do not fit, or `out` holds another run.
     """
-    out = Path(out)
-    settings = {"data": data, "size": size, "validation_share": validation_share}
-    settings |= {"model": model, "loss": loss, "run": run}
-    check_run(out, settings)
-    check_folder(out / "vae", HOST_FOLDER, sources=(data,))
-    if run.devices > 1 and loss.adversarial and loss.disc_norm == "batch":
-        raise InputError(
-            "several processes need --disc-norm group: batch statistics would differ between them"
-        )
-    dataset = load_images(data, size)
-    training, held = (Rows(dataset, rows) for rows in holdout(dataset, validation_share, run.seed))
+    images, model, loss, run = (settings[name] for name in ("images", "model", "loss", "run"))
+    dataset = load_images(images)
+    training, held = (Rows(dataset, rows) for rows in holdout(dataset, images.validation_share, run.seed))
     batches = Batches(
         training,
         run.batch_size,
@@ -163,7 +137,7 @@ def train_autoencoder(
         num_workers=run.num_workers,
     )
     vae = make_autoencoder(model, dataset[0]["image"].shape[-1], run.seed)
-    module = make_trainer(vae, make_loss(model.kind, loss, training, run.seed), model, loss, run)
+    module = make_trainer(vae, make_loss(model.kind, loss, training, run.seed), loss, run)
     if module.loss.disc is not None:
         module.loss.disc.check_size(run.batch_size // run.devices, *dataset[0]["image"].shape[-2:])
     module.loss.warn_if_never_adversarial(run.max_steps * run.accumulate)
@@ -192,7 +166,6 @@ def train_autoencoder(
 def make_trainer(
     vae: "AutoencoderKL | VQModel",
     loss: PerceptualAdversarialLoss,
-    model: AutoencoderOptions,
     options: LossOptions,
     run: RunOptions,
 ) -> FirstStageTrainer:
@@ -203,8 +176,6 @@ def make_trainer(
         loss,
         learning_rate=options.learning_rate * scale,
         ema_decay=options.ema_decay,
-        resize_range=options.resize_range,
-        codebook=CodebookOptions(average_decay=model.codebook_decay, restart_every=model.restart_every),
         seed=run.seed,
         accumulate=run.accumulate,
     )

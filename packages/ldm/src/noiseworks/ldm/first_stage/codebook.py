@@ -1,8 +1,7 @@
-"""Vector quantisation: nearest codes, codebook loss, usage, averaged codebook, restart of dead codes."""
+"""Vector quantisation: nearest codes, codebook loss, usage."""
 
 import torch
-from noiseworks.core.checks import check_number
-from torch import Tensor, nn
+from torch import Tensor
 
 _CHUNK_ELEMENTS = 2**24
 _CHUNK_ELEMENTS_CPU = 2**19  # 2 MiB: the product is still in the cache when its smallest entries are sought
@@ -61,58 +60,3 @@ def perplexity(counts: Tensor) -> Tensor:
 def usage(counts: Tensor) -> Tensor:
     """Return the share of codes [n] that occur at all."""
     return (counts > 0).double().mean()
-
-
-class CodebookAverage(nn.Module):
-    """Codebook as a moving average of the encoder outputs assigned to each code, instead of by gradient.
-
-    Source: appendix A.1 of the VQ-VAE paper, offered there as the alternative to the embedding loss.
-
-    Args:
-        codebook: The initial codebook [n, d].
-        decay: Share kept of the old averages, in [0, 1).
-        eps: Laplace smoothing of the counts, so that an unused code keeps a finite value.
-    """
-
-    def __init__(self, codebook: Tensor, decay: float = 0.99, eps: float = 1e-5) -> None:
-        super().__init__()
-        check_number("decay", decay, low=0, high=1, high_open=True)
-        self.decay, self.eps = decay, eps
-        self.register_buffer("counts", torch.ones(len(codebook)))
-        self.register_buffer("sums", codebook.detach().clone())
-
-    @torch.no_grad()
-    def update(self, codebook: Tensor, counts: Tensor, sums: Tensor) -> None:
-        """Average in a batch and write the codebook in place.
-
-        Args:
-            codebook: [n, d], written.
-            counts: [n], vectors assigned to each code.
-            sums: [n, d], their sums.
-        """
-        self.counts.lerp_(counts.to(self.counts), 1 - self.decay)
-        self.sums.lerp_(sums.to(self.sums), 1 - self.decay)
-        total = self.counts.sum()
-        smoothed = (self.counts + self.eps) / (total + len(codebook) * self.eps) * total
-        codebook.copy_(self.sums / smoothed[:, None])
-
-
-@torch.no_grad()
-def restart_dead_codes(
-    codebook: Tensor, counts: Tensor, latents: Tensor, generator: torch.Generator
-) -> Tensor:
-    """Replace codes that were not used by random encoder outputs, in place.
-
-    Args:
-        codebook: [n, d], written.
-        counts: [n], how often each code was used since the last call.
-        latents: [M, d] encoder outputs to draw from.
-        generator: CPU generator of the draw.
-
-    Returns:
-        The indices of the replaced codes.
-    """
-    dead = (counts == 0).nonzero().squeeze(1)
-    rows = torch.randint(len(latents), (len(dead),), generator=generator).to(latents.device)
-    codebook[dead] = latents[rows].to(codebook)
-    return dead

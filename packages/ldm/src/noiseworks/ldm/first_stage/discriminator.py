@@ -1,6 +1,5 @@
 """The patch discriminator of the first stage (PatchGAN)."""
 
-import torch
 from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.errors import InputError
 from torch import Tensor, nn
@@ -24,30 +23,20 @@ class PatchDiscriminator(nn.Module):
         layers: Number of stride-2 convolutions.
         norm: `"batch"` as the authors, or `"group"`, which does not mix the images of a batch and therefore
             works with batches of one, on tiny maps and with several processes.
-        condition_channels: Channels of an aligned condition map that is appended to the image (0: none).
 
     Raises:
         InputError: When an option is outside its range.
     """
 
-    def __init__(
-        self,
-        in_channels: int = 3,
-        width: int = 64,
-        layers: int = 3,
-        norm: str = "batch",
-        condition_channels: int = 0,
-    ) -> None:
+    def __init__(self, in_channels: int = 3, width: int = 64, layers: int = 3, norm: str = "batch") -> None:
         super().__init__()
         check_number("width", width, low=8, integer=True)
         check_number("layers", layers, low=1, integer=True)
-        check_number("condition_channels", condition_channels, low=0, integer=True)
         check_choice("norm", norm, NORMS)
         self.norm = norm
-        self.condition_channels = condition_channels
         widths = [width * min(2**level, 8) for level in range(layers + 1)]
         modules: list[nn.Module] = [
-            nn.Conv2d(in_channels + condition_channels, width, 4, stride=2, padding=1),
+            nn.Conv2d(in_channels, width, 4, stride=2, padding=1),
             nn.LeakyReLU(0.2),
         ]
         for level in range(1, layers + 1):
@@ -61,29 +50,20 @@ class PatchDiscriminator(nn.Module):
         self.layers = nn.Sequential(*modules)
         self.apply(_initialise)
 
-    def forward(self, images: Tensor, condition: Tensor | None = None) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Return one logit a patch; large means real.
 
         Args:
             images: [B, C, H, W] in [-1, 1].
-            condition: [B, condition_channels, H, W] when the discriminator is conditional, else None.
 
         Returns:
             [B, 1, h, w] logits.
 
         Raises:
-            InputError: When a condition is missing or not expected, the images are too small, or BatchNorm
-                would see too few values.
+            InputError: When the images are too small, or BatchNorm would see too few values.
         """
-        if (condition is None) != (self.condition_channels == 0):
-            wanted = (
-                f"a condition of {self.condition_channels} channels"
-                if self.condition_channels
-                else "no condition"
-            )
-            raise InputError(f"the discriminator expects {wanted}; set condition_channels to match the data")
         self.check_size(len(images), *images.shape[-2:])
-        return self.layers(images if condition is None else torch.cat([images, condition], dim=1))
+        return self.layers(images)
 
     def check_size(self, rows: int, height: int, width: int) -> None:
         """Refuse batches whose maps are too small for the layers or for BatchNorm's statistics.

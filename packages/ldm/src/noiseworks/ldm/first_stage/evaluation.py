@@ -1,18 +1,17 @@
-"""The command `eval-ae` and its measures: PSNR, SSIM, Fréchet distance in trained features, codebook use."""
+"""What `eval-ae` measures: PSNR, SSIM, Fréchet distance in trained features, codebook use."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from noiseworks.core.checks import check_number
-from noiseworks.core.devices import resolve_device
 from noiseworks.core.errors import InputError
 from noiseworks.kits.images import peak_signal_to_noise, structural_similarity
 from noiseworks.ldm.data import load_images
 from noiseworks.ldm.diffusion.model import load_first_stage
 from noiseworks.ldm.first_stage import codebook as vq
 from noiseworks.ldm.first_stage.perceptual import FeatureNet, train_features
+from noiseworks.ldm.options import Evaluation, Images
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -122,44 +121,19 @@ def score_autoencoder(
     )
 
 
-def evaluate_autoencoder(
-    model: str,
-    data: str,
-    *,
-    size: int | None = None,
-    limit: int | None = None,
-    batch_size: int = 32,
-    feature_steps: int = 300,
-    device: str = "auto",
-    seed: int = 0,
-) -> AutoencoderScores:
-    """Measure an autoencoder on images: PSNR, SSIM, Fréchet distance in trained features, codebook use.
-
-    Args:
-        model: Directory, hub id or testbed:<name> of an AutoencoderKL or VQModel.
-        data: A folder of images, or an .npz or .npy array [N, H, W, 3].
-        size: Side of the images in pixels, for folders.
-        limit: Use the first so many images.
-        batch_size: Images at once.
-        feature_steps: Training steps of the feature net.
-        device: auto, cpu, cuda ...
-        seed: Seed of the feature net.
+def evaluate(model: str, given: Images, evaluation: Evaluation, device: torch.device) -> AutoencoderScores:
+    """Measure an autoencoder; see the command `eval-ae`.
 
     Raises:
         InputError: When model or data do not fit, or there are too few images for the distance (65).
     """
-    check_number("batch_size", batch_size, low=1, integer=True)
-    where = resolve_device(device)
-    dataset = load_images(data, size)
-    count = len(dataset)
-    if limit is not None:
-        check_number("limit", limit, low=65, integer=True)
-        count = min(limit, count)
+    dataset = load_images(given)
+    count = min(evaluation.limit or len(dataset), len(dataset))
     if count <= 64:
         raise InputError(
-            f"the Fréchet distance needs more than 64 images, {data} holds {count}; give more images"
+            f"the Fréchet distance needs more than 64 images, {given.data} holds {count}; give more images"
         )
-    vae = load_first_stage(model).to(where)
+    vae = load_first_stage(model).to(device)
     images = torch.stack([dataset[row]["image"] for row in range(min(count, 1024))])
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     if any(side % factor for side in images.shape[-2:]):
@@ -167,7 +141,7 @@ def evaluate_autoencoder(
         raise InputError(
             f"the image size {side} is not a multiple of the model's f = {factor}; give another --size"
         )
-    features, accuracy = train_features(images, steps=feature_steps, seed=seed)
+    features, accuracy = train_features(images, steps=evaluation.feature_steps, seed=evaluation.seed)
     return score_autoencoder(
-        vae, torch.utils.data.Subset(dataset, range(count)), features, accuracy, batch_size
+        vae, torch.utils.data.Subset(dataset, range(count)), features, accuracy, evaluation.batch_size
     )

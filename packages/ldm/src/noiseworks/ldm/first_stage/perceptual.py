@@ -67,7 +67,6 @@ class FeatureNet(nn.Module):
 
 def train_features(
     images: Tensor,
-    labels: Tensor | None = None,
     *,
     steps: int = 300,
     batch_size: int = 64,
@@ -76,12 +75,11 @@ def train_features(
 ) -> tuple[FeatureNet, float]:
     """Train a `FeatureNet` on the user's own images.
 
-    With labels it is a classifier. Without, it learns to recognise an image after a random shift, flip and
-    noise among the other images of its batch (instance discrimination), which needs no labels.
+    It learns to recognise an image after a random shift, flip and noise among the other images of its batch (instance
+    discrimination), which needs no labels.
 
     Args:
         images: [N, C, H, W] in [-1, 1], N >= 2.
-        labels: [N] class indices (int64), or None.
         steps: Optimiser steps.
         batch_size: Images a step.
         learning_rate: Adam's learning rate.
@@ -89,34 +87,27 @@ def train_features(
 
     Returns:
         The net in eval mode without gradients, and its accuracy on the last quarter of the steps (chance is
-        1 / classes with labels, 1 / batch_size without).
+        1 / batch_size).
 
     Raises:
         InputError: When the shapes do not fit.
     """
     if images.ndim != 4 or len(images) < 2:
         raise InputError(f"images must be [N, C, H, W] with N >= 2, got {tuple(images.shape)}")
-    if labels is not None and len(labels) != len(images):
-        raise InputError(f"labels must be one a image: {len(images)} images, {len(labels)} labels")
     check_number("steps", steps, low=1, integer=True)
     generator = torch.Generator().manual_seed(seed)
-    classes = 128 if labels is None else int(labels.max()) + 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = FeatureNet(images.shape[1], classes).to(images.device)
+        net = FeatureNet(images.shape[1]).to(images.device)
     optimiser = torch.optim.Adam(net.parameters(), lr=learning_rate, foreach=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=max(steps, 2))
     batch_size = min(batch_size, len(images))
     correct: list[float] = []
     for _ in range(steps):
         rows = torch.randperm(len(images), generator=generator)[:batch_size].to(images.device)
-        first = augment(images[rows], generator)
-        if labels is None:
-            first, second = net(first), net(augment(images[rows], generator))
-            logits = F.normalize(first, dim=1) @ F.normalize(second, dim=1).T / 0.1
-            target = torch.arange(batch_size, device=images.device)
-        else:
-            logits, target = net(first), labels[rows].to(images.device)
+        first, second = (net(augment(images[rows], generator)) for _ in range(2))
+        logits = F.normalize(first, dim=1) @ F.normalize(second, dim=1).T / 0.1
+        target = torch.arange(batch_size, device=images.device)
         loss = F.cross_entropy(logits, target)
         optimiser.zero_grad()
         loss.backward()

@@ -1,6 +1,6 @@
 """Time a first-stage training step with the adaptive-weight shortcut against the straightforward form.
 
-    python packages/ldm/benchmarks/adaptive_weight.py --side 64 --width 32 --steps 5
+    python packages/ldm/studies/adaptive_weight.py --side 64 --width 32 --steps 5
 
 Both forms run in one process, in turns; the ratios of their medians and the largest difference of the gradients
 are printed as JSON. The straightforward form walks the perceptual net, the discriminator and the last layer twice
@@ -12,7 +12,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from noiseworks.ldm.first_stage.autoencoding import make_autoencoder
@@ -52,16 +52,23 @@ def shortcut(vae: nn.Module, loss: PerceptualAdversarialLoss, images: Tensor) ->
     loss.discriminator(images, terms.fake_logits)[0].backward()
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, value in {"side": 64, "width": 32, "factor": 4, "batch": 4, "steps": 5}.items():
+    for name, value in {
+        "side": 64,
+        "width": 32,
+        "factor": 4,
+        "batch": 4,
+        "steps": 5,
+        "disc-width": 64,
+    }.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--device", default="cpu")
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(words)
     options = AutoencoderOptions(factor=chosen.factor, width=chosen.width)
     vae = make_autoencoder(options, chosen.side).to(chosen.device)
-    perceptual, disc = Perceptual("trained", FeatureNet()), PatchDiscriminator()
+    perceptual, disc = Perceptual("trained", FeatureNet()), PatchDiscriminator(width=chosen.disc_width)
     loss = PerceptualAdversarialLoss("kl", perceptual, disc, disc_start=0).to(chosen.device)
     images = torch.rand(chosen.batch, 3, chosen.side, chosen.side, device=chosen.device) * 2 - 1
     # On a CPU the process's own time, which other work on the machine does not count in.
