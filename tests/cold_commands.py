@@ -8,15 +8,17 @@ import contextlib
 import inspect
 import io
 import json
+import re
 import sys
 import typing
 from dataclasses import MISSING, fields, is_dataclass
 from importlib.metadata import entry_points
+from pathlib import Path
 
 from docstring_parser import parse
 from noiseworks.core.cli import run
 from noiseworks.core.options import Bound, Options
-from noiseworks.dev.contracts import app_of
+from noiseworks.dev.contracts import app_of, contract_of
 
 HEAVY = (
     "torch",
@@ -30,6 +32,7 @@ HEAVY = (
     "lerobot",
 )
 STEP = 1e-6
+PACKAGES = Path(__file__).parents[1] / "packages"
 
 
 def call(app, words):
@@ -57,18 +60,20 @@ def groups(function):
             yield hint
 
 
-def required(function):
-    """Return words that fill the options without a default."""
-    words = []
-    for name, parameter in inspect.signature(function).parameters.items():
-        if parameter.default is inspect.Parameter.empty and parameter.kind is parameter.KEYWORD_ONLY:
-            words += [f"{option(name)}=1"]
+def required(function, lines):
+    """Return words that fill the options without a default: as in a line that works, a folder for its files, or 1."""
+    names = [
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is inspect.Parameter.empty and parameter.kind is parameter.KEYWORD_ONLY
+    ]
     for group in groups(function):
-        words += [
-            f"{option(f.name)}=1"
-            for f in fields(group)
-            if f.default is MISSING and f.default_factory is MISSING
-        ]
+        names += [f.name for f in fields(group) if f.default is MISSING and f.default_factory is MISSING]
+    words = []
+    for name in names:
+        given = [match[1] for line in lines if (match := re.search(rf"{option(name)} (\S+)", line))]
+        word = given[0] if given else "1"
+        words += [f"{option(name)}={'.' if '{' in word else word}"]
     return words
 
 
@@ -105,16 +110,17 @@ def out_of_range(function):
 def main():
     found = {}
     for slug in sys.argv[1:]:
-        app = app_of(slug)
+        app, contract = app_of(slug), contract_of(PACKAGES / slug)
         record = {"help": {}, "refused": []}
         for verb in [name for name in app if not name.startswith("-")]:
             text = call(app, [verb, "--help"])["stdout"]
             function = app[verb].default_command
             shown = "".join(text.replace("│", " ").split())
+            lines = [line for line in contract.good if line.split()[0] == verb]
             lost = [wanted for wanted in described(function) if wanted not in shown]
             record["help"][verb] = {"text": text, "lost": lost}
             for name, word in out_of_range(function):
-                filled = [w for w in required(function) if not w.startswith(f"{option(name)}=")]
+                filled = [w for w in required(function, lines) if not w.startswith(f"{option(name)}=")]
                 record["refused"].append(
                     {"option": name, **call(app, [verb, *filled, f"{option(name)}={word}"])}
                 )

@@ -94,8 +94,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         pairs = [
             (method, promise)
             for method in families["method"].values()
-            if (contract := contract_of(method.folder)) is not None
-            for promise in PROMISES[promised](contract)
+            for promise in PROMISES[promised](contract_of(method.folder))
         ]
         ids = [f"{method.folder.name}-{index}" for index, (method, _) in enumerate(pairs)]
         metafunc.parametrize(("method", promised), pairs, ids=ids)

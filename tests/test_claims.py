@@ -43,9 +43,7 @@ def test_scales_are_complete_and_judge_on_judging_seeds(claim):
     assert {"smoke", "quick", "laptop"} <= set(claim.scales)
     for name, scale in claim.scales.items():
         assert scale.seeds, name
-        # In the form without `prepare`, the scales that only look still use judging seeds.
-        allowed = SEEDS[name] if claim.prepare else SEEDS["laptop"]
-        assert set(scale.seeds) <= set(allowed), name
+        assert set(scale.seeds) <= set(SEEDS[name]), name
         assert len(set(scale.seeds)) == len(scale.seeds), name
         assert scale.time_limit > 0
     assert len(claim.scales["laptop"].seeds) >= len(claim.scales["quick"].seeds)

@@ -65,7 +65,8 @@ def test_method_has_every_room(method):
     assert method.modules == [f"noiseworks.{slug.replace('-', '_')}"]
     missing = [name for name in METHOD_FILES if not (package / name).exists()]
     assert not missing, f"{slug} lacks {missing}"
-    assert list((method.folder / "tests").glob("test_*.py")), f"{slug} has no tests"
+    for room in ("contract.py", "test_*.py"):
+        assert list((method.folder / "tests").glob(room)), f"{slug} has no tests/{room}"
 
 
 def test_method_registers_command_method_and_claim(method):

@@ -16,7 +16,6 @@ CLAIMS = {
     "fake-gated": "fake_claims:GATED",
     "fake-void": "fake_claims:VOID",
     "fake-given": "fake_claims:GIVEN",
-    "fake-old": "fake_claims:OLD",
     "fake-missing": "no_such_module:CLAIM",
 }
 COMPOSABLE = {"half": "fake_claims:HALF", "third": "fake_claims:THIRD", "other": "fake_claims:OTHER"}

@@ -136,7 +136,7 @@ def test_claim_takes_the_users_data_and_says_what_it_lacks(fakes, tmp_path):
 
 
 def test_tuning_runs_judge_nothing(fakes, tmp_path):
-    result = bench(methods=["fake-old"], scale="tune", out=tmp_path / "out", open_report=False)
+    result = bench(methods=["fake-steady"], scale="tune", out=tmp_path / "out", open_report=False)
     (claim,) = result.document["claims"]
     assert (claim["seeds"], claim["verdict"]) == ([100, 101], "tuning")
     assert {target["verdict"] for target in claim["targets"]} == {"tuning"}

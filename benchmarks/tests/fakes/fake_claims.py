@@ -32,10 +32,6 @@ def prepare(seed, context):
 def steady(arm, shared, context):
     """One arm on what `prepare` drew for all of them."""
     noise, seed = shared
-    return measured(arm, seed, noise, context)
-
-
-def measured(arm, seed, noise, context):
     trace(f"{arm} {seed}")
     context.progress(1, 2, "prompts")
     score = 0.8 + 0.05 * noise
@@ -55,11 +51,11 @@ def crash(arm, shared, context):
     return steady(arm, shared, context)
 
 
-def nan(arm, seed, context):
+def nan(arm, shared, context):
     return Measurement({"calls": 15.0, "score": [0.5, float("nan")]})
 
 
-def slow(arm, seed, context):
+def slow(arm, shared, context):
     time.sleep(600)
 
 
@@ -78,12 +74,6 @@ def given(arm, shared, context):
     return replace(found, notes=[Path(context.data["problems"]).read_text()])
 
 
-def old(arm, seed, context):
-    """The form without `prepare`."""
-    noise = np.random.default_rng(seed).normal(size=context.settings["prompts"])
-    return measured(arm, seed, noise, context)
-
-
 def claim(method, run, *, time_limit=120.0, **fields):
     scale = Scale((500, 501), time_limit, {"prompts": 20})
     laptop = replace(scale, seeds=(1000, 1001))
@@ -95,10 +85,11 @@ def claim(method, run, *, time_limit=120.0, **fields):
         arms=ARMS,
         targets=TARGETS,
         scales={"smoke": replace(scale, seeds=(500,)), "quick": scale, "laptop": laptop},
+        prepare=prepare,
         run=run,
         units="prompt",
         columns={"calls": "network calls", "score": "oracle score"},
-        **({"prepare": prepare} | fields),
+        **fields,
     )
 
 
@@ -110,7 +101,6 @@ GATED = claim("fake-gated", gated)
 WITHOUT_ROOM = Ceiling("plain", "score", 0.5, "the baseline already scores {:.2f}")
 VOID = claim("fake-void", steady, preconditions=(WITHOUT_ROOM,))
 GIVEN = claim("fake-given", given, data=(Data("problems", "a text file such as GSM8K's", ("quick",)),))
-OLD = claim("fake-old", old, prepare=None)
 
 
 def measure(host, seed, context):

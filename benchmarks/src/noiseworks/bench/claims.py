@@ -327,17 +327,14 @@ class Claim:
         targets: Judged comparisons; the first one is the effect, the others conditions or further effects.
         scales: Scale name -> what is run; `smoke`, `quick` and `laptop` always, `full` where it exists. The scale
             `tune` is `laptop` on tuning seeds and needs no entry.
-        run: `run(arm_name, shared, context) -> Measurement`, with what `prepare` returned; without `prepare`,
-            `run(arm_name, seed, context)`.
+        prepare: `prepare(seed, context)` returns what the arms of this seed share. It is called once a process.
+        run: `run(arm_name, shared, context) -> Measurement`, with what `prepare` returned.
         units: What one value of a list metric belongs to ("prompt", "problem", "episode", "image").
         columns: Metric name -> label, for the report's table, in order.
-        prepare: `prepare(seed, context)` returns what the arms of this seed share. It is called once a process.
         preconditions: Conditions without which the claim is void.
         data: What the user has to give, at some scales.
         model_kind: What `--model` names, so that a folder of another kind is refused before any work; None where a
             claim looks for itself.
-        precondition: Looks at the measurements of all arms of all seeds (arm -> list of Measurement) and
-            returns None, or the reason why the claim is void on this model.
         version: Raise it when the meaning of the numbers changes; finished work of other versions is not
             reused.
     """
@@ -349,14 +346,13 @@ class Claim:
     arms: tuple[Arm, ...]
     targets: tuple[Target, ...]
     scales: Mapping[ScaleName, Scale]
+    prepare: Callable[[int, Context], Any]
     run: Callable[[str, Any, Context], Measurement]
     units: str
     columns: Mapping[str, str]
-    prepare: Callable[[int, Context], Any] | None = None
     preconditions: tuple[Floor | Ceiling, ...] = ()
     data: tuple[Data, ...] = ()
     model_kind: ModelKind | None = None
-    precondition: Callable[[Mapping[str, Sequence[Measurement]]], str | None] | None = None
     version: int = 1
 
     def __post_init__(self) -> None:

@@ -13,15 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from noiseworks.core.cli import run
+from noiseworks.core.errors import InputError
 from noiseworks.kits.contracts import Contract
 
 
 @cache
-def contract_of(folder: Path) -> Contract | None:
-    """Return the contract of a package's folder, or None where it has none yet."""
+def contract_of(folder: Path) -> Contract:
+    """Return the contract of a package's folder.
+
+    Raises:
+        InputError: When it has none.
+    """
     file = folder / "tests" / "contract.py"
     if not file.exists():
-        return None
+        raise InputError(f"{folder} has no tests/contract.py")
     spec = importlib.util.spec_from_file_location(f"contract_of_{folder.name.replace('-', '_')}", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

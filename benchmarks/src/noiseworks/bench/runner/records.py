@@ -103,16 +103,6 @@ def measurement_record(measurement: Measurement, folder: Path) -> dict[str, Any]
     }
 
 
-def measurement_of(record: Mapping[str, Any], folder: Path) -> Measurement:
-    """Return the measurement that `measurement_record` wrote."""
-    return Measurement(
-        metrics=record["metrics"],
-        series={name: (xs, ys) for name, (xs, ys) in record["series"].items()},
-        images={title: folder / name for title, name in record["images"].items()},
-        notes=record["notes"],
-    )
-
-
 def plain(value: Any) -> Any:
     """Return nested mappings, sequences, paths, arrays and NumPy or torch numbers as JSON values."""
     if isinstance(value, Mapping):

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from noiseworks.bench.claims import Measurement, Verdict
+from noiseworks.bench.claims import Verdict
 from noiseworks.bench.runner.describe import Described
 from noiseworks.bench.runner.judge import (
     claim_verdict,
@@ -23,7 +23,7 @@ from noiseworks.bench.runner.judge import (
     target_verdict,
     void_reason,
 )
-from noiseworks.bench.runner.records import measurement_of, targets_of
+from noiseworks.bench.runner.records import targets_of
 from noiseworks.bench.runner.tasks import LOG_NAME, Outcome
 from noiseworks.core.artifacts import atomic_write
 from noiseworks.core.errors import InputError
@@ -75,12 +75,10 @@ def judge_claim(described: Described, outcomes: Sequence[Outcome], out: Path) ->
 
 def _judge(entry: dict[str, Any], described: Described, done: Sequence[Outcome], out: Path) -> None:
     """Add verdicts to an entry whose seeds all finished."""
-    targets, claim = targets_of(described.record), described.claim
+    targets = targets_of(described.record)
     measured = {arm: [run["metrics"] for run in entry["measurements"][arm]] for arm in entry["measurements"]}
     try:
-        reason = void_reason(claim.preconditions, measured)
-        if reason is None and claim.precondition is not None:
-            reason = claim.precondition(_measurements(done))
+        reason = void_reason(described.claim.preconditions, measured)
         estimates = [judge_target(target, measured) for target in targets]
     except InputError as error:
         log = str((done[0].folder / LOG_NAME).relative_to(out))
@@ -103,11 +101,6 @@ def _judge(entry: dict[str, Any], described: Described, done: Sequence[Outcome],
     ]
     entry["void_reason"] = reason
     entry["verdict"] = "tuning" if tuning else "void" if reason else claim_verdict(targets, verdicts)
-
-
-def _measurements(done: Sequence[Outcome]) -> dict[str, list[Measurement]]:
-    arms = done[0].result["arms"]
-    return {arm: [measurement_of(o.result["arms"][arm], o.folder) for o in done] for arm in arms}
 
 
 def failed_import(described: Described, out: Path) -> dict[str, Any]:

@@ -31,14 +31,12 @@ def run(job: dict[str, Any]) -> None:
     start = time.perf_counter()
     claim = load_claim(Source(job["method"], tuple(job["values"]), ""))
     given = (job["scale"], job["settings"], job["model"], job["device"], folder)
-    shared, arms = job["seed"], {}
     # Preparing is a share of the bar, as an arm is.
-    steps = len(claim.arms) + (claim.prepare is not None)
-    if claim.prepare is not None:
-        progress = _progress_writer(folder / PROGRESS_NAME, 0, steps, "preparing")
-        progress(0, 1, "")
-        shared = claim.prepare(job["seed"], Context(*given, progress, job["data"]))
-    for index, arm in enumerate(claim.arms, start=steps - len(claim.arms)):
+    steps, arms = 1 + len(claim.arms), {}
+    progress = _progress_writer(folder / PROGRESS_NAME, 0, steps, "preparing")
+    progress(0, 1, "")
+    shared = claim.prepare(job["seed"], Context(*given, progress, job["data"]))
+    for index, arm in enumerate(claim.arms, start=1):
         progress = _progress_writer(folder / PROGRESS_NAME, index, steps, arm.label)
         context = Context(*given, progress, job["data"])
         progress(0, 1, "")
