@@ -67,6 +67,11 @@ def test_chunks_sum_rewards_and_stop_at_ends():
     np.testing.assert_array_equal(chunks.actions[1].reshape(3, 2), data.actions[[3, 4, 4]])
     for name, array in data.chunked(1).arrays().items():
         np.testing.assert_array_equal(array, data.arrays()[name])
+    every = data.chunked(3, stride=1)
+    assert len(every) == len(data)
+    np.testing.assert_allclose(every.rewards[1], data.rewards[1:4].sum(), rtol=1e-6)
+    np.testing.assert_array_equal(every.next_observations[[1, 4]], [[0, 4], [0, 5]])
+    np.testing.assert_array_equal(np.flatnonzero(every.terminals), [2, 3, 4])
 
 
 def test_d4rl_without_next_observations_drops_what_timed_out():

@@ -85,7 +85,7 @@ def files(folder: Path) -> dict[str, Path]:
     return {name: folder / name for name in ("policy", "actor", "empty", "taken.txt")}
 
 
-PLACE = "--model {policy} --env maze:open --max-steps 6"
+PLACE = "--model {policy} --env maze:open --episode-steps 6"
 TINY = "--steps 2 --decisions 8 --envs 2 --warmup 4 --batch-size 4 --hidden 8 --utd 1 --episodes 2"
 CONTRACT = Contract(
     files=files,

@@ -54,7 +54,7 @@ def trained(folder: Path, stop_after: int | None) -> Any:
 
 DATA = "--data maze:umaze-expert+medium --record-steps 400"
 TINY = "--horizon 4 --draft-width 16 --draft-layers 1 --features 8 --levels 2 --hidden 8"
-PLACE = "--model {model} --env maze:umaze --reward sparse --max-steps 3"
+PLACE = "--model {model} --env maze:umaze --reward sparse --episode-steps 3"
 FEW = "--candidates 2 --episodes 2 --together 2"
 CONTRACT = Contract(
     files=files,

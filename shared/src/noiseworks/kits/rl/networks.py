@@ -26,9 +26,11 @@ class EnsembleLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(members, inputs, outputs).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(members, 1, outputs).uniform_(-bound, bound))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return outputs [E, B, outputs] of x [E, B, inputs]."""
-        return torch.baddbmm(self.bias, x, self.weight)
+    def forward(self, x: Tensor, members: Tensor | None = None) -> Tensor:
+        """Return outputs [E, B, outputs] of x [E, B, inputs], or of some members, int64 [M], [M, B, outputs]."""
+        if members is None:
+            return torch.baddbmm(self.bias, x, self.weight)
+        return torch.baddbmm(self.bias[members], x, self.weight[members])
 
 
 class Critics(nn.Module):
@@ -59,13 +61,19 @@ class Critics(nn.Module):
         self.members, self.layer_norm = members, layer_norm
         self.layers = nn.ModuleList(EnsembleLinear(members, a, b) for a, b in pairwise(widths))
 
-    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
-        """Return values [E, B] of observations [B, Do] and actions [B, Da]."""
-        x = torch.cat((obs, action), -1).expand(self.members, -1, -1)
+    def forward(self, obs: Tensor, action: Tensor, members: Tensor | None = None) -> Tensor:
+        """Return values [E, B] of observations [B, Do] and actions [B, Da].
+
+        Args:
+            obs: Observations.
+            action: Actions.
+            members: Which members are asked, int64 [M], for values [M, B]; all by default.
+        """
+        x = torch.cat((obs, action), -1).expand(self.members if members is None else len(members), -1, -1)
         for layer in self.layers[:-1]:
-            x = layer(x)
+            x = layer(x, members)
             x = F.relu(F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x)
-        return self.layers[-1](x).squeeze(-1)
+        return self.layers[-1](x, members).squeeze(-1)
 
 
 def mlp(inputs: int, outputs: int, hidden: int = 256, layers: int = 2) -> nn.Sequential:
@@ -114,6 +122,35 @@ class GaussianActor(nn.Module):
     def log_prob(self, obs: Tensor, action: Tensor) -> Tensor:
         """Return log densities [...] of actions [..., Da]."""
         return normal_log_prob(action, self(obs), self.log_std.clamp(*LOG_STD_RANGE)).sum(-1)
+
+
+class SquashedGaussian(nn.Module):
+    """The tanh of a normal distribution, which SAC's actors are.
+
+    Args:
+        inputs: Width of the input.
+        action_dim: Width of an action.
+        hidden: Width of the hidden layers.
+        layers: Hidden layers.
+    """
+
+    def __init__(self, inputs: int, action_dim: int, hidden: int = 256, layers: int = 2) -> None:
+        super().__init__()
+        self.action_dim, self.net = action_dim, mlp(inputs, 2 * action_dim, hidden, layers)
+
+    def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return actions in (-1, 1) and the log density of each dimension, both [..., Da].
+
+        Args:
+            x: Input [..., inputs].
+            noise: Standard normals [..., Da]; zeros give the mode.
+        """
+        mean, log_std = self.net(x).chunk(2, -1)
+        log_std = log_std.clamp(*LOG_STD_RANGE)
+        before = mean + log_std.exp() * noise
+        # log(1 - tanh^2 u), in a form that does not lose u where tanh is near 1.
+        squashing = 2 * (math.log(2) - before - F.softplus(-2 * before))
+        return before.tanh(), normal_log_prob(before, mean, log_std) - squashing
 
 
 def normal_log_prob(x: Tensor, mean: Tensor, log_std: Tensor | float) -> Tensor:

@@ -50,12 +50,12 @@ class World(Options):
 
     Attributes:
         env: maze:<layout> such as maze:fork, or gym:<id> of Gymnasium.
-        max_steps: Limit of steps of an episode; by default the environment's own.
+        episode_steps: Limit of steps of an episode; by default the environment's own.
         reward: Reward of a maze: step_cost, -1 a step until the goal; or sparse, 1 a step near it.
     """
 
     env: str
-    max_steps: Annotated[int | None, at_least(1)] = None
+    episode_steps: Annotated[int | None, at_least(1)] = None
     reward: Reward = "step_cost"
 
     def check(self) -> None:

@@ -67,14 +67,16 @@ def make_env(world: World, num_envs: int, *, needs: str, chunk: int | None = Non
         from noiseworks.bench.testbeds.maze.environment import MazeVectorEnv
 
         layout = world.env.removeprefix(MAZE)
-        return MazeVectorEnv(num_envs, layout, reward=world.reward, max_steps=world.max_steps, chunk=chunk)
+        return MazeVectorEnv(
+            num_envs, layout, reward=world.reward, max_steps=world.episode_steps, chunk=chunk
+        )
     import gymnasium
     from gymnasium.vector import AutoresetMode, SyncVectorEnv
     from noiseworks.kits.rl.stepping import ActionChunk
 
     def make() -> gymnasium.Env:
         try:
-            one = gymnasium.make(world.env.removeprefix(GYM), max_episode_steps=world.max_steps)
+            one = gymnasium.make(world.env.removeprefix(GYM), max_episode_steps=world.episode_steps)
         except gymnasium.error.Error as error:
             raise InputError(f"Gymnasium cannot make {world.env!r}: {str(error).splitlines()[0]}") from None
         return one if chunk is None else ActionChunk(one, chunk)
@@ -96,7 +98,7 @@ def references_of(world: World, *, needs: str) -> tuple[float, float] | None:
         return None
     maze: Any = testbed("maze", needs=needs)
     try:
-        return maze.references(world.env.removeprefix(MAZE), world.reward, world.max_steps)
+        return maze.references(world.env.removeprefix(MAZE), world.reward, world.episode_steps)
     except InputError:
         return None
 

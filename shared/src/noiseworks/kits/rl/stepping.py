@@ -127,6 +127,42 @@ def collect(env: VectorEnv, policy: Policy, steps: int, seed: int = 0) -> Transi
     return Transitions(*columns)
 
 
+def collect_episodes(
+    env: VectorEnv, policy: Policy, seed: int, after: Callable[[VectorStep], None] | None = None
+) -> Transitions:
+    """Return one whole episode of each environment, each after the other's.
+
+    Nothing is left of an environment's state: training that acts in whole episodes can be stopped between them.
+
+    Args:
+        env: Vector environment with vector observations.
+        policy: Observations [N, Do] -> actions [N, ...]; an action of several axes is recorded flat.
+        seed: Of the reset: environment i's episode has the seed plus i.
+        after: Called with every step.
+
+    Returns:
+        Transitions; `info["steps"]` of environments that play chunks is summed as `about["steps"]`.
+    """
+    stepper, n = Stepper(env), env.num_envs
+    seen = stepper.reset(seed)
+    rows: list[list[tuple[Any, ...]]] = [[] for _ in range(n)]
+    live, played = np.ones(n, bool), 0
+    while live.any():
+        actions = np.asarray(policy(seen))
+        result = stepper.step(actions)
+        if after is not None:
+            after(result)
+        steps = np.asarray(result.info.get("steps", np.ones(n, np.int64)))
+        for i in np.flatnonzero(live & result.real).tolist():
+            ends = bool(result.terminated[i]), bool(result.truncated[i])
+            rows[i].append((seen[i], actions[i].reshape(-1), result.rewards[i], result.reached[i], *ends))
+            played += int(steps[i])
+        live &= ~(result.terminated | result.truncated)
+        seen = result.observations
+    columns = [np.stack(column) for column in zip(*(row for part in rows for row in part), strict=True)]
+    return Transitions(*columns, {"steps": played})
+
+
 @dataclass(frozen=True)
 class EpisodeReport:
     """Episodes of an evaluation.

@@ -146,26 +146,31 @@ class Transitions:
             raise InputError(f"no window of {length} steps fits: the longest episode has {longest}")
         return valid.astype(np.int64)
 
-    def chunked(self, chunk: int) -> "Transitions":
+    def chunked(self, chunk: int, stride: int | None = None) -> "Transitions":
         """Return every run of `chunk` steps as one step: actions side by side, rewards summed.
 
         A run that meets its episode's end stops there and repeats the last action; flags and next observation are those
         of the run's last step, and discounts count runs.
 
         Args:
-            chunk: Steps of a run, at least 1; runs begin at every multiple of it in an episode.
+            chunk: Steps of a run, at least 1.
+            stride: Steps from one run's begin to the next one's in an episode; by default runs do not overlap.
+                Those that do are rows for a learner and no episodes.
         """
         check_number("chunk", chunk, low=1, integer=True)
+        stride = chunk if stride is None else stride
+        check_number("stride", stride, low=1, integer=True)
         starts, last = [], []
         for a, b in zip(self.begins, self.ends, strict=True):
-            starts.append(np.arange(a, b, chunk))
+            starts.append(np.arange(a, b, stride))
             last.append(np.minimum(starts[-1] + chunk, b) - 1)
         first, end = np.concatenate(starts), np.concatenate(last)
         rows = np.minimum(first[:, None] + np.arange(chunk), end[:, None])
+        total = np.concatenate(([0.0], np.cumsum(self.rewards, dtype=np.float64)))
         return Transitions(
             self.observations[first],
             self.actions[rows].reshape(len(first), -1),
-            np.add.reduceat(self.rewards, first),
+            total[end + 1] - total[first],
             self.next_observations[end],
             self.terminals[end],
             self.timeouts[end],

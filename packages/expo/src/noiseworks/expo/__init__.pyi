@@ -1,0 +1,12 @@
+from .base import BasePolicy as BasePolicy
+from .base import GenerativeBase as GenerativeBase
+from .base import HostBase as HostBase
+from .editing import EditPolicy as EditPolicy
+from .learner import ExpoLearner as ExpoLearner
+from .on_the_fly import OnTheFlyPolicy as OnTheFlyPolicy
+from .options import Learning as Learning
+from .options import Proposals as Proposals
+from .saving import load_policy as load_policy
+from .saving import save_policy as save_policy
+from .training import pretrain as pretrain
+from .training import train as train
