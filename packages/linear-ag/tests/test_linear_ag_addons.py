@@ -5,7 +5,7 @@ import torch
 from noiseworks.kits.diffusers_hosts import sample_generators, tiny_inputs, tiny_pipeline
 from noiseworks.linear_ag import AdaptiveGuidance, FixedPolicy, GuidancePolicy, attach
 
-STEPS = 4
+STEPS = 2
 
 
 def random(*shape, seed=0):

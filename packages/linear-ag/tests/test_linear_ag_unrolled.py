@@ -40,7 +40,7 @@ def one_hot(digits, order):
 def test_one_hot_weights_give_the_policys_samples(host):
     pipe, family, prompts, sampling = host
     order = "0152" if family == "instruct-pix2pix" else "012"
-    tried = ["222", "211"] + (["012"] if family != "flux" else []) + (["251"] if "5" in order else [])
+    tried = ["221"] + (["012"] if family != "flux" else []) + (["251"] if "5" in order else [])
     with unrolled(pipe, prompts, sampling, (SCALE,)) as draw:
         found = [draw(one_hot(digits, order), slice(0, BATCH)) for digits in tried]
     for digits, latents in zip(tried, found, strict=True):
@@ -69,7 +69,7 @@ def test_gradients_reach_the_weights_of_every_step(host):
 
 def test_every_family_can_be_searched(host):
     pipe, family, prompts, sampling = host
-    settings = SearchSettings(scales=(SCALE,), budget=4.0, updates=2)
+    settings = SearchSettings(scales=(SCALE,), budget=4.0, updates=1)
     digits = {"flux": "12", "instruct-pix2pix": "0125"}.get(family, "012")
     found = search_policy(pipe, prompts, sampling, settings)
     assert len(found.actions) == STEPS

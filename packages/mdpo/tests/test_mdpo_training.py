@@ -77,7 +77,7 @@ def test_reward_grows(make_trainer):
 def test_every_kind_of_run_updates_the_weights(make_trainer, changes):
     trainer = make_trainer(**changes)
     before = weights(trainer)
-    figures = [trainer.round(step) for step in range(2)]
+    figures = [trainer.round(0)]
     assert bool(weights(trainer).isfinite().all())
     assert not torch.equal(weights(trainer), before)
     assert figures[0]["grad_norm"] > 0

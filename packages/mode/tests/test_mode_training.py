@@ -158,7 +158,7 @@ def test_finetuning_keeps_frozen_routers_and_refuses_data_that_do_not_fit(data, 
 def test_training_lowers_the_loss_and_the_policy_follows_its_goal(data, tmp_path):
     shape = SmallArchitecture(width=32, num_layers=2, num_heads=2, num_experts=3, chunk=4)
     recipe = Recipe(learning_rate=1e-2, ema_decay=0.8)
-    report = trained(data, tmp_path / "run", shape, recipe, max_steps=100, batch_size=64)
+    report = trained(data, tmp_path / "run", shape, recipe, max_steps=50, batch_size=32)
     policy = EDMPolicy(MoDEModel.from_pretrained(report.model))
     obs = torch.tensor([[0.0, 0, 1, 0], [0, 0, 0, 1]]).repeat_interleave(32, dim=0)[:, None]
     actions = policy.predict_chunk({"obs": obs}, torch.Generator().manual_seed(0)).actions
