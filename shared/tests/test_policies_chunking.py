@@ -9,19 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from noiseworks.core.errors import ArtifactError, InputError
 from noiseworks.kits.policies import (
-    EMA,
     ChunkSpec,
     Episodes,
     LinearNormalizer,
     NativePolicy,
     PolicyConfig,
-    ema_decay,
     load_host,
     shift,
     window_indices,
     windows,
 )
-from torch import nn
 
 
 def tiny(**options):
@@ -148,35 +145,6 @@ def test_normalising_and_back_changes_nothing(mode):
 def test_normalisers_refuse_bad_data(call):
     with pytest.raises(InputError):
         call()
-
-
-@pytest.mark.parametrize(
-    ("update", "decay"), [(0, 0.0), (1, 0.0), (10, 0.822172), (1_000, 0.994377), (100_000, 0.999822)]
-)
-def test_the_decay_has_its_published_values(update, decay):
-    assert ema_decay(update) == pytest.approx(decay, abs=5e-7)
-    assert ema_decay(10**9) == 0.9999
-
-
-def test_the_average_follows_the_formula_and_copies_batch_norms():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).double()
-    average = EMA(model)
-    expected = model[0].weight.detach().clone()
-    for n in range(12):
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter))
-        model(torch.randn(8, 3).double())
-        average.update(model)
-        s = max(0, n - 1)
-        decay = 0.0 if s == 0 else 1 - (1 + s) ** -0.75
-        expected = decay * expected + (1 - decay) * model[0].weight.detach()
-    torch.testing.assert_close(average.model[0].weight, expected, atol=1e-12, rtol=0)
-    assert torch.equal(average.model[1].weight, model[1].weight)
-    assert torch.equal(average.model[1].running_mean, model[1].running_mean)
-    assert int(average.updates) == 12
-    assert not any(p.requires_grad for p in average.parameters())
 
 
 @pytest.mark.parametrize("network", ["unet", "transformer"])

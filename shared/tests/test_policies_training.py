@@ -1,19 +1,17 @@
-"""Training: the loss written out, batches as a function of the step, and a run that goes on after a stop."""
-
-from pathlib import Path
+"""Training: the loss written out, the rate, and a run that goes on after a stop."""
 
 import pytest
 import torch
-from noiseworks.core.errors import InputError, NonFiniteError
+from noiseworks.core.errors import NonFiniteError
 from noiseworks.kits.policies import (
     LinearNormalizer,
     NativePolicy,
     PolicyConfig,
     PolicyTrainer,
     diffusion_loss,
-    fit,
 )
-from noiseworks.kits.policies.training import CHECKPOINT, WindowBatches
+from noiseworks.kits.training import Batches, Fit, fit, open_run
+from noiseworks.kits.training.testing import check_resume
 
 SIZES = {"obs_dim": 2, "action_dim": 2, "horizon": 4, "n_action_steps": 2, "num_train_timesteps": 10}
 
@@ -31,32 +29,6 @@ def table(n=64):
         "obs": torch.rand(n, 2, 2, generator=generator) - 0.5,
         "action": torch.rand(n, 4, 2, generator=generator) - 0.5,
     }
-
-
-def test_batches_of_an_epoch_are_a_permutation_and_start_anywhere():
-    rows = {"row": torch.arange(10)}
-    loader = iter(WindowBatches(rows, 3, seed=4))
-    batches = [next(loader)["row"].tolist() for _ in range(7)]
-    for epoch in (batches[:3], batches[3:6]):
-        assert len({row for batch in epoch for row in batch}) == 9
-    assert batches[:3] != batches[3:6]
-    later = iter(WindowBatches(rows, 3, seed=4, start=5))
-    assert [next(later)["row"].tolist() for _ in range(2)] == batches[5:7]
-
-
-def test_processes_share_each_batch_of_the_single_run():
-    rows = {"row": torch.arange(8)}
-    whole = iter(WindowBatches(rows, 4, seed=1))
-    parts = [iter(WindowBatches(rows, 2, seed=1, rank=rank, world_size=2)) for rank in range(2)]
-    for _ in range(4):
-        assert next(whole)["row"].tolist() == [row for part in parts for row in next(part)["row"].tolist()]
-
-
-def test_too_few_rows_are_refused():
-    with pytest.raises(InputError, match="at least 4"):
-        WindowBatches({"a": torch.zeros(3)}, 4)
-    with pytest.raises(InputError, match="one length"):
-        WindowBatches({"a": torch.zeros(9), "b": torch.zeros(8)}, 4)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
@@ -101,44 +73,35 @@ def test_weights_belong_to_diffusion_steps():
     torch.testing.assert_close(found, torch.stack(rows).mean())
 
 
-def run(folder, steps, **options):
-    trainer = PolicyTrainer(
-        policy(network="transformer", n_layer=1, n_head=2, n_emb=8), warmup_steps=3, seed=5
-    )
-    quiet = {"batch_size": 8, "checkpoint_every": 2, "device": "cpu", "progress": False}
-    fit(trainer, table(), folder, max_steps=steps, **(quiet | options))
-    return trainer
+def trainer():
+    network = {"network": "transformer", "n_layer": 1, "n_head": 2, "n_emb": 8}
+    return PolicyTrainer(policy(**network), warmup_steps=3, seed=5)
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_a_stopped_run_goes_on_to_the_same_numbers(tmp_path):
-    whole = run(tmp_path / "whole", 9)
-    run(tmp_path / "parts", 5)
-    with pytest.raises(InputError, match="holds a run"):
-        run(tmp_path / "parts", 9, resume=False)
-    parts = run(tmp_path / "parts", 9)
-    # Dropout is on in this network, so its noise has to follow the step as well.
-    for name, tensor in whole.state_dict().items():
-        assert torch.equal(tensor, parts.state_dict()[name]), name
-    assert int(parts.average.updates) == 9
-    assert not torch.equal(parts.average.model.head.weight, parts.host.net.head.weight)
-    host = parts.averaged_host()
-    assert not host.training
-    assert host.net is parts.average.model
+    """Dropout is on in this network, so its noise has to follow the step as well."""
+
+    def train(folder):
+        module = trainer()
+        options = Fit(max_steps=9, batch_size=8, device="cpu", checkpoint_every=0)
+        with open_run(folder, {}) as opened:
+            fit(module, Batches(table(), 8), run=opened, options=options, clip=1.0, progress=False)
+        assert int(module.average.updates) == 9
+        assert not torch.equal(module.average.model.head.weight, module.host.net.head.weight)
+        host = module.averaged_host()
+        assert not host.training
+        assert host.net is module.average.model
+        return module.state_dict()
+
+    check_resume(train, tmp_path, stop_at=5)
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path):
-    run(tmp_path, 2)
-    kept = Path(tmp_path / CHECKPOINT).read_bytes()
-    trainer = PolicyTrainer(
-        policy(network="transformer", n_layer=1, n_head=2, n_emb=8), warmup_steps=3, seed=5
-    )
+def test_a_loss_that_is_not_finite_stops_the_run():
     spoiled = table()
     spoiled["action"][:] = float("nan")
-    with pytest.raises(NonFiniteError):
-        fit(trainer, spoiled, tmp_path, max_steps=6, batch_size=8, device="cpu", progress=False)
-    assert Path(tmp_path / CHECKPOINT).read_bytes() == kept
+    options = Fit(max_steps=6, batch_size=8, device="cpu")
+    with pytest.raises(NonFiniteError, match="loss"):
+        fit(trainer(), Batches(spoiled, 8), run=None, options=options, progress=False)
 
 
 @pytest.mark.parametrize(

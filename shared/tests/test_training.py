@@ -373,12 +373,17 @@ def test_figures_behind_the_step_are_dropped_and_half_a_line_does_not_count(tmp_
         (warm_decay(0.9999), 9, 11 / 20),
         (warm_decay(0.5), 99, 0.5),
         (power_decay(), 1, 0.0),
+        (power_decay(), 0, 0.0),
         (power_decay(), 16, 1 - 16**-0.75),
+        (power_decay(), 10, 0.822172),
+        (power_decay(), 1_000, 0.994377),
+        (power_decay(), 100_000, 0.999822),
+        (power_decay(), 10**9, 0.9999),
         (power_decay(maximum=0.9), 10**6, 0.9),
     ],
 )
 def test_decays_are_the_published_ones(decay, update, value):
-    assert decay(update) == pytest.approx(value)
+    assert decay(update) == pytest.approx(value, abs=5e-7)
 
 
 def test_the_average_moves_weights_and_copies_batch_norms():
@@ -395,6 +400,27 @@ def test_the_average_moves_weights_and_copies_batch_norms():
     assert (average.model[1].running_mean == 5).all()
     assert not average.model.training
     assert int(average.updates) == 1
+
+
+def test_the_average_follows_the_formula():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).double()
+    average = Average(model, power_decay())
+    expected = model[0].weight.detach().clone()
+    for n in range(12):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        model(torch.randn(8, 3).double())
+        average.update(model)
+        s = max(0, n - 1)
+        decay = 0.0 if s == 0 else 1 - (1 + s) ** -0.75
+        expected = decay * expected + (1 - decay) * model[0].weight.detach()
+    torch.testing.assert_close(average.model[0].weight, expected, atol=1e-12, rtol=0)
+    assert torch.equal(average.model[1].weight, model[1].weight)
+    assert torch.equal(average.model[1].running_mean, model[1].running_mean)
+    assert int(average.updates) == 12
+    assert not any(p.requires_grad for p in average.parameters())
 
 
 def test_parameters_that_are_missing_are_named():

@@ -20,7 +20,8 @@ from noiseworks.bac.data import load_observations
 from noiseworks.bench.testbeds.tabletop import recipes
 from noiseworks.bench.testbeds.tabletop.training import balanced_weights
 from noiseworks.kits.policies import NativePolicy
-from noiseworks.kits.policies.training import PolicyTrainer, fit
+from noiseworks.kits.policies.training import PolicyTrainer
+from noiseworks.kits.training import Batches, Fit, fit, open_run
 from torch import nn
 
 PLANS = ("uniform", "unified", "block", "bac")
@@ -44,8 +45,10 @@ def trained(layers: int, options: argparse.Namespace) -> NativePolicy:
         total_steps=options.steps,
         loss_weights=balanced_weights(host.scheduler.alphas_cumprod),
     )
-    folder = options.out / f"layers-{layers}"
-    fit(module, data, folder, max_steps=options.steps, batch_size=128, device=options.device)
+    length = Fit(max_steps=options.steps, batch_size=128, device=options.device)
+    settings = {"layers": layers, "demonstrations": options.demonstrations, "fit": length}
+    with open_run(options.out / f"layers-{layers}", settings) as run:
+        fit(module, Batches(data, length.batch_size), run=run, options=length, clip=1.0)
     return module.averaged_host()
 
 

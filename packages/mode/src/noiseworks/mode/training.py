@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from noiseworks.core.checks import check_number
 from noiseworks.core.noise import mix64
-from noiseworks.kits.policies.ema import EMA
 from noiseworks.kits.policies.training import PolicyTrainer
 from noiseworks.kits.policies.transformer import optimizer_groups
+from noiseworks.kits.training import Average, power_decay
 from noiseworks.mode.config import Recipe
 from noiseworks.mode.edm import edm_loss, sample_sigmas
 from noiseworks.mode.model import MoDEModel
@@ -129,7 +129,8 @@ class MoDEModule(PolicyTrainer):
             total_steps=total_steps,
             seed=seed,
         )
-        self.average, self.recipe = EMA(model, power=2 / 3, maximum=recipe.ema_decay), recipe
+        self.average = Average(model, power_decay(power=2 / 3, maximum=recipe.ema_decay))
+        self.recipe = recipe
         if not model.config.dense:
             shape = (model.config.num_layers, model.config.num_routed)
             self.register_buffer("used", torch.zeros(shape, dtype=torch.int64))

@@ -3,12 +3,12 @@
 - `protocols`: `DenoiserHost`, `ActionPolicy`, `BatchEnv` and `Chunk`, the types that methods are written against.
 - `native`, `unet`, `transformer`: policies that live here, under the published checkpoints' parameter names.
 - `hosts`: adapters to the original policies and their checkpoint files, to LeRobot's, and to CleanDiffuser's agents.
-- `chunking`, `normalizer`, `ema`, `schedulers`: time windows, normalisation, averaging, noise schedules.
+- `chunking`, `normalizer`, `schedulers`: time windows, normalisation, noise schedules.
 - `steps`, `loop`: lists of denoising steps as tables, and the loop that runs them in buffers.
 - `replanning`: `ReplanningPolicy`, the base of action policies, and `DiffusionPolicy`, the baseline.
 - `evaluation`, `control`: success with intervals and latency; control with an inference delay.
 - `video`: episodes as animated pictures.
-- `training`: the loss, and runs that resume to the same numbers (needs Lightning).
+- `training`: the loss and the module that trains a policy (needs Lightning); `kits.training` runs it.
 """
 
 from importlib import import_module
@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from noiseworks.kits.policies.chunking import ChunkSpec, Episodes, shift, window_indices, windows
     from noiseworks.kits.policies.control import ControlTrace, control_loop
-    from noiseworks.kits.policies.ema import EMA, ema_decay
     from noiseworks.kits.policies.evaluation import (
         EvaluationReport,
         Latency,
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from noiseworks.kits.policies.replanning import DiffusionPolicy, PolicyStats, ReplanningPolicy
     from noiseworks.kits.policies.schedulers import make_scheduler, sampling_scheduler
     from noiseworks.kits.policies.steps import StepTable, reverse_step_, sampler_table, step_table
-    from noiseworks.kits.policies.training import PolicyTrainer, diffusion_loss, fit
+    from noiseworks.kits.policies.training import PolicyTrainer, diffusion_loss
     from noiseworks.kits.policies.transformer import (
         TransformerForDiffusion,
         optimizer_groups,
@@ -52,7 +51,6 @@ _HOME = {
     "DenoiserHost": "protocols",
     "DenoisingLoop": "loop",
     "DiffusionPolicy": "replanning",
-    "EMA": "ema",
     "Episodes": "chunking",
     "EvaluationReport": "evaluation",
     "FilmTable": "loop",
@@ -68,11 +66,9 @@ _HOME = {
     "as_host": "hosts",
     "control_loop": "control",
     "diffusion_loss": "training",
-    "ema_decay": "ema",
     "episode_list": "evaluation",
     "evaluate": "evaluation",
     "film_table": "loop",
-    "fit": "training",
     "load_host": "hosts",
     "make_scheduler": "schedulers",
     "measure_latency": "evaluation",
@@ -90,7 +86,6 @@ _HOME = {
 }
 
 __all__ = [
-    "EMA",
     "ActionPolicy",
     "BatchEnv",
     "Chunk",
@@ -115,11 +110,9 @@ __all__ = [
     "as_host",
     "control_loop",
     "diffusion_loss",
-    "ema_decay",
     "episode_list",
     "evaluate",
     "film_table",
-    "fit",
     "load_host",
     "make_scheduler",
     "measure_latency",

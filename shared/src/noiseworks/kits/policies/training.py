@@ -1,30 +1,24 @@
-"""Training of policies on Lightning: one loss, one moving average, and a run that goes on after a kill.
+"""The module that trains policies: one loss and one moving average; `kits.training.fit` runs it.
 
-Batches, noise, diffusion steps and dropout of step s are functions of (seed, s) alone, so a resumed run computes
-the same numbers as one that was never stopped.
+Noise, diffusion steps and dropout of step s are functions of (seed, s) alone, so a resumed run computes the same
+numbers as one that was never stopped.
 """
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import lightning as L  # noqa: TID253
 import torch
-from noiseworks.core.checks import check_finite, check_number
-from noiseworks.core.devices import resolve_device
-from noiseworks.core.errors import InputError
+from noiseworks.core.checks import check_finite
 from noiseworks.core.noise import mix64
-from noiseworks.kits.policies.ema import EMA
 from noiseworks.kits.policies.hosts import trained_network
 from noiseworks.kits.policies.transformer import optimizer_groups
+from noiseworks.kits.training import Average, power_decay
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
 
 if TYPE_CHECKING:
     from noiseworks.kits.policies.native import NativePolicy
     from noiseworks.kits.policies.protocols import DenoiserHost
-
-CHECKPOINT = "checkpoints/last.ckpt"
 
 
 def observations(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -96,7 +90,7 @@ class PolicyTrainer(L.LightningModule):
         super().__init__()
         self.register_buffer("loss_weights", loss_weights, persistent=False)
         network = trained_network(host)
-        self.host, self.average = host, EMA(network)
+        self.host, self.average = host, Average(network, power_decay())
         if not isinstance(host, nn.Module):  # an adapter, whose policy Lightning would not see
             self.policy = network
         self.learning_rate, self.weight_decay, self.betas = learning_rate, weight_decay, betas
@@ -156,154 +150,3 @@ class PolicyTrainer(L.LightningModule):
             return rate
         share = min(1.0, max(0.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)))
         return rate * 0.5 * (1 + float(torch.cos(torch.tensor(share * torch.pi))))
-
-
-class WindowBatches(IterableDataset):
-    """Endless batches; epoch e of the windows is a permutation drawn from (seed, e), the short rest left out.
-
-    Args:
-        table: Named tensors of one length.
-        batch_size: Rows of a batch.
-        seed: Of the order.
-        start: Number of batches that were used before.
-        rank: This process's number.
-        world_size: Number of processes; each gets its own part of an epoch's batches.
-    """
-
-    def __init__(
-        self,
-        table: Mapping[str, Tensor],
-        batch_size: int,
-        *,
-        seed: int = 0,
-        start: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        lengths = {len(tensor) for tensor in table.values()}
-        if len(lengths) != 1 or next(iter(lengths)) < batch_size * world_size:
-            raise InputError(
-                f"need tensors of one length of at least {batch_size * world_size} rows, got {sorted(lengths)}"
-            )
-        self.table, self.batch_size, self.seed, self.start = dict(table), batch_size, seed, start
-        self.rank, self.world_size, self.length = rank, world_size, next(iter(lengths))
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        stride = self.batch_size * self.world_size
-        per_epoch = self.length // stride
-        step = self.start
-        while True:
-            epoch, first = step // per_epoch, step % per_epoch
-            generator = torch.Generator().manual_seed(mix64(self.seed, epoch, 2) >> 1)
-            order = torch.randperm(self.length, generator=generator)
-            for batch in range(first, per_epoch):
-                begin = batch * stride + self.rank * self.batch_size
-                rows = order[begin : begin + self.batch_size]
-                yield {name: tensor[rows] for name, tensor in self.table.items()}
-                step += 1
-
-
-class _Batches(L.LightningDataModule):
-    """Gives every process its own part of the batches."""
-
-    def __init__(self, table: Mapping[str, Tensor], batch_size: int, seed: int, start: int) -> None:
-        super().__init__()
-        self.table, self.batch_size, self.seed, self.start = table, batch_size, seed, start
-
-    def train_dataloader(self) -> DataLoader:
-        """Return the endless loader."""
-        world = self.trainer.world_size
-        batches = WindowBatches(
-            self.table,
-            self.batch_size // world,
-            seed=self.seed,
-            start=self.start,
-            rank=self.trainer.global_rank,
-            world_size=world,
-        )
-        return DataLoader(batches, batch_size=None)
-
-
-def fit(
-    module: PolicyTrainer,
-    table: Mapping[str, Tensor],
-    folder: str | Path,
-    *,
-    max_steps: int,
-    batch_size: int = 256,
-    checkpoint_every: int = 500,
-    resume: bool = True,
-    device: str = "auto",
-    devices: int = 1,
-    strategy: str = "auto",
-    precision: str = "32-true",
-    progress: bool = True,
-) -> None:
-    """Train until `max_steps`; a run that was stopped goes on from its last checkpoint to the same numbers.
-
-    Args:
-        module: A `PolicyTrainer` or a subclass with its own `loss`.
-        table: Windows from `chunking.windows`.
-        folder: The run's folder: `checkpoints/last.ckpt` and `logs`.
-        max_steps: Optimizer steps in all.
-        batch_size: Rows of a batch, over all processes.
-        checkpoint_every: Steps between checkpoints.
-        resume: Whether to go on from the folder's checkpoint, or to refuse a used folder.
-        device: `auto`, `cpu` or `cuda`.
-        devices: Number of processes.
-        strategy: Lightning's strategy.
-        precision: Lightning's precision.
-        progress: Whether to show a progress bar.
-
-    Raises:
-        InputError: When an argument is out of range or the folder is used and `resume` is false.
-        NonFiniteError: When the loss is NaN or infinite; the last checkpoint stays.
-    """
-    from lightning.pytorch.callbacks import RichProgressBar
-    from lightning.pytorch.loggers import CSVLogger
-
-    check_number("max_steps", max_steps, low=1, integer=True)
-    check_number("batch_size", batch_size, low=devices, integer=True)
-    check_number("checkpoint_every", checkpoint_every, low=1, integer=True)
-    folder = Path(folder)
-    last, start = folder / CHECKPOINT, 0
-    if last.exists():
-        if not resume:
-            raise InputError(f"{folder} holds a run already; resume it or name another folder")
-        start = torch.load(last, weights_only=True, map_location="cpu")["global_step"]
-    trainer = L.Trainer(
-        accelerator=resolve_device(device).type,
-        devices=devices,
-        strategy=strategy,
-        precision=precision,
-        max_steps=max_steps,
-        max_epochs=-1,
-        gradient_clip_val=1.0,
-        logger=CSVLogger(folder, name="logs"),
-        log_every_n_steps=50,
-        callbacks=[
-            _SaveLast(last, checkpoint_every),
-            *([RichProgressBar(refresh_rate=20)] if progress else []),
-        ],
-        enable_progress_bar=progress,
-        enable_checkpointing=False,
-        use_distributed_sampler=False,
-        enable_model_summary=False,
-    )
-    batches = _Batches(table, batch_size, module.seed, start)
-    trainer.fit(module, datamodule=batches, ckpt_path=last if start else None, weights_only=True)
-
-
-class _SaveLast(L.Callback):
-    def __init__(self, path: Path, every: int) -> None:
-        self.path, self.every = path, every
-
-    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        if trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
-            part = self.path.with_suffix(".part")
-            trainer.save_checkpoint(part, weights_only=False)
-            if trainer.is_global_zero:
-                part.rename(self.path)
-
-    def on_train_end(self, trainer: L.Trainer, *args: Any) -> None:
-        trainer.strategy.barrier()
