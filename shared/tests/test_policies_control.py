@@ -384,7 +384,7 @@ def test_policies_are_timed_in_turns():
     policies = {"a": Watched(Host(), seed=1), "b": Watched(Host(), seed=2)}
     found = time_in_turns(policies, Clocks(1), turns=2, warmup=1)
     assert found == {"a": [0.25, 0.25], "b": [0.25, 0.25]}
-    assert order == [(1, 0), (2, 0), (1, 1), (2, 1), (1, 1), (2, 1)]
+    assert order == [(2, 0), (1, 0), (1, 1), (2, 1), (2, 1), (1, 1)]
     with pytest.raises(InputError, match="one environment"):
         time_in_turns({"a": Labels(Host(), num_envs=2)}, Clocks(2), turns=1)
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from noiseworks.bac.options import Checking, Schedule, Timing
 from noiseworks.bac.plan import CachePlan, make_plan
 from noiseworks.bac.profiling import FeatureProfile
 from noiseworks.bac.teacache import attach_teacache, teacache_threshold
-from noiseworks.core.checks import check_choice, check_number
+from noiseworks.core.checks import check_choice
+from noiseworks.core.timing import in_turns
 from noiseworks.kits.policies.protocols import DenoiserHost, Obs
 from noiseworks.kits.policies.replanning import DiffusionPolicy
 from noiseworks.kits.policies.steps import sampler_table
@@ -110,17 +112,15 @@ def time_replans(
         repeats: Timed replans of each arm, after one that is not counted.
         progress: Called with the number of finished rounds.
     """
-    check_number("repeats", repeats, low=1, integer=True)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(repeats + 1):
-        for name in names:
-            with arms.policy(name) as policy:
-                chunk = policy.predict_chunk(observation, torch.Generator().manual_seed(turn))
-            if turn:
-                seconds[name].append(chunk.latency_s)
-        if progress is not None:
-            progress(turn)
-    return seconds
+
+    def replan(name: str, turn: int) -> float:
+        with arms.policy(name) as policy:
+            return policy.predict_chunk(observation, torch.Generator().manual_seed(turn)).latency_s
+
+    # The replan alone counts, which a policy times itself, not that a plan is attached.
+    each = {name: partial(replan, name) for name in names}
+    times = in_turns(each, repeats, keep=True, progress=progress)
+    return {name: list(times[name].results) for name in names}
 
 
 def action_errors(arms: Arms, names: Sequence[str], observations: Obs, seed: int) -> dict[str, np.ndarray]:
@@ -167,7 +167,7 @@ def compare_policies(
     arms = Arms(host, plans, steps, {"ddim": updates}, updates, threshold)
     part = {name: value[: timing.batch_size] for name, value in obs.items()}
     with bar() as bars:
-        task = bars.add_task("timing", total=timing.repeats + 1)
+        task = bars.add_task("timing", total=timing.repeats)
         seconds = time_replans(arms, arms.names, part, timing.repeats, lambda _: bars.advance(task))
     wrong = action_errors(arms, arms.names, obs, checking.seed)
     medians = {name: float(np.median(values)) for name, values in seconds.items()}

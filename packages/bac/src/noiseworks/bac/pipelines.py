@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from noiseworks.bac.offline import bar
 from noiseworks.bac.options import Pictures, Schedule
 from noiseworks.bac.plan import CachePlan, make_plan
 from noiseworks.bac.profiling import profile
+from noiseworks.core.timing import in_turns
 from torch import Tensor
 
 THRESHOLDS = (0.05, 0.1, 0.2, 0.4)
@@ -117,16 +119,19 @@ def compare_pipeline(
     pipe.set_progress_bar_config(disable=True)
     draw = drawer(pipe, pictures)
     arms = arms_of(pipe, draw, schedule, pictures)
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
     images: dict[str, Tensor] = {}
+
+    def timed(name: str, turn: int) -> float:
+        with arms[name].on(pipe):  # attaching does not count
+            begin = time.perf_counter()
+            images[name] = draw(0, arms[name].steps)
+            return time.perf_counter() - begin
+
     with bar() as bars:
-        for _ in bars.track(range(repeats), description="drawing"):
-            for name, arm in arms.items():
-                with arm.on(pipe):
-                    begin = time.perf_counter()
-                    images[name] = draw(0, arm.steps)
-                    seconds[name].append(time.perf_counter() - begin)
-    medians = {name: float(np.median(values)) for name, values in seconds.items()}
+        task = bars.add_task("drawing", total=repeats)
+        each = {name: partial(timed, name) for name in arms}
+        times = in_turns(each, repeats, warmup=0, keep=True, progress=lambda _: bars.advance(task))
+    medians = {name: float(np.median(times[name].results)) for name in arms}
     return {
         name: {
             "milliseconds": 1e3 * medians[name],

@@ -1,7 +1,6 @@
 """Heat maps of plans, of similarities and of errors, as SVG, PNG or WebP."""
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -9,52 +8,10 @@ from noiseworks.bac.options import Metric, check_picture
 from noiseworks.bac.plan import CachePlan
 from noiseworks.bac.profiling import FeatureProfile
 from noiseworks.bac.report import ErrorReport
-from noiseworks.core.artifacts import atomic_write
-from PIL import Image, ImageDraw
+from noiseworks.kits.pictures import BLUE, RED, Canvas, shade
 
 _LEFT, _TOP, _GAP = 90, 34, 8
-_DARK, _LIGHT, _RED = (31, 93, 170), (235, 240, 247), (178, 24, 43)
-Color = tuple[int, int, int]
-
-
-class _Canvas:
-    """Rectangles and words, drawn either way."""
-
-    def __init__(self, width: int, height: int) -> None:
-        self.size = (width, height)
-        self.boxes: list[tuple[int, int, int, int, Color]] = []
-        self.words: list[tuple[int, int, str]] = []
-
-    def write(self, path: Path) -> None:
-        if path.suffix == ".svg":
-            atomic_write(path, self._svg())
-            return
-        from io import BytesIO
-
-        image = Image.new("RGB", self.size, "white")
-        draw = ImageDraw.Draw(image)
-        for x, y, width, height, color in self.boxes:
-            draw.rectangle([x, y, x + width - 1, y + height - 1], fill=color)
-        for x, y, text in self.words:
-            draw.text((x, y), text, fill=(50, 50, 50))
-        buffer = BytesIO()
-        image.save(buffer, "PNG" if path.suffix == ".png" else "WEBP", **_lossless(path))
-        atomic_write(path, buffer.getvalue())
-
-    def _svg(self) -> str:
-        width, height = self.size
-        lines = [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
-            'font-size="10">',
-            f'<rect width="{width}" height="{height}" fill="white"/>',
-        ]
-        for x, y, w, h, (r, g, b) in self.boxes:
-            lines.append(
-                f'<rect x="{x}" y="{y}" width="{w}" height="{h}" fill="#{r:02x}{g:02x}{b:02x}" '
-                'shape-rendering="crispEdges"/>'
-            )
-        lines += [f'<text x="{x}" y="{y + 9}">{escape(text)}</text>' for x, y, text in self.words]
-        return "\n".join([*lines, "</svg>\n"])
+_LIGHT = (235, 240, 247)
 
 
 def plot_plan(plan: CachePlan, path: str | Path) -> Path:
@@ -73,21 +30,20 @@ def plot_plan(plan: CachePlan, path: str | Path) -> Path:
     path = check_picture(path)
     blocks, steps = plan.table.shape
     cell = max(3, min(12, 900 // steps))
-    canvas = _Canvas(_LEFT + steps * cell + 60, _TOP + blocks * 12 + 20)
+    canvas = Canvas(_LEFT + steps * cell + 60, _TOP + blocks * 12 + 20)
     touched = int(plan.table.any(0).sum())
     title = f"{plan.method}: {plan.share:.1%} of the blocks are computed, in {touched} of {steps} steps"
-    canvas.words.append((4, 4, title))
+    canvas.word(4, 4, title)
     for row, (name, updates) in enumerate(zip(plan.blocks, plan.updates.tolist(), strict=True)):
         y = _TOP + row * 12
-        canvas.words.append((4, y, name))
-        canvas.words.append((_LEFT + steps * cell + 6, y, str(updates)))
+        canvas.word(4, y, name)
+        canvas.word(_LEFT + steps * cell + 6, y, str(updates))
         for start, stop, computed in _runs(plan.table[row]):
-            color = _DARK if computed else _LIGHT
-            canvas.boxes.append((_LEFT + start * cell, y, (stop - start) * cell, 11, color))
-    canvas.words.append((_LEFT, _TOP + blocks * 12 + 4, "step 0 (noisiest)"))
-    canvas.words.append((_LEFT + steps * cell - 40, _TOP + blocks * 12 + 4, f"step {steps - 1}"))
-    canvas.write(path)
-    return path
+            color = BLUE if computed else _LIGHT
+            canvas.box(_LEFT + start * cell, y, (stop - start) * cell, 11, color)
+    canvas.word(_LEFT, _TOP + blocks * 12 + 4, "step 0 (noisiest)")
+    canvas.word(_LEFT + steps * cell - 40, _TOP + blocks * 12 + 4, f"step {steps - 1}")
+    return canvas.write(path)
 
 
 def plot_similarity(
@@ -120,21 +76,20 @@ def plot_similarity(
     cells = min(profile.num_steps, 50)
     size = max(1, side // cells)
     panel = size * cells + _GAP
-    canvas = _Canvas(_GAP + columns * panel, _TOP + rows * (panel + 14))
+    canvas = Canvas(_GAP + columns * panel, _TOP + rows * (panel + 14))
     low, high = min(m.min() for m in matrices), max(m.max() for m in matrices)
-    canvas.words.append((4, 4, f"{metric}: {low:.3f} to {high:.3f}; {profile.observations} observations"))
+    canvas.word(4, 4, f"{metric}: {low:.3f} to {high:.3f}; {profile.observations} observations")
     picked = np.linspace(0, profile.num_steps - 1, cells).round().astype(int)
     for index, (name, matrix) in enumerate(zip(names, matrices, strict=True)):
         x, y = _GAP + index % columns * panel, _TOP + index // columns * (panel + 14)
-        canvas.words.append((x, y - 12, name))
+        canvas.word(x, y - 12, name)
         share = (matrix[np.ix_(picked, picked)] - low) / max(high - low, 1e-12)
         if metric != "cosine":
             share = 1 - share
         for i, line in enumerate(share):
             for j, value in enumerate(line):
-                canvas.boxes.append((x + j * size, y + i * size, size, size, _shade(float(value))))
-    canvas.write(path)
-    return path
+                canvas.box(x + j * size, y + i * size, size, size, shade(float(value)))
+    return canvas.write(path)
 
 
 def plot_errors(report: ErrorReport, path: str | Path) -> Path:
@@ -156,20 +111,19 @@ def plot_errors(report: ErrorReport, path: str | Path) -> Path:
     path = check_picture(path)
     blocks, steps = report.errors.shape
     cell, largest = max(3, min(12, 900 // steps)), max(float(report.errors.max()), 1e-12)
-    canvas = _Canvas(_LEFT + steps * cell + 60, _TOP + blocks * 14 + 6)
+    canvas = Canvas(_LEFT + steps * cell + 60, _TOP + blocks * 14 + 6)
     title = f"relative error, up to {largest:.2f}; error of the actions {report.action_error:.4f}"
-    canvas.words.append((4, 4, title))
+    canvas.word(4, 4, title)
     for row, name in enumerate(report.blocks):
         y = _TOP + row * 14
-        canvas.words.append((4, y + 2, name))
-        canvas.words.append((_LEFT + steps * cell + 6, y + 2, f"{report.update_error[row]:.3f}"))
+        canvas.word(4, y + 2, name)
+        canvas.word(_LEFT + steps * cell + 6, y + 2, f"{report.update_error[row]:.3f}")
         for step, error in enumerate(report.errors[row].tolist()):
-            canvas.boxes.append((_LEFT + step * cell, y + 3, cell, 10, _shade(error / largest, _RED)))
+            canvas.box(_LEFT + step * cell, y + 3, cell, 10, shade(error / largest, RED))
             if report.computed[row, step]:
-                canvas.boxes.append((_LEFT + step * cell, y, cell, 3, _DARK))
-    canvas.words.append((_LEFT + steps * cell - 60, 18, "mean at updates"))
-    canvas.write(path)
-    return path
+                canvas.box(_LEFT + step * cell, y, cell, 3, BLUE)
+    canvas.word(_LEFT + steps * cell - 60, 18, "mean at updates")
+    return canvas.write(path)
 
 
 def _runs(row: np.ndarray) -> list[tuple[int, int, bool]]:
@@ -182,11 +136,3 @@ def _runs(row: np.ndarray) -> list[tuple[int, int, bool]]:
         found.append((start, stop, bool(row[start])))
         start = stop
     return found
-
-
-def _shade(share: float, full: Color = _DARK) -> Color:
-    return tuple(round(255 + share * (end - 255)) for end in full)
-
-
-def _lossless(path: Path) -> dict[str, bool]:
-    return {"lossless": True} if path.suffix == ".webp" else {}

@@ -1,11 +1,12 @@
 """Fair timing of policies: turns, so that all of them see the same machine."""
 
-import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from noiseworks.core.timing import in_turns
 from noiseworks.mode.config import Timing
 from noiseworks.mode.flops import denoiser_flops
 from noiseworks.mode.model import MoDEModel
@@ -41,16 +42,15 @@ def replan_times(
         name: random_condition(policy.model, batch, torch.Generator().manual_seed(0))
         for name, policy in policies.items()
     }
-    found: dict[str, list[float]] = {name: [] for name in policies}
-    for turn in range(warmup + repeats):
-        for name, policy in policies.items():
-            generator = torch.Generator().manual_seed(turn)
-            begin = time.perf_counter()
-            prediction, _ = policy.plan(conditions[name], None, generator, batch)
-            prediction.cpu()  # waits for the device
-            if turn >= warmup:
-                found[name].append(time.perf_counter() - begin)
-    return found
+
+    def replan(name: str, turn: int) -> None:
+        generator = torch.Generator().manual_seed(turn)
+        policies[name].plan(conditions[name], None, generator, batch)
+
+    device = next(iter(policies.values())).model.denoiser.pos_emb.device
+    arms = {name: partial(replan, name) for name in policies}
+    times = in_turns(arms, repeats, warmup=warmup, device=device)
+    return {name: list(times[name].seconds) for name in policies}
 
 
 def medians(policies: Mapping[str, EDMPolicy], batch: int, repeats: int) -> dict[str, float]:

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from noiseworks.core.checks import check_number, check_seed
 from noiseworks.core.errors import InputError
+from noiseworks.core.timing import in_turns
 from noiseworks.kits.policies.protocols import BatchEnv
 from noiseworks.kits.policies.replanning import PolicyStats, ReplanningPolicy
 
@@ -298,19 +300,21 @@ def time_in_turns(
     Raises:
         InputError: When a number is out of range or there is more than one environment.
     """
-    check_number("turns", turns, low=1, integer=True)
     if env.num_envs != 1 or any(policy.num_envs != 1 for policy in policies.values()):
         raise InputError(f"replans are timed with one environment, got {env.num_envs}")
     env.reset(np.zeros(1, np.int64), np.array([task]), np.array([seed]))
     obs = {name: torch.from_numpy(value) for name, value in env.observe().items()}
     for policy in policies.values():
         policy.reset([0], [seed])
-    found: dict[str, list[float]] = {name: [] for name in policies}
-    for turn in range(warmup + turns):
-        for name, policy in policies.items():
-            policy.remember(obs, [0])
-            seconds = policy.replan([0]).latency_s
-            policy.executed([0])
-            if turn >= warmup:
-                found[name].append(seconds)
-    return found
+
+    def replan(policy: ReplanningPolicy, turn: int) -> float:
+        policy.remember(obs, [0])
+        seconds = policy.replan([0]).latency_s
+        policy.executed([0])
+        return seconds
+
+    arms = {name: partial(replan, policy) for name, policy in policies.items()}
+    # The replan alone counts, which a policy times itself.
+    return {
+        name: list(times.results) for name, times in in_turns(arms, turns, warmup=warmup, keep=True).items()
+    }
