@@ -63,11 +63,9 @@ def make_env(world: World, num_envs: int, *, needs: str, chunk: int | None = Non
         InputError: When the name is unknown or an extra is missing.
     """
     if world.env.startswith(MAZE):
-        testbed("maze", needs=needs)
-        from noiseworks.bench.testbeds.maze.environment import MazeVectorEnv
-
+        maze = testbed("maze.environment", needs=needs)
         layout = world.env.removeprefix(MAZE)
-        return MazeVectorEnv(
+        return maze.MazeVectorEnv(
             num_envs, layout, reward=world.reward, max_steps=world.episode_steps, chunk=chunk
         )
     import gymnasium
