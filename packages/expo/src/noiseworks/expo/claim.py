@@ -42,8 +42,8 @@ def prepare(seed: int, context: Context) -> Shared:
     data = load_data(recorded, needs="expo")
     if context.model is not None:
         return Shared(data, load_base(context.model), seed)
-    shape = BaseSizes("flow", width=64, blocks=2, time_dim=32, denoising_steps=5, chunk=CHUNK)
-    options = Pretraining(max_steps=sizes["fit"], batch_size=128, learning_rate=1e-3, seed=seed, device="cpu")
+    shape = BaseSizes("flow", width=128, blocks=2, time_dim=32, denoising_steps=5, chunk=CHUNK)
+    options = Pretraining(max_steps=sizes["fit"], batch_size=256, learning_rate=1e-3, seed=seed, device="cpu")
     return Shared(data, pretrain(data, shape, options), seed)
 
 
@@ -140,7 +140,7 @@ CLAIM = Claim(
     scales={
         "smoke": Scale((500,), 120, sizes(1_000, 3, 2, 4, 1, (2, 8, 2))),
         "quick": Scale((500,), 180, sizes(10_000, 200, 6, 60, 1, (4, 32, 10))),
-        "laptop": Scale((1000, 1001), 1200, sizes(20_000, 1_500, 60, 200, 2, (4, 64, 40))),
+        "laptop": Scale((1000, 1001), 1200, sizes(20_000, 2_000, 28, 200, 1, (4, 64, 40))),
     },
     prepare=prepare,
     run=run,
