@@ -42,8 +42,19 @@ def chain_log_prob(chain: Tensor, means: Tensor, stds: Tensor, floor: float = ST
         raise InputError(
             f"a chain of {steps} steps needs as many means and deviations, got {means.shape[1]}, {len(stds)}"
         )
-    log_std = stds.clamp(min=floor).log()[None, :, None, None]
-    return normal_log_prob(chain[:, 1:], means, log_std).clamp(*LOG_PROB_RANGE).mean((2, 3))
+    return step_log_prob(chain[:, 1:], means, stds[None, :, None, None], floor)
+
+
+def step_log_prob(sample: Tensor, mean: Tensor, std: Tensor, floor: float = STD_FLOOR) -> Tensor:
+    """Return the log probability of single steps to samples [..., C, Da], averaged over actions and dimensions, [...].
+
+    Args:
+        sample: What each step led to.
+        mean: The policy's mean.
+        std: The schedule's deviation, broadcast to the sample.
+        floor: Smallest deviation.
+    """
+    return normal_log_prob(sample, mean, std.clamp(min=floor).log()).clamp(*LOG_PROB_RANGE).mean((-2, -1))
 
 
 def denoising_discounts(steps: int, gamma: float = 0.99) -> Tensor:
@@ -78,18 +89,33 @@ class PolicyLoss(NamedTuple):
     clipped: Tensor
 
 
-def denoising_ppo_loss(new: Tensor, old: Tensor, advantages: Tensor, gamma: float = 0.99) -> PolicyLoss:
-    """Return PPO's clipped loss over all steps of chains.
+def denoising_ppo_loss(
+    new: Tensor,
+    old: Tensor,
+    advantages: Tensor,
+    gamma: float = 0.99,
+    *,
+    positions: Tensor | None = None,
+    steps: int | None = None,
+) -> PolicyLoss:
+    """Return PPO's clipped loss over all steps of chains, or over single ones.
 
     Args:
-        new: Log probabilities of the steps under the policy, [B, K'].
-        old: Under the policy that drew the chains, [B, K'].
-        advantages: Of each decision, [B]; normalised here over the batch.
+        new: Log probabilities of the steps under the policy, [B, K'], or of single ones, [B].
+        old: Under the policy that drew the chains, alike.
+        advantages: Of each step's decision, [B]; normalised here over the batch.
         gamma: Discount of denoising steps.
+        positions: Place of each single step in its chain, int64 [B]; for whole chains None.
+        steps: K', for single steps.
     """
     advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-    weighted = advantages[:, None] * denoising_discounts(new.shape[1], gamma).to(new)
-    width, log_ratio = clip_widths(new.shape[1]).to(new), new - old
+    count = new.shape[1] if positions is None else steps
+    discounts, width = denoising_discounts(count, gamma).to(new), clip_widths(count).to(new)
+    if positions is None:
+        weighted = advantages[:, None] * discounts
+    else:
+        weighted, width = advantages * discounts[positions], width[positions]
+    log_ratio = new - old
     ratio = log_ratio.exp()
     gain = torch.minimum(ratio * weighted, torch.clamp(ratio, 1 - width, 1 + width) * weighted)
     with torch.no_grad():

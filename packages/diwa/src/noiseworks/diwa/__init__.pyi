@@ -1,0 +1,12 @@
+from .deployment import FilteredPolicy as FilteredPolicy
+from .dream_ppo import DreamPPO as DreamPPO
+from .latent_env import LatentEnv as LatentEnv
+from .latent_env import WorldDream as WorldDream
+from .policy import ChainPolicy as ChainPolicy
+from .rewards import SuccessClassifier as SuccessClassifier
+from .training import featurise as featurise
+from .training import fit_model as fit_model
+from .training import fit_policy as fit_policy
+from .training import fit_reward as fit_reward
+from .training import tune as tune
+from .world_model import WorldModel as WorldModel

@@ -1,0 +1,157 @@
+"""The claim: a policy tuned in dreams alone succeeds more often in the real maze than the one that imitates.
+
+The world model is trained on play without a task, the policy and the classifier of success on few poor demonstrations.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from noiseworks.bench.claims import Arm, Ceiling, Claim, Context, Floor, Measurement, Scale, at_least, at_most
+
+if TYPE_CHECKING:
+    from noiseworks.diwa.policy import ChainPolicy
+    from noiseworks.diwa.rewards import SuccessClassifier
+    from noiseworks.diwa.training import Featurised
+    from noiseworks.diwa.world_model import WorldModel
+
+LAYOUT, LIMIT, CHUNK = "umaze", 40, 4
+PLAY, DEMOS, FIRST_EPISODE = "maze:umaze-navigate", "maze:umaze-medium", 400_000
+BC_COEF = {"diwa": 0.05, "free": 0.0}
+
+
+@dataclass
+class Shared:
+    """The world model, the featurised demonstrations, the imitating policy and the classifier."""
+
+    model: "WorldModel"
+    episodes: "Featurised"
+    policy: "ChainPolicy"
+    classifier: "SuccessClassifier"
+    seed: int
+
+
+def prepare(seed: int, context: Context) -> Shared:
+    """Train the world model, or load one, then policy and classifier."""
+    from noiseworks.diwa.options import ModelFit, ModelSizes, PolicyFit, PolicySizes, RewardFit
+    from noiseworks.diwa.training import featurise, fit_model, fit_policy, fit_reward
+    from noiseworks.diwa.world_model import WorldModel
+    from noiseworks.kits.rl.options import Recorded
+    from noiseworks.kits.rl.sources import load_data
+
+    sizes = context.settings
+    if context.model is None:
+        play = load_data(Recorded(PLAY, sizes["play"], record_limit=LIMIT), needs="diwa")
+        fitting = ModelFit(
+            max_steps=sizes["fit"], batch_size=32, length=16, learning_rate=1e-3, seed=seed, device="cpu"
+        )
+        model = fit_model(play, ModelSizes(deter=64, groups=8, classes=8, width=64), fitting)
+    else:
+        model = WorldModel.from_pretrained(context.model)
+    demos = load_data(Recorded(DEMOS, 30 * LIMIT, record_limit=LIMIT), needs="diwa")
+    episodes = featurise(model, demos, seed)
+    shape = PolicySizes(chunk=CHUNK, policy_width=128, denoising_steps=sizes["steps"])
+    imitation = PolicyFit(
+        max_steps=sizes["imitate"], batch_size=128, learning_rate=1e-3, seed=seed, device="cpu"
+    )
+    policy = fit_policy(episodes, shape, imitation)
+    judging = RewardFit(sizes["epochs"], reward_rate=1e-3, reward_width=64, reward_seed=seed, held_out=0.0)
+    return Shared(model, episodes, policy, fit_reward(model, episodes, judging)[0], seed)
+
+
+def tuned(arm: str, shared: Shared, sizes: dict[str, Any]) -> Any:
+    """Return an arm's policy, and the share of its dreams that succeed."""
+    from noiseworks.diwa.latent_env import WorldDream
+    from noiseworks.diwa.options import Dreaming, Tuning
+    from noiseworks.diwa.training import starts_of, tune
+
+    dreaming = Dreaming(envs=sizes["dreams"], decisions=LIMIT // CHUNK, limit=LIMIT)
+    options = Tuning(
+        max_steps=sizes["rounds"] if arm != "bc" else 1,
+        batch_size=200,
+        tuned_steps=sizes["steps"] // 2,
+        epochs=sizes["ppo_epochs"] if arm != "bc" else 1,
+        actor_rate=1e-4,
+        bc_coef=BC_COEF.get(arm, 0.0),
+        critic_first=2,
+        seed=shared.seed,
+        device="cpu",
+    )
+    dream = WorldDream(shared.model, shared.classifier, starts_of(shared.episodes), dreaming.envs)
+    policy, loop = tune(shared.policy, dream, dreaming, options, progress=False)
+    found = [loop.roll_out(options.max_steps + i)[1]["success"] for i in range(2)]
+    return policy, sum(found) / len(found), loop.stepper.steps
+
+
+def run(arm: str, shared: Shared, context: Context) -> Measurement:
+    """Measure one arm: success of each real episode, and that of dreams."""
+    from noiseworks.diwa.deployment import FilteredPolicy
+    from noiseworks.kits.rl.options import World
+    from noiseworks.kits.rl.sources import make_env
+    from noiseworks.kits.rl.stepping import Stepper, evaluate_returns
+
+    sizes = dict(context.settings)
+    env = make_env(World(f"maze:{LAYOUT}", LIMIT), sizes["episodes"], needs="diwa")
+    counted = Stepper(env)
+    policy, dreamt, steps = tuned(arm, shared, sizes)
+    acting = FilteredPolicy(shared.model, policy, env.num_envs, shared.seed)
+    real_steps = counted.steps + int(
+        env.batch.steps.sum()
+    )  # of the tuning, before the first episode is judged
+    first = FIRST_EPISODE + 1000 * (shared.seed % 1000)
+    found = evaluate_returns(env, acting.act, env.num_envs, first, after=acting.after)
+    success = found.success.astype(float)
+    return Measurement(
+        {
+            "success": success.tolist(),
+            "overrated": (dreamt - success).tolist(),
+            "imagined": float(dreamt),
+            "real_steps": float(real_steps),
+            "dreamt_steps": float(steps),
+            "length": found.lengths.astype(float).tolist(),
+        }
+    )
+
+
+def sizes(
+    model: tuple[int, int], policy: tuple[int, int], epochs: int, tuning: tuple[int, int, int, int]
+) -> dict[str, int]:
+    """Return the settings of a scale."""
+    names = ("play", "fit", "imitate", "steps", "epochs", "dreams", "rounds", "ppo_epochs", "episodes")
+    return dict(zip(names, (*model, *policy, epochs, *tuning), strict=True))
+
+
+CLAIM = Claim(
+    method="diwa",
+    paper="DiWA: Diffusion Policy Adaptation with World Models (CoRL 2025, arXiv 2508.03645)",
+    statement="A diffusion policy tuned inside a world model alone succeeds more often in the real environment.",
+    testbed="maze",
+    arms=(
+        Arm("bc", "imitation", "baseline"),
+        Arm("free", "DiWA without the term that keeps it near imitation", "baseline"),
+        Arm("diwa", "DiWA", "method"),
+    ),
+    targets=(
+        at_least("success", "diwa", "bc", difference=0.15),
+        at_most("real_steps", "diwa", "bc", difference=0.0, guard=True),
+    ),
+    scales={
+        "smoke": Scale((500,), 120, sizes((400, 2), (2, 4), 1, (2, 1, 1, 2))),
+        "quick": Scale((500,), 180, sizes((5_000, 150), (100, 8), 10, (10, 4, 2, 20))),
+        "laptop": Scale((1000, 1001), 1200, sizes((30_000, 1_500), (600, 10), 60, (30, 40, 5, 100))),
+    },
+    prepare=prepare,
+    run=run,
+    preconditions=(
+        Floor("bc", "success", 0.2, "imitation alone succeeds in only {:.0%}"),
+        Ceiling("bc", "success", 0.8, "imitation alone succeeds in {:.0%}: little is left to gain"),
+    ),
+    units="episode",
+    columns={
+        "success": "success",
+        "imagined": "success in dreams",
+        "overrated": "success in dreams less that in the real maze",
+        "real_steps": "real steps of the tuning",
+        "dreamt_steps": "dreamt steps",
+        "length": "steps of an episode",
+    },
+)
