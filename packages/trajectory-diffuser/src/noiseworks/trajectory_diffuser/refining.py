@@ -42,13 +42,7 @@ class Refiner(nn.Module):
             down_dims=[width * 2**level for level in range(architecture.levels)],
             cond_predict_scale=False,
         )
-        self.embed = nn.Sequential(
-            nn.Linear(1, width),
-            nn.Mish(),
-            nn.Linear(width, 4 * width),
-            nn.Mish(),
-            nn.Linear(4 * width, width),
-        )
+        self.embed = nn.Sequential(nn.Linear(1, 2 * width), nn.Mish(), nn.Linear(2 * width, width))
 
     def forward(self, x: Tensor, t: Tensor, returns: Tensor, shown: Tensor) -> Tensor:
         """Return the noise [B, H, Do] of x [B, H, Do] at indices t [B] for returns [B], hidden where shown [B] is 0."""
