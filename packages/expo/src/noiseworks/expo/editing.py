@@ -20,8 +20,7 @@ class EditPolicy(nn.Module):
         scale: beta.
         masked: Dimensions of a single action that are never edited.
         chunk: Actions of a decision.
-        hidden: Width of the hidden layers.
-        layers: Hidden layers.
+        sizes: Width and number of the hidden layers.
 
     Raises:
         InputError: When a masked dimension does not exist, or none is left.
