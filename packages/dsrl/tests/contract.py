@@ -90,13 +90,16 @@ TINY = "--steps 2 --decisions 8 --envs 2 --warmup 4 --batch-size 4 --hidden 8 --
 CONTRACT = Contract(
     files=files,
     good={
-        f"train {PLACE} {TINY} --out actor": ("actor/model.safetensors",),
+        f"train {PLACE} {TINY} --data maze:open-expert --record-steps 40 --out actor": (
+            "actor/model.safetensors",
+        ),
         f"train {PLACE} {TINY} --variant sac --tie repeat --out actor": ("actor/model.safetensors",),
         f"eval {PLACE} --episodes 2 --steps 2": (),
         f"eval {PLACE} --actor {{actor}} --episodes 2 --steps 2 --deterministic": (),
     },
     bad=[
         (f"train {PLACE} --magnitude 0 --out actor", "magnitude"),
+        (f"train {PLACE} --data maze:open-expert --variant sac --out actor", "no noise"),
         (f"train {PLACE} --out {{taken.txt}}/actor", "taken.txt"),
         ("train --model {policy} --env fork --out actor", "maze:<layout>"),
         ("train --model {policy} --env maze:xl --out actor", "xl"),

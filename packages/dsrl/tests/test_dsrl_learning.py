@@ -1,8 +1,11 @@
 """Noise as action: identities with SAC, what is stored and distilled, and a frozen policy that stays frozen."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from noiseworks.bench.testbeds.maze import record
 from noiseworks.bench.testbeds.maze.environment import MazeEnv, MazeVectorEnv
 from noiseworks.core.errors import ArtifactError, InputError
 from noiseworks.dsrl.decoder import check_decoder, noise_dim, untie
@@ -96,6 +99,22 @@ def test_na_keeps_the_played_chunks_and_its_own_warm_up_noise():
     normal = 0.5 * np.random.default_rng(0).normal(size=100_000)
     assert np.std(kept) == pytest.approx(np.std(np.clip(normal, -1, 1)), rel=0.1)
     assert np.abs(kept).max() == 1.0  # |w| > 2: the warm-up noise is not cut at the magnitude
+
+
+def test_na_holds_recorded_chunks_in_the_scale_of_its_critic():
+    learner = make_learner(LatentNoiseVecEnv(mazes(), Linear(), Decoding()), TINY)
+    data = record("open", "expert", 33, reward="step_cost")
+    learner.add_recorded(data)
+    chunks, buffer = data.chunked(CHUNK, stride=1), learner.replay_buffer
+    assert buffer.pos == 11
+    kept = buffer.actions[:11].reshape(33, -1)
+    np.testing.assert_allclose(kept, chunks.actions, atol=1e-6)
+    np.testing.assert_allclose(buffer.rewards[:11].reshape(-1), chunks.rewards)
+    np.testing.assert_array_equal(buffer.dones[:11].reshape(-1) > 0, chunks.terminals | chunks.timeouts)
+    with pytest.raises(InputError, match="numbers"):
+        learner.add_recorded(replace(data, actions=data.actions[:, :1]))
+    with pytest.raises(InputError, match="no noise"):
+        Learning(variant="sac", data="maze:open-expert")
 
 
 def test_na_learns_and_the_policy_stays_frozen():

@@ -4,6 +4,7 @@ Many w give nearly the same action. So Q_A(s, a) is learned by temporal differen
 which offline data can join, and Q_W(s, w) ~ Q_A(s, f(s, w)) on noise of the policy's own distribution.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from noiseworks.core.checks import check_finite
 from noiseworks.core.errors import InputError
 from noiseworks.dsrl.latent_env import LatentNoiseVecEnv
 from noiseworks.dsrl.options import Learning
+from noiseworks.kits.rl.sb3 import fill_replay
+from noiseworks.kits.rl.transitions import Transitions
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
@@ -82,6 +85,24 @@ class DSRLNA(SAC):
         """Keep the chunk that was played instead of the noise."""
         played = self.scaled(torch.as_tensor(np.stack([info["decoded_action"] for info in infos]))).numpy()
         super()._store_transition(replay_buffer, played, new_obs, reward, dones, infos)
+
+    def add_recorded(self, transitions: Transitions) -> None:
+        """Put recorded single steps, in the environments' units, into the replay buffer as chunks.
+
+        Raises:
+            InputError: When widths differ, or there are more chunks than the buffer holds.
+        """
+        chunks = transitions.chunked(self.latent.chunk_space.shape[0], stride=1)
+        widths = chunks.obs_dim, chunks.action_dim
+        expected = int(np.prod(self.observation_space.shape)), self.replay_buffer.action_dim
+        if widths != expected:
+            raise InputError(
+                f"the data have {widths[0]} observations and chunks of {widths[1]} numbers, the policy {expected[0]} "
+                f"and {expected[1]}"
+            )
+        actions = torch.from_numpy(chunks.actions).unflatten(1, self.latent.chunk_space.shape)
+        scaled = self.scaled(actions).clamp(-1, 1).cpu().numpy()
+        fill_replay(self.replay_buffer, replace(chunks, actions=scaled))
 
     def scaled(self, actions: Tensor) -> Tensor:
         """Return chunks [B, C, Da] as the critic reads them, [B, C Da] in [-1, 1]."""

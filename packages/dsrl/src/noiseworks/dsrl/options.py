@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from noiseworks.core.errors import InputError
 from noiseworks.core.options import Options, above, at_least, at_most, below
-from noiseworks.kits.rl.options import Episodes
+from noiseworks.kits.rl.options import Episodes, Recorded
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,9 @@ class Learning(Options):
         learning_rate: Of Adam.
         target_entropy: That the temperature keeps the noise's entropy near; 0 in the paper's code.
         critics: min or mean of the two critics.
+        data: Recorded experience that na's critic of actions learns from too: a folder of transitions,
+            maze:<layout>-<behaviour> or minari:<id>; none by default.
+        record_steps: Steps that are recorded, where the data are a maze's.
         seed: Of networks, noise and environments.
     """
 
@@ -59,7 +63,22 @@ class Learning(Options):
     learning_rate: Annotated[float, above(0)] = 3e-4
     target_entropy: float = 0.0
     critics: Literal["min", "mean"] = "min"
+    data: str | None = None
+    record_steps: Annotated[int, at_least(1)] = 20_000
     seed: Annotated[int, at_least(0), below(2**31)] = 0
+
+    def check(self) -> None:
+        """Refuse recorded data for the variant that learns on noise, which no data hold.
+
+        Raises:
+            InputError: Saying so.
+        """
+        if self.data is not None and self.variant == "sac":
+            raise InputError(
+                "recorded data hold actions and no noise: variant sac cannot learn from them; take na"
+            )
+        if self.data is not None:
+            Recorded(self.data, self.record_steps)
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from noiseworks.dsrl.latent_env import LatentNoiseVecEnv
 from noiseworks.dsrl.noise_aliasing import make_learner
 from noiseworks.dsrl.options import Decoding, Evaluation, Learning
 from noiseworks.dsrl.steering import SteeredPolicy
-from noiseworks.kits.rl.options import World
+from noiseworks.kits.rl.options import Recorded, World
 from noiseworks.kits.rl.sb3 import GymnasiumVecEnv
-from noiseworks.kits.rl.sources import make_env
+from noiseworks.kits.rl.sources import load_data, make_env
 from noiseworks.kits.rl.stepping import EpisodeReport, evaluate_returns
 from stable_baselines3 import SAC
 
@@ -24,6 +24,9 @@ def train(decoder: NoiseDecoder, world: World, decoding: Decoding, learning: Lea
     venv = GymnasiumVecEnv(make_env(world, learning.envs, needs="dsrl", chunk=decoder.chunk))
     env = LatentNoiseVecEnv(venv, decoder, decoding)
     learner = make_learner(env, learning)
+    if learning.data is not None:
+        recorded = Recorded(learning.data, learning.record_steps, 0, world.episode_steps, world.reward)
+        learner.add_recorded(load_data(recorded, needs="dsrl"))
     learner.learn(learning.decisions)
     return learner, env.steps
 
