@@ -113,7 +113,32 @@ def imitated(folder: Path, stop_after: int | None) -> Any:
         return pretrain(record("open", "expert", 60), BaseSizes(**SIZES), options, run).state_dict()
 
 
-def check_frozen(model: Any) -> None:
+def lerobot() -> Any:
+    """Make a tiny policy of LeRobot's for the maze."""
+    from lerobot.configs.types import FeatureType, PolicyFeature
+    from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
+    from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
+
+    config = DiffusionConfig(
+        input_features={
+            "observation.state": PolicyFeature(FeatureType.STATE, (2,)),
+            "observation.environment_state": PolicyFeature(FeatureType.ENV, (2,)),
+        },
+        output_features={"action": PolicyFeature(FeatureType.ACTION, (2,))},
+        down_dims=(32, 64),
+        n_obs_steps=1,
+        horizon=4,
+        n_action_steps=4,
+    )
+    return DiffusionPolicy(config).eval()
+
+
+def place_and_speed(seen: Any) -> dict[str, Any]:
+    """Return the maze's observation under LeRobot's names."""
+    return {"observation.state": seen[:, :2], "observation.environment_state": seen[:, 2:]}
+
+
+def check_frozen(model: Any, **reading: Any) -> None:
     """Learn edits of a policy that is kept as it is: not a bit of it changes."""
     import torch
     from noiseworks.bench.testbeds.maze.environment import MazeVectorEnv
@@ -124,7 +149,7 @@ def check_frozen(model: Any) -> None:
     env = MazeVectorEnv(2, "open", reward="step_cost", max_steps=4, chunk=4)
     learning = Learning(envs=2, warmup=0, utd=1, critics=2, critic_hidden=8, train_base=False)
     settings = (Proposals(n_base=2), learning, Training(max_steps=1, batch_size=4, device="cpu"))
-    train(HostBase(model, 2), env, None, settings, progress=False)
+    train(HostBase(model, 2, **reading), env, None, settings, progress=False)
     assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
 
 
@@ -155,7 +180,10 @@ CONTRACT = Contract(
         (f"eval --policy {{empty}} {PLACE}", "empty"),
         (f"eval --policy {{policy}} {PLACE} --keep most", "keep"),
     ],
-    attach={"native policy": lambda: check_frozen(native())},
+    attach={
+        "native policy": lambda: check_frozen(native()),
+        "LeRobot policy": lambda: check_frozen(lerobot(), read=place_and_speed, obs_dim=4),
+    },
     artifacts={"policy": Artifact(save_whole, load), "base": Artifact(save, load_weights)},
     resume={"train": Resume(learned, 2), "fit": Resume(imitated, 2)},
 )

@@ -147,7 +147,7 @@ def test_a_native_policy_is_a_base_in_its_own_units():
     policy = NativePolicy(
         PolicyConfig(**sizes, num_train_timesteps=10, down_dims=(8,), step_embed_dim=8)
     ).eval()
-    host = HostBase(policy, steps=2, low=-2.0, high=2.0)
+    host = HostBase(policy, steps=2, bounds=(-2.0, 2.0))
     drawn = host.sample(torch.zeros(3, 4), 5, source())
     assert drawn.shape == (3, 5, 4)
     wide = HostBase(policy, steps=2).sample(torch.zeros(3, 4), 5, source())

@@ -4,6 +4,7 @@ Actions are one decision, [D] = a chunk of C actions side by side, in [-1, 1].
 """
 
 import copy
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from noiseworks.kits.policies.loop import DenoisingLoop
 from noiseworks.kits.policies.steps import sampler_table
 from noiseworks.kits.policies.training import diffusion_loss
 from torch import Tensor, nn
+
+Read = str | Callable[[Tensor], Mapping[str, Tensor]]
 
 
 class BasePolicy(nn.Module):
@@ -156,18 +159,27 @@ class HostBase(BasePolicy):
     """A policy of `kits.policies` as a base: native ones, LeRobot's, the original library's.
 
     Args:
-        policy: A host, or a policy that `as_host` knows; it reads one observation under the name `obs`.
+        policy: A host, or a policy that `as_host` knows, that reads one observation at a time.
         steps: Denoising steps of a sample.
         solver: `ddpm`, or `ddim` from fresh noise.
-        low: Least values of an action in the environment, [Da] or one.
-        high: Largest values.
+        bounds: Least and largest values of an action in the environment, [Da] or one each.
+        read: The policy's name of the observation, or a function from observations [B, Do] to a dictionary of tensors
+            [B, ...] under the policy's names.
+        obs_dim: Width Do of an observation, where `read` is a function.
 
     Raises:
-        UnsupportedHostError: When it is no policy that is known, or reads several observations.
+        InputError: When `read` is a function and there is no width.
+        UnsupportedHostError: When it is no policy that is known, or reads several observations or other names.
     """
 
     def __init__(
-        self, policy: object, steps: int = 10, solver: Any = "ddpm", low: Any = -1.0, high: Any = 1.0
+        self,
+        policy: object,
+        steps: int = 10,
+        solver: Any = "ddpm",
+        bounds: tuple[Any, Any] = (-1.0, 1.0),
+        read: Read = "obs",
+        obs_dim: int | None = None,
     ) -> None:
         super().__init__()
         host = as_host(policy)
@@ -175,23 +187,30 @@ class HostBase(BasePolicy):
             raise UnsupportedHostError(
                 f"the policy reads {host.n_obs_steps} observations; EXPO's critics read one: use a policy of one"
             )
-        shapes = getattr(host, "observation_shapes", {"obs": None})
-        if list(shapes) != ["obs"]:
-            raise UnsupportedHostError(
-                f"the policy reads {', '.join(shapes)}; EXPO's critics read one vector, obs"
-            )
+        shapes = getattr(host, "observation_shapes", {})
+        if not callable(read):
+            if list(shapes) != [read]:
+                raise UnsupportedHostError(
+                    f"the policy reads {', '.join(shapes) or 'it does not say what'} and not the one vector {read!r}: "
+                    "make HostBase(policy, read=..., obs_dim=...) with a function to the policy's names"
+                )
+            obs_dim = shapes[read][0]
+        elif obs_dim is None:
+            raise InputError("give obs_dim, the width of an observation, where read is a function")
         self.network, self._host = (
             trained_network(host),
             [host],
         )  # a list, so that torch does not list it twice
-        self.obs_dim = shapes["obs"][0] if shapes["obs"] else 0
+        self.obs_dim, self.read = obs_dim, read
         self.chunk, self.action_dim = host.n_action_steps, host.n_action_steps * host.action_dim
         self.table, self.loop = sampler_table(host.scheduler, solver, steps), DenoisingLoop(host, 1)
-        bounds = [
-            torch.as_tensor(bound, dtype=torch.float32).expand(host.action_dim) for bound in (low, high)
-        ]
-        self.register_buffer("low", bounds[0].clone())
-        self.register_buffer("high", bounds[1].clone())
+        low, high = (torch.as_tensor(one, dtype=torch.float32).expand(host.action_dim) for one in bounds)
+        self.register_buffer("low", low.clone())
+        self.register_buffer("high", high.clone())
+
+    def _named(self, obs: Tensor) -> dict[str, Tensor]:
+        named = self.read(obs) if callable(self.read) else {self.read: obs}
+        return {name: value[:, None] for name, value in named.items()}
 
     @property
     def host(self) -> Any:
@@ -202,7 +221,7 @@ class HostBase(BasePolicy):
     def sample(self, obs: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Return n decisions for each observation, [B, n, D]."""
         host, rows = self.host, len(obs) * n
-        cond = host.encode({"obs": obs[:, None].repeat_interleave(n, 0)})
+        cond = host.encode(self._named(obs.repeat_interleave(n, 0)))
         x = self.loop.start(rows)
         self.loop.draw_(x, generator)
         made = host.normalizer.unnormalize(self.loop.run(self.table, cond, rows, generator).clone())
@@ -225,7 +244,7 @@ class HostBase(BasePolicy):
         chunk = self.low + (actions.unflatten(1, (self.chunk, -1)) + 1) / 2 * (self.high - self.low)
         noise = torch.randn(chunk.shape, generator=generator).to(chunk)
         t = torch.randint(host.scheduler.config.num_train_timesteps, (len(obs),), generator=generator)
-        batch = {"obs": obs[:, None], "action": chunk}
+        batch = {**self._named(obs), "action": chunk}
         return diffusion_loss(host, batch, t.to(chunk.device), noise)
 
 
