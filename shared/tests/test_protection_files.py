@@ -1,0 +1,119 @@
+import numpy as np
+import pytest
+import torch
+from noiseworks.core.errors import InputError
+from noiseworks.kits.protection import list_pictures, purify, read_mask, read_picture, within_budget
+from noiseworks.kits.protection.files import change_at_full_size, fit_in, to_tensor
+from noiseworks.kits.protection.metrics import feature_distance, fine_share, psnr
+from noiseworks.kits.protection.purifiers import PURIFIERS, bits, blur, crop_resize, resize
+from PIL import Image
+
+RNG = np.random.default_rng(0)
+
+
+def test_pictures_of_every_kind_become_upright_rgb(tmp_path):
+    pixels = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    assert read_picture(tmp_path / "turned.png").pixels.shape == (30, 20, 3)
+    rgba = np.dstack([pixels, np.full((20, 30), 77, np.uint8)])
+    Image.fromarray(rgba).save(tmp_path / "alpha.png")
+    found = read_picture(tmp_path / "alpha.png")
+    assert (found.alpha == 77).all()
+    assert (read_picture(found.write(tmp_path / "again.png")).alpha == 77).all()
+    Image.fromarray(pixels[..., 0]).save(tmp_path / "grey.png")
+    assert (read_picture(tmp_path / "grey.png").pixels[..., 1] == pixels[..., 0]).all()
+    Image.fromarray((np.arange(600, dtype=np.uint16) * 100).reshape(20, 30)).save(tmp_path / "deep.png")
+    assert "16 bits to 8" in read_picture(tmp_path / "deep.png").notes
+    Image.fromarray(pixels).convert("CMYK").save(tmp_path / "print.jpg")
+    assert read_picture(tmp_path / "print.jpg").pixels.shape == (20, 30, 3)
+
+
+def test_what_is_no_picture_is_refused_in_a_sentence(tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    Image.new("RGB", (8, 40)).save(tmp_path / "thin.png")
+    frames = [Image.new("RGB", (20, 20), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
+    for name, word in (
+        ("text.png", "no picture"),
+        ("thin.png", "8x40"),
+        ("film.gif", "animated"),
+        ("gone.png", "read"),
+    ):
+        with pytest.raises(InputError, match=word):
+            read_picture(tmp_path / name)
+    with pytest.raises(InputError, match="no picture or folder"):
+        list_pictures(tmp_path / "nowhere")
+    Image.new("RGB", (20, 20)).save(tmp_path / "thin.jpg")
+    with pytest.raises(InputError, match="thin"):
+        list_pictures(tmp_path)
+
+
+def test_masks_have_a_polarity_a_size_and_two_sides(tmp_path):
+    mask = np.zeros((20, 20), np.uint8)
+    mask[:5] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    assert read_mask(tmp_path / "mask.png", (20, 20))[:5].all()
+    assert read_mask(tmp_path / "mask.png", (20, 20), "repaint")[5:].all()
+    with pytest.raises(InputError, match="20x20"):
+        read_mask(tmp_path / "mask.png", (20, 30))
+    Image.new("L", (20, 20), 255).save(tmp_path / "full.png")
+    with pytest.raises(InputError, match="everything"):
+        read_mask(tmp_path / "full.png", (20, 20))
+
+
+def test_rounding_keeps_every_level_and_the_budget():
+    pixels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
+    images = to_tensor(pixels)
+    assert np.array_equal(within_budget(images, pixels[None], 0)[0], pixels)
+    moved = within_budget((images + 9.7 / 255).clamp(0, 1), pixels[None], 9.5)
+    assert np.abs(moved[0].astype(int) - pixels).max() <= 9
+    grey = np.full((1, 16, 16, 3), 128, np.uint8)
+    for level, value in ((8, 30.0690), (16, 24.0484)):
+        assert float(psnr(to_tensor(grey), to_tensor(grey + np.uint8(level)))) == pytest.approx(
+            value, abs=1e-3
+        )
+
+
+def test_odd_and_large_pictures_come_back_at_their_size():
+    images = torch.rand(1, 3, 37, 90)
+    inner, fit = fit_in(images, 8, 60)
+    assert inner.shape[-2] % 8 == inner.shape[-1] % 8 == 0
+    change = change_at_full_size(inner, inner + 0.5, fit, 0.1)
+    assert change.shape == images.shape
+    torch.testing.assert_close(change, torch.full_like(change, 0.1))
+
+
+def test_purifiers_have_their_identities_and_clean():
+    y, x = np.indices((32, 32))
+    smooth = np.clip(np.stack([128 + 40 * np.sin(x / 9), 128 + 40 * np.cos(y / 9), 4.0 * x + y], -1), 0, 255)
+    smooth = np.round(smooth).astype(np.uint8)
+    for same in (crop_resize(smooth, 1.0), resize(smooth, 1.0), blur(smooth, 1e-6), bits(smooth, 8)):
+        assert np.array_equal(same, smooth)
+    flat = np.full((32, 32, 3), 90, np.uint8)
+    for name in PURIFIERS:
+        found = purify(name, flat[None])
+        assert found.shape == (1, 32, 32, 3)
+        if name != "noise":
+            assert np.abs(found.astype(int) - 90).max() <= (10 if name == "bits-4" else 1)
+    noisy = np.clip(smooth + 8 * RNG.choice([-1, 1], smooth.shape), 0, 255).astype(np.uint8)
+    for name in ("adverse-cleaner", "blur", "total-variation"):
+        before, after = (
+            float(psnr(to_tensor(smooth), to_tensor(p))) for p in (noisy, purify(name, noisy[None])[0])
+        )
+        assert after > before + 1
+    with pytest.raises(InputError, match="purifier"):
+        purify("bleach", flat[None])
+
+
+def test_distances_are_zero_on_equal_pictures_and_tell_fine_from_coarse():
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    others = images.flip(-1)
+    assert (feature_distance(images, images) == 0).all()
+    torch.testing.assert_close(feature_distance(images, others), feature_distance(others, images))
+    x = torch.arange(32.0)
+    coarse, fine = torch.sin(x / 8), torch.cos(torch.pi * x)
+    waves = torch.stack([w.expand(3, 32, 32) for w in (coarse, fine)])
+    shares = fine_share(waves)
+    assert float(shares[0]) < 0.1 < 0.9 < float(shares[1])
