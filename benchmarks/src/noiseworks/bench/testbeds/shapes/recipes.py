@@ -177,6 +177,17 @@ def _latent_diffusion(
 # --- publication --------------------------------------------------------------------------------------------
 
 
+def _inpainting(name: str):
+    """Return a function of `inpaint_training`, which is imported when it is called: it needs noiseworks-ldm."""
+
+    def call(*arguments: Any) -> Any:
+        from noiseworks.bench.testbeds.shapes import inpaint_training
+
+        return getattr(inpaint_training, name)(*arguments)
+
+    return call
+
+
 def publish_first_stage(module: Any, folder: Path) -> None:
     """Write the averaged autoencoder in half precision, with the scale factor of its latents."""
     vae = copy.deepcopy(module.average.model)
@@ -288,6 +299,26 @@ RECIPES = {
             "about": "Text to image: a U-Net with cross-attention that predicts the noise, and a CLIP text "
             "encoder, taught first to state what captions state, then trained along.",
             "data": {"captions": "noisy and incomplete on purpose", "noise": NOISE},
+        },
+    ),
+    "shapes-inpaint": Recipe(
+        prepare=_inpainting("prepare_edits"),
+        build=_inpainting("build_inpainting"),
+        publish=_inpainting("publish_inpainting"),
+        tune=_inpainting("tune_inpainting"),
+        measure=_inpainting("measure_inpainting"),
+        learning_rate=1.5e-3,
+        batch_size=32,
+        rows=12_000,
+        about={
+            "name": "shapes-inpaint",
+            "class": "StableDiffusionInpaintPipeline",
+            "about": "Inpainting of scenes with one object: the U-Net of `shapes` with five more channels, tuned to "
+            "repaint the background that a prompt names around the object that a mask keeps.",
+            "data": {
+                "captions": "right; 90 % name the shape and the background only",
+                "captions dropped for guidance": 0.1,
+            },
         },
     ),
     "shapes-sd3": Recipe(

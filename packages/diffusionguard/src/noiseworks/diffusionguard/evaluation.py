@@ -1,0 +1,89 @@
+"""Editing protected pictures by inpainting, and comparing defences on them."""
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from noiseworks.core.options import Hardware
+from noiseworks.diffusionguard.methods import protect_with
+from noiseworks.diffusionguard.options import Editing, Guard, Strength
+from noiseworks.kits.diffusers_hosts import load_pipeline
+from noiseworks.kits.protection.editors import Call, inpaint
+from noiseworks.kits.protection.files import Picture, to_tensor
+from noiseworks.kits.protection.hosts import host_of
+from noiseworks.kits.protection.metrics import visibility
+from noiseworks.kits.protection.running import Assessment, Job, assess, protect_one, stacked
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+
+def load_editor(model: str, hardware: Hardware, families: Sequence[str]) -> "DiffusionPipeline":
+    """Return a pipeline, in single precision unless the user asks for another."""
+    return load_pipeline(model, hardware.torch_device(), hardware.torch_dtype() or torch.float32, families)
+
+
+def assess_pictures(
+    pipe: "DiffusionPipeline", jobs: Sequence[Job], protected: Sequence[Picture], editing: Editing
+) -> Assessment:
+    """Return what inpainting does to originals and protected pictures of one size.
+
+    Raises:
+        InputError: When sizes differ, or a protected picture has another size than its original.
+    """
+    with host_of(pipe) as host:
+        factor = host.factor
+    originals = stacked([job.picture for job in jobs] + list(protected), factor)
+    count = len(jobs)
+    height, width = originals.shape[1:3]
+    keep = np.stack([job.keep[:height, :width] for job in jobs])
+    masks = torch.from_numpy(~keep)[:, None].float()
+    call = Call(editing.num_inference_steps, editing.guidance_scale, editing.edit_seed)
+    prompts = [editing.prompt] * count
+
+    def edit(images: torch.Tensor) -> torch.Tensor:
+        return inpaint(pipe, images, masks, prompts, call)
+
+    return assess([job.path.name for job in jobs], originals[:count], originals[count:], edit, editing.chosen)
+
+
+def compare_defences(
+    pipe: "DiffusionPipeline",
+    jobs: Sequence[Job],
+    names: Sequence[str],
+    strength: Strength,
+    guard: Guard,
+    editing: Editing,
+) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """Return a row a defence and purifier, and a picture a defence."""
+    rows, pictures = [], {}
+    for name in names:
+        start, protected, passes = time.perf_counter(), [], 0
+        with host_of(pipe) as host:
+            for index, job in enumerate(jobs):
+
+                def run(inner, mask, generators, state, observe, name=name, host=host):
+                    return protect_with(name, host, inner, mask, strength, guard, generators=generators)
+
+                protected.append(protect_one(job, run, strength, host.factor, 512, index)[0])
+            passes = host.passes["unet"] + host.passes["unet backward"]
+        seconds = (time.perf_counter() - start) / len(jobs)
+        found = assess_pictures(pipe, jobs, protected, editing)
+        seen = [
+            visibility(to_tensor(job.picture.pixels), to_tensor(picture.pixels))
+            for job, picture in zip(jobs, protected, strict=True)
+        ]
+        shown = {
+            key: float(np.mean([float(one[key][0]) for one in seen]))
+            for key in ("largest_255", "psnr", "ssim")
+        }
+        cost = {"seconds": round(seconds, 3), "unet_passes": passes // len(jobs)}
+        rows += [
+            {"method": name, "purifier": line["purifier"], **cost, **{f"visible_{k}": v for k, v in shown.items()},
+             "edit_psnr": line["psnr"], "edit_feature_distance": line["feature_distance"]}
+            for line in found.table
+        ]  # fmt: skip
+        pictures[name] = found.picture
+    return rows, pictures
