@@ -6,8 +6,15 @@ from .chain import Chain as Chain
 from .chain import chain_of as chain_of
 from .ddpo import DDPO as DDPO
 from .ddpo import DDPOSettings as DDPOSettings
+from .denoising import DenoisingError as DenoisingError
+from .evaluation import Draws as Draws
+from .evaluation import diversity as diversity
+from .evaluation import draw_scored as draw_scored
+from .evaluation import win_rate as win_rate
 from .options import RewardChoice as RewardChoice
 from .options import Rollout as Rollout
+from .options import Subject as Subject
+from .options import Trial as Trial
 from .options import Tuning as Tuning
 from .policy import Policy as Policy
 from .policy_gradient import PromptStatistics as PromptStatistics

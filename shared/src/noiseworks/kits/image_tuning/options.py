@@ -1,13 +1,42 @@
 """The options of rollouts, rewards and tuning; nothing heavy is imported."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from noiseworks.core.errors import InputError
+from noiseworks.core.models import resolve_model
 from noiseworks.core.options import Options, above, at_least, at_most
+from noiseworks.kits.diffusers_hosts.options import read_prompts
 from noiseworks.kits.training.options import Fit, Precision
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+FAMILIES = ("sd", "sdxl", "sd3", "flux")
 REWARDS = ("incompressibility", "compressibility", "brightness", "redness", "greenness", "blueness", "shapes")
+
+
+@dataclass(frozen=True)
+class Subject(Options):
+    """What is tuned, and on what.
+
+    Attributes:
+        model: A text-to-image pipeline (Stable Diffusion 1, 2, XL, 3, FLUX): a directory, a hub id or testbed:<name>.
+        prompts: A text file with one prompt a line, or one prompt.
+    """
+
+    model: str
+    prompts: str
+
+    def texts(self) -> list[str]:
+        """Return the prompts, each once, before any work.
+
+        Raises:
+            InputError: When there are none, or the model is not there.
+        """
+        found = list(dict.fromkeys(read_prompts(self.prompts)))
+        resolve_model(self.model)
+        return found
 
 
 @dataclass(frozen=True)
@@ -69,6 +98,7 @@ class Tuning(Fit):
         accumulate: Minibatches of an optimiser step; each counts with all of its denoising steps.
         inner_epochs: How often a round's rollouts are gone through.
         timestep_fraction: Share of each row's denoising steps that are trained on, drawn at random.
+        weights: Type of the pipeline's own weights, which are frozen: float32, bfloat16 or float16.
         gradient_checkpointing: Whether activations are computed again instead of kept.
         pictures_every: Rounds between two pictures of samples in the folder; 0 writes none.
         seed: Of adapters, prompts, rollouts and order.
@@ -90,6 +120,7 @@ class Tuning(Fit):
     accumulate: Annotated[int, at_least(1)] = 1
     inner_epochs: Annotated[int, at_least(1)] = 1
     timestep_fraction: Annotated[float, above(0), at_most(1)] = 1.0
+    weights: Literal["float32", "bfloat16", "float16"] = "float32"
     gradient_checkpointing: bool = False
     pictures_every: Annotated[int, at_least(0)] = 0
     precision: Precision = "32-true"
@@ -108,3 +139,28 @@ class Tuning(Fit):
                 "adapters are trained in 32 bits: precision must be 32-true, bf16-mixed or 16-mixed, got "
                 f"{self.precision}"
             )
+
+    def pipeline(self, model: str) -> "DiffusionPipeline":
+        """Load what is tuned, on its device.
+
+        Raises:
+            InputError: When it is not there or cannot be tuned.
+        """
+        import torch
+        from noiseworks.core.devices import resolve_device
+        from noiseworks.kits.diffusers_hosts import load_pipeline
+
+        return load_pipeline(model, resolve_device(self.device), getattr(torch, self.weights), FAMILIES)
+
+
+@dataclass(frozen=True)
+class Trial(Options):
+    """How a tuned pipeline is tried beside the one that it was.
+
+    Attributes:
+        per_prompt: Images of each prompt, from the same noise with and without the adapter.
+        trial_seed: Of the first latents and the steps' noise.
+    """
+
+    per_prompt: Annotated[int, at_least(1)] = 4
+    trial_seed: Annotated[int, at_least(0)] = 1_000_000

@@ -26,7 +26,7 @@ from noiseworks.kits.diffusers_hosts import (
     take_rows,
 )
 from noiseworks.kits.image_tuning.chain import Chain, chain_of, sampling_scheduler
-from noiseworks.kits.image_tuning.options import Rollout
+from noiseworks.kits.image_tuning.options import FAMILIES, Rollout
 from noiseworks.kits.image_tuning.steps import ScoredStep
 from noiseworks.kits.image_tuning.trajectories import Trajectories, join_trajectories
 from torch import Tensor
@@ -34,7 +34,6 @@ from torch import Tensor
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-FAMILIES = ("sd", "sdxl", "sd3", "flux")
 _ENCODED_AT_ONCE = 16
 
 

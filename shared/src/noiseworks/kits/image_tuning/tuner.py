@@ -147,11 +147,17 @@ class Tuner(ABC):
     # --- what it writes it with ---
 
     def draw_prompts(self, count: int) -> Tensor:
-        """Return prompt numbers for this round, all of them once before any comes again, int64 [count]."""
-        generator = torch.Generator().manual_seed(self.seed(_PROMPTS))
-        number = len(self.policy.prompts)
-        parts = [torch.randperm(number, generator=generator) for _ in range(-(-count // number))]
-        return torch.cat(parts)[:count]
+        """Return this round's prompt numbers, of an order in which all come once before any comes again [count].
+
+        Args:
+            count: Prompts a round, the same in all rounds.
+        """
+        number, first = len(self.policy.prompts), self.done * count
+        found = []
+        for epoch in range(first // number, (first + count - 1) // number + 1):
+            generator = torch.Generator().manual_seed(mix64(self.options.seed, epoch, _PROMPTS) >> 2)
+            found.append(torch.randperm(number, generator=generator))
+        return torch.cat(found)[first % number :][:count]
 
     def seed(self, stream: int, *parts: int) -> int:
         """Return a seed of this round for one use of random numbers."""

@@ -1,0 +1,9 @@
+from .labels import agreement as agreement
+from .labels import read_labels as read_labels
+from .objective import d3po_step_loss as d3po_step_loss
+from .objective import loss_bounds as loss_bounds
+from .objective import pair_preferences as pair_preferences
+from .options import Preference as Preference
+from .options import Training as Training
+from .training import D3PO as D3PO
+from .training import LabelledD3PO as LabelledD3PO

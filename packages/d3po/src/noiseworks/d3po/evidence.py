@@ -1,0 +1,153 @@
+"""What the claim trains and measures: a pipeline of `shapes` that is to draw brighter images, judged in pairs.
+
+The captions leave the background open, so that brightness is the pipeline's to choose, and everything else that they
+state is to stay right. All arms see equally many images and make equally many optimiser steps.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from noiseworks.bench.claims import Context
+from noiseworks.bench.testbeds import shapes
+from noiseworks.d3po.options import Preference, Training
+from noiseworks.d3po.training import D3PO
+from noiseworks.kits.diffusers_hosts import load_pipeline
+from noiseworks.kits.image_tuning import (
+    DDPO,
+    DDPOSettings,
+    DenoisingError,
+    Draws,
+    Losses,
+    Policy,
+    Rollout,
+    Trial,
+    Tuner,
+    draw_scored,
+    win_rate,
+)
+from noiseworks.kits.pictures import strip, to_pixels, write_picture
+from torch import Tensor
+
+ROLLOUT = Rollout(num_inference_steps=10, guidance_scale=1.0, rollout_batch=32)
+# Larger than the published ones, which are for Stable Diffusion and tens of thousands of images.
+PREFERENCE = Preference(beta=1.0)
+LEARNING_RATE, MINIBATCH, CLIP = 1e-3, 4, 1e-2
+
+
+def brightness(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """Return the hidden score, the mean of all pixels [B]."""
+    return images.flatten(1).mean(1)
+
+
+class Shuffled(D3PO):
+    """The control: the same images, with preferences thrown by a coin."""
+
+    def round(self, step: int) -> Mapping[str, float]:
+        """Do a round of D3PO whose scores are noise."""
+        generator = torch.Generator().manual_seed(self.seed(9))
+        self.reward = lambda images, prompts: torch.rand(len(images), generator=generator)
+        return super().round(step)
+
+
+class Supervised(Tuner):
+    """The cheapest alternative: fine-tuning on the better image of each pair."""
+
+    def round(self, step: int) -> Mapping[str, float]:
+        """Draw pairs and go through the better ones, each as often as it has steps, at random noise levels."""
+        prompts = self.draw_prompts(self.options.batch_size)
+        drawn = self.roll_out(
+            prompts.repeat_interleave(2), torch.arange(len(prompts)).repeat_interleave(2).tolist()
+        )
+        better = 2 * torch.arange(len(prompts)) + drawn.rewards.view(-1, 2).argmax(1)
+        error, generator = DenoisingError(self.policy), torch.Generator().manual_seed(self.seed(9))
+
+        def losses(rows: Tensor, places: Tensor) -> Losses:
+            x0 = drawn.latents[rows, -1]
+            timesteps = error.draw_timesteps(len(rows), generator)
+            return Losses(
+                error(x0, drawn.prompt_ids[rows], timesteps, torch.randn(x0.shape, generator=generator))
+            )
+
+        return self.optimise(losses, better) | self.reward_figures(drawn)
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """What the arms of a seed share: prompts, the trial and what the untuned pipeline draws in it."""
+
+    seed: int
+    model: str
+    prompts: Sequence[str]
+    trial: Trial
+    base: Draws
+
+
+def open_captions(seed: int, count: int) -> list[str]:
+    """Return `count` captions of single objects without a background."""
+    found: dict[str, None] = {}
+    for scene in shapes.sample_scenes(20 * count, seed, "test"):
+        if scene.kind == "single" and len(found) < count:
+            found[shapes.caption(scene).rpartition(" on a ")[0]] = None
+    return list(found)
+
+
+def prepare(seed: int, context: Context) -> Shared:
+    """Draw the trial of a seed with the untuned pipeline."""
+    model, prompts = context.model or "testbed:shapes", open_captions(seed, int(context.settings["prompts"]))
+    trial = Trial(per_prompt=int(context.settings["per_prompt"]), trial_seed=seed * 1000)
+    policy = Policy(load_pipeline(model, context.device), prompts, ROLLOUT)
+    return Shared(seed, model, prompts, trial, draw_scored(policy, brightness, trial))
+
+
+def trained(arm: str, shared: Shared, context: Context, **changes: Any) -> Tuner:
+    """Return the trainer of an arm when it is done."""
+    options = Training(
+        max_steps=int(context.settings["rounds"]),
+        batch_size=int(context.settings["batch"]),
+        learning_rate=LEARNING_RATE,
+        minibatch=MINIBATCH,
+        seed=shared.seed,
+        device=context.device,
+    )
+    options = replace(options, **changes)
+    pipe = options.pipeline(shared.model)
+    start = (pipe, shared.prompts, brightness)
+    if arm in ("d3po", "shuffled"):
+        trainer = (D3PO if arm == "d3po" else Shuffled)(*start, options, ROLLOUT, PREFERENCE)
+    elif arm == "ddpo":
+        two = replace(options, minibatch=2 * options.minibatch)
+        trainer = DDPO(*start, two, ROLLOUT, DDPOSettings(copies=2, clip=CLIP))
+    else:
+        trainer = Supervised(*start, options, ROLLOUT)
+    trainer.fit(progress=False)
+    return trainer
+
+
+def measured(arm: str, shared: Shared, context: Context) -> tuple[dict[str, list[float]], Draws]:
+    """Return what an arm draws in the trial: brightness, gain and wins against the untuned pipeline, fidelity.
+
+    `progress` is the gain, of DDPO four fifths of it: a ratio would have no meaning where that gain comes near 0.
+    """
+    draws = (
+        shared.base
+        if arm == "base"
+        else draw_scored(trained(arm, shared, context).policy, brightness, shared.trial)
+    )
+    texts = [shared.prompts[i] for i in draws.prompt_ids.tolist()]
+    new, old = draws.rewards[:, 0], shared.base.rewards[:, 0]
+    return {
+        "wins": win_rate(new, old).tolist(),
+        "brightness": new.tolist(),
+        "gain": (new - old).tolist(),
+        "progress": ((new - old) * (0.8 if arm == "ddpo" else 1.0)).tolist(),
+        "fidelity": shapes.caption_score(draws.images, texts).tolist(),
+    }, draws
+
+
+def save_strip(draws: Draws, path: Path) -> Path:
+    """Write the first image of eight prompts side by side."""
+    first = draws.images[:: max(1, len(draws.images) // 8)][:8]
+    return write_picture(strip(to_pixels(first), scale=2), path)

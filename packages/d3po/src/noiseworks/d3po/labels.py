@@ -1,0 +1,73 @@
+"""Labels: which numbers people gave to the images of `sample`."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from noiseworks.core.errors import InputError
+from noiseworks.core.output import read_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def read_labels(path: str | Path, prompts: int, copies: int) -> list[list[list[float]]]:
+    """Return the label files of a path: a file, or a folder of one file a person.
+
+    A file is a JSON list of `prompts` lists of `copies` numbers, larger for better images.
+
+    Args:
+        path: The file or folder.
+        prompts: Number of prompts.
+        copies: Images of a prompt.
+
+    Returns:
+        One list of lists a file.
+
+    Raises:
+        InputError: When there is none, or one is no such list; the first place that is wrong is named.
+    """
+    path = Path(path)
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    if not files or not path.exists():
+        raise InputError(f"no labels at {path}: name a JSON file, or a folder of such files")
+    return [_checked(file, prompts, copies) for file in files]
+
+
+def _checked(file: Path, prompts: int, copies: int) -> list[list[float]]:
+    try:
+        found: Any = json.loads(read_text(file))
+    except ValueError as error:
+        raise InputError(f"the labels {file} are no JSON: {error}") from None
+    if not isinstance(found, list) or len(found) != prompts:
+        count = len(found) if isinstance(found, list) else "no"
+        raise InputError(
+            f"the labels {file} hold {count} lists for {prompts} prompts: give one list a prompt"
+        )
+    for number, row in enumerate(found):
+        good = isinstance(row, list) and len(row) == copies
+        if not good or not all(
+            isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in row
+        ):
+            raise InputError(f"the labels {file} have {row!r} for prompt {number}: give {copies} numbers")
+    return found
+
+
+def merged(labels: Sequence[list[list[float]]]) -> "Tensor":
+    """Return the mean over people, float32 [prompts, K]."""
+    import torch
+
+    return torch.tensor(labels, dtype=torch.float32).mean(0)
+
+
+def agreement(labels: Sequence[list[list[float]]]) -> float | None:
+    """Return how often two people who both prefer one image of a pair prefer the same one; None where none do."""
+    import torch
+    from noiseworks.d3po.objective import pair_preferences
+
+    h = torch.stack([pair_preferences(torch.tensor(one, dtype=torch.float32)[..., None]) for one in labels])
+    products = [(h[i] * h[j]) for i in range(len(h)) for j in range(i)]
+    decided = torch.cat([product[product != 0] for product in products]) if products else torch.empty(0)
+    return float((decided > 0).float().mean()) if len(decided) else None

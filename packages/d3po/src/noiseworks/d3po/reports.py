@@ -1,0 +1,47 @@
+"""What a trial shows: rewards before and after, and the images of both."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from noiseworks.core.artifacts import FolderKind
+from noiseworks.core.output import results
+from noiseworks.kits.image_tuning.adapters import reference
+from noiseworks.kits.image_tuning.evaluation import Draws, draw_scored, win_rate
+from noiseworks.kits.image_tuning.options import Trial
+from noiseworks.kits.image_tuning.policy import Policy
+from noiseworks.kits.image_tuning.rewards import Reward
+from noiseworks.kits.pictures import grid, to_pixels, write_picture
+
+SHOWN = 8
+
+
+def tried(policy: Policy, reward: Reward, trial: Trial) -> dict[str, Draws]:
+    """Return what a policy draws without its adapter ("before") and with it ("after"), from the same noise."""
+    with reference(policy.denoiser):
+        before = draw_scored(policy, reward, trial)
+    return {"before": before, "after": draw_scored(policy, reward, trial)}
+
+
+def report(
+    draws: Mapping[str, Draws], out: Path | None, kind: FolderKind, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return mean rewards, and of all but the first the share of images that are better than the first one's.
+
+    Args:
+        draws: Name -> images, what is compared with first.
+        out: Folder for the figures and the images, or None.
+        kind: What the folder is.
+        settings: What the trial was.
+    """
+    first, *others = draws
+    found: dict[str, Any] = {first: {"reward": float(draws[first].rewards[:, 0].mean())}}
+    for name in others:
+        new, old = (draws[key].rewards[:, 0] for key in (name, first))
+        found[name] = {"reward": float(new.mean()), "win_rate": float(win_rate(new, old).mean())}
+    if out is not None:
+        with results(out, kind, {**settings, "figures": found}) as folder:
+            rows = {name: to_pixels(one.images[:SHOWN]) for name, one in draws.items()}
+            height = next(iter(rows.values())).shape[1]
+            write_picture(grid(rows, scale=max(1, 64 // height)), folder / "images.png")
+    return found
