@@ -34,7 +34,7 @@ from torch import Tensor
 ROLLOUT = Rollout(num_inference_steps=10, guidance_scale=1.0, rollout_batch=32)
 # Larger than the published ones, which are for Stable Diffusion and tens of thousands of images.
 PREFERENCE = Preference(beta=1.0)
-LEARNING_RATE, MINIBATCH, CLIP = 1e-3, 4, 1e-2
+LEARNING_RATE, MINIBATCH, CLIP = 5e-3, 2, 1e-2
 
 
 def brightness(images: Tensor, prompts: Sequence[str]) -> Tensor:
