@@ -14,6 +14,13 @@ from noiseworks.bac.profiling import profile
 from noiseworks.core.errors import InputError
 from noiseworks.kits.diffusers_hosts.tiny import tiny_pipeline
 from noiseworks.kits.policies.native import NativePolicy, PolicyConfig
+from noiseworks.kits.policies.testing import (
+    TRAIN_STEPS,
+    instructed,
+    lerobot_evaluation,
+    tiny_multi_task,
+    tiny_text_encoder,
+)
 from torch import nn
 
 STEPS = 8
@@ -109,6 +116,38 @@ def test_lerobots_multi_task_policy_follows_a_plan_of_its_own_run_and_gets_its_b
     assert set(seen) == computed
     assert len(seen) == 3 * calls * len(computed)
     assert torch.equal(chunk(policy), before)
+
+
+@pytest.mark.parametrize("objective", ["diffusion", "flow_matching"])
+def test_lerobots_own_evaluation_runs_a_plan_attached_or_by_the_type_of_a_directory(objective, tmp_path):
+    import noiseworks.bac.lerobot.plugin  # noqa: F401, as --discover_packages_path imports it
+    from lerobot.configs.policies import PreTrainedConfig
+    from lerobot.policies import get_policy_class
+    from noiseworks.bac.lerobot import write_lerobot
+
+    policy = tiny_multi_task(objective=objective)
+    before = lerobot_evaluation(policy, policy.noise_predictor)
+    state = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    policy.reset()
+    found = profile(policy, run=lambda: policy.select_action(instructed({"observation.state": state})))
+    assert found.num_steps == TRAIN_STEPS
+    plan, seen = make_plan(found, Schedule(updates=3, bubble=1)), []
+    with attach(policy, plan, observer=lambda step, block, _: seen.append(block)):
+        cached = lerobot_evaluation(policy, policy.noise_predictor)
+    assert cached.calls == before.calls
+    assert len(seen) == before.calls // found.num_steps * plan.table.sum()
+    assert not torch.equal(cached.actions, before.actions)
+    assert torch.equal(lerobot_evaluation(policy, policy.noise_predictor).actions, before.actions)
+
+    policy.save_pretrained(tmp_path / "base")
+    plan.save_pretrained(tmp_path / "plan")
+    write_lerobot(tmp_path / "base", tmp_path / "plan", tmp_path / "both")
+    config = PreTrainedConfig.from_pretrained(tmp_path / "both")
+    with tiny_text_encoder():
+        loaded = get_policy_class(config.type).from_pretrained(tmp_path / "both", config=config)
+    assert torch.equal(lerobot_evaluation(loaded, loaded.noise_predictor).actions, cached.actions)
+    with pytest.raises(InputError, match="multi_task_dit"):
+        write_lerobot(tmp_path / "both", tmp_path / "plan", tmp_path / "third")
 
 
 def test_diffusers_dit_pipeline_with_guidance_follows_a_plan_and_gets_its_bits_back():

@@ -23,7 +23,9 @@ def files(folder: Path) -> dict[str, Path]:
     arrays = rng.normal(size=(8, 33)), rng.choice([-1.0, 1.0], size=(8, 3))
     obs, actions = (array.astype(np.float32) for array in arrays)
     Episodes(obs, actions, np.array([4, 8]), np.zeros(2, np.int64)).save(folder / "data.npz")
-    return {name: folder / name for name in ("policy", "broken", "data.npz")}
+    (folder / "lerobot").mkdir()
+    (folder / "lerobot" / "config.json").write_text('{"type": "diffusion"}')
+    return {name: folder / name for name in ("policy", "broken", "data.npz", "lerobot")}
 
 
 MODEL = "--model {policy}"
@@ -35,6 +37,7 @@ CONTRACT = Contract(
         "--video film.webp --record episodes.npz": ("film.webp", "episodes.npz"),
         f"compare {MODEL} --tasks 0 --episodes 1 --replans 1 --latency 1 --device cpu": (),
         f"suggest {MODEL} --data {{data.npz}} --nfe 3 --pairs 2 --discrete 2:clip": (),
+        "lerobot --model {lerobot} --out warm --steps 5,2,0": ("warm/config.json",),
         "scale-data {data.npz} scaled.npz --dims -1 --factor 5": ("scaled.npz",),
     },
     bad=[
@@ -55,6 +58,8 @@ CONTRACT = Contract(
         (f"eval {MODEL} --env pusht --latency 1", "latency"),
         (f"suggest {MODEL} --data gone.npz", "gone.npz"),
         (f"suggest {MODEL} --data testbed:pusht", "no demonstrations"),
+        ("lerobot --model {policy} --out warm", "type diffusion"),
+        ("lerobot --model {lerobot} --out {lerobot}", "source"),
         ("scale-data gone.npz out.npz --dims 2", "gone.npz"),
         ("scale-data {data.npz} out.npz --dims 2 --factor 0", "factor"),
         ("scale-data {data.npz} out.npz --dims 0,1x", "1x"),

@@ -23,14 +23,20 @@ def policies() -> tuple[Any, Any]:
 def files(folder: Path) -> dict[str, Path]:
     """Make an ordinary policy, its conversion and episodes."""
     import numpy as np
+    import torch
+    from noiseworks.core.artifacts import save_artifact
     from noiseworks.kits.policies import Episodes
+    from noiseworks.streaming_dp.hosts import NETWORK_KIND
 
     for name, host in zip(("ordinary", "streaming"), policies(), strict=True):
         host.save_pretrained(folder / name)
     rng = np.random.default_rng(0)
     obs, actions = (rng.normal(size=(60, width)).astype(np.float32) for width in (33, 3))
     Episodes(obs, actions, np.array([30, 60]), np.zeros(2, np.int64)).save(folder / "data.npz")
-    return {name: folder / name for name in ("ordinary", "streaming", "data.npz")}
+    (folder / "lerobot").mkdir()
+    (folder / "lerobot" / "config.json").write_text('{"type": "diffusion"}')
+    save_artifact(folder / "tuned", NETWORK_KIND, {"n_action_steps": 1}, {"w": torch.zeros(1)})
+    return {name: folder / name for name in ("ordinary", "streaming", "data.npz", "lerobot", "tuned")}
 
 
 def trained(folder: Path, stop_after: int | None) -> dict[str, Any]:
@@ -61,6 +67,9 @@ CONTRACT = Contract(
     good={
         "levels --horizon 16 --n-obs-steps 2 --n-action-steps 1": (),
         "convert --model {ordinary} --out converted": ("converted/*",),
+        "lerobot --model {lerobot} --weights {tuned} --out stream --solver ddim": (
+            "stream/model.safetensors",
+        ),
         f"{TRAIN} --model {{ordinary}} --max-steps 1 --half": ("run/model/*", "run/metrics.csv"),
         f"{TRAIN} --max-steps 1 --horizon 8": ("run/model/*",),
         f"{EVAL} --solver ddim --buffer-init constant --constant 0 --constant 0 --constant -1 "
@@ -73,6 +82,8 @@ CONTRACT = Contract(
         ("levels --num-levels 2.5", "2.5"),
         ("convert --model gone --out out", "gone"),
         ("convert --model {ordinary} --out {ordinary}", "replace its source"),
+        ("lerobot --model {lerobot} --weights {ordinary} --out stream", "streaming-dp/network"),
+        ("lerobot --model {ordinary} --weights {tuned} --out stream", "type diffusion"),
         ("eval --model {ordinary}", "streaming-dp/policy"),
         (f"eval {MODEL} --video film.gif", "webp"),
         (f"eval {MODEL} --tasks 12", "12"),

@@ -13,6 +13,7 @@ app = make_app(
             f"{_HERE}.commands:scale_data", "Divide a dataset's discrete actions by a factor."
         ),
         "compare": Command(f"{_HERE}.commands:compare", "Compare with full denoising, DDIM and fresh noise."),
+        "lerobot": Command(f"{_HERE}.commands:lerobot", "Write a policy for LeRobot's own commands."),
     },
 )
 

@@ -144,6 +144,23 @@ def scale_data(source: Path, target: Path, *, dims: str, factor: float = 10.0) -
     return {"file": str(target), "steps": steps, "dims": wanted, "factor": factor}
 
 
+def lerobot(*, model: Path, out: Path, iteration: Spread[Iteration] = Iteration()) -> dict[str, str]:
+    """Write a policy directory that LeRobot's own commands run by real-time iteration.
+
+    Args:
+        model: A directory that LeRobot saved with a policy of type diffusion.
+        out: The directory to make, with the same weights and processors.
+        iteration: How a replan starts from the last plan; the command of LeRobot may change each as --policy.NAME.
+
+    Returns:
+        The folder, and the command that evaluates it.
+    """
+    from noiseworks.kits.policies.hosts.lerobot_control import evaluation_command, write_policy
+
+    write_policy(model, out, "rti_dp", vars(iteration))
+    return {"folder": str(out), "run": evaluation_command(out, "noiseworks.rti_dp.lerobot")}
+
+
 def check_model(model: str) -> None:
     """Refuse a model that is not there, before anything heavy is imported.
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from noiseworks.core.checks import check_choice
 from noiseworks.core.errors import InputError
+from noiseworks.kits.policies.steps import is_flow
 
 Schedule = Literal["checkpoint", "host", "linear100"]
 
@@ -35,6 +36,12 @@ def choose_schedule(host: Any, schedule: Schedule = "checkpoint") -> Any:
         UserWarning: When the checkpoint records nothing and the schedule does not reach pure noise.
     """
     check_choice("schedule", schedule, ("checkpoint", "host", "linear100"))
+    if is_flow(host.scheduler):
+        if schedule == "linear100":
+            raise InputError(
+                "schedule linear100 replaces a diffusion's betas; a flow-matching policy has none"
+            )
+        return host.scheduler
     if schedule == "linear100":
         from diffusers import DDPMScheduler
 

@@ -14,6 +14,7 @@ app = make_app(
         ),
         "eval": Command(f"{_HERE}.commands:evaluate", "Run a streaming policy on the table."),
         "compare": Command(f"{_HERE}.commands:compare", "Compare streaming with the ordinary policy."),
+        "lerobot": Command(f"{_HERE}.commands:lerobot", "Write a policy for LeRobot's own commands."),
     },
 )
 

@@ -185,6 +185,25 @@ def compare(
     return verbs.compare(arms, trials, needs="streaming-dp", replans=replans)
 
 
+def lerobot(*, model: Path, weights: Path, out: Path, stream: Spread[Stream] = Stream()) -> dict[str, str]:
+    """Write a policy directory that LeRobot's own commands run as a stream.
+
+    Args:
+        model: A directory that LeRobot saved with a policy of type diffusion.
+        weights: Its conversion, fine-tuned: the folder `model` of a training in Python.
+        out: The directory to make.
+        stream: How the buffer begins and is denoised.
+
+    Returns:
+        The folder, and the command that evaluates it.
+    """
+    from noiseworks.kits.policies.hosts.lerobot_control import evaluation_command
+    from noiseworks.streaming_dp.lerobot.attaching import write_lerobot
+
+    write_lerobot(model, weights, out, stream)
+    return {"folder": str(out), "run": evaluation_command(out, "noiseworks.streaming_dp.lerobot")}
+
+
 def check_policy(model: str) -> None:
     """Refuse a policy that is not there, before anything heavy is imported.
 

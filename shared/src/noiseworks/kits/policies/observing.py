@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from noiseworks.core.errors import InputError, NonFiniteError
 from torch import Tensor
 
-Shapes = Mapping[str, tuple[int, ...]]
+Shapes = Mapping[str, tuple[int, ...] | None]
 
 
 def check_observation(
@@ -18,7 +18,8 @@ def check_observation(
 
     Args:
         obs: Tensors by name.
-        shapes: Shape of one environment's single observation, by name; empty takes all entries of any shape.
+        shapes: Shape of one environment's single observation, by name, None for any; empty takes all entries of any
+            shape.
         lead: What stands before those shapes: [rows] or [rows, steps], None for any number.
         ids: The environments of the rows, for the message.
 
@@ -39,7 +40,8 @@ def check_observation(
         if not isinstance(value, Tensor):
             raise InputError(f"{name} must be a tensor, got {type(value).__name__}")
         rows = len(value) if rows is None and value.ndim else rows
-        expected = ((rows, *lead[1:]), tuple(shapes[name]) if name in shapes else None)
+        stated = shapes.get(name)
+        expected = ((rows, *lead[1:]), None if stated is None else tuple(stated))
         if ids is not None and len(value.shape) > 0 and len(value) != rows and value.shape[1:] == expected[1]:
             raise InputError(
                 f"expected observations of {rows} environments, got {name} of {len(value)}; reset before the batch "

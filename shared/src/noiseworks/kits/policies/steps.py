@@ -8,7 +8,8 @@ the clean actions and k' the level that a step leads to, the DDPM step (Ho et al
 
 and the DDIM step (Song et al. 2021, eq. 12 with eta 0) is x' = sqrt(abar_k') x0 + sqrt(1 - abar_k') eps. Both are
 linear in x0, x, the network's output and z, so a step is a row of four numbers; a number may also be one for each
-position of the sequence.
+position of the sequence. Flow matching's Euler step, x' = x + (sigma' - sigma) u with u noise less data, is such a
+row too (Lipman et al. 2023).
 """
 
 import warnings
@@ -24,6 +25,7 @@ from noiseworks.kits.policies.schedulers import Solver, sampling_scheduler
 from torch import Tensor
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+FLOW = "flow_prediction"
 VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large")
 
 
@@ -52,7 +54,8 @@ class StepTable:
         signal: sqrt(abar_k) of each step, tensors [] or [T, 1].
         sigma: sqrt(1 - abar_k) of each step, likewise.
         coefficients: A row for each step. Tensors, as numbers would be made into tensors anew at every use.
-        prediction_type: What the network predicts: `epsilon`, `sample` or `v_prediction`.
+        prediction_type: What the network predicts: `epsilon`, `sample`, `v_prediction` or, for flow matching,
+            `flow_prediction`, the noise less the data.
         clip: Bound of the predicted clean actions, or None.
     """
 
@@ -122,7 +125,7 @@ def step_table(
     sampler bit for bit.
 
     Args:
-        scheduler: A diffusers scheduler with `alphas_cumprod`.
+        scheduler: A diffusers scheduler with `alphas_cumprod`, or flow matching's Euler scheduler without a shift.
         steps: Decreasing indices.
         following: Level that each step leads to, -1 for the clean end; by default the list's next index.
         solver: `ddpm` or `ddim` (deterministic).
@@ -133,6 +136,8 @@ def step_table(
         UnsupportedHostError: When the scheduler is of another kind, learns its variance or thresholds.
     """
     check_choice("solver", solver, ("ddpm", "ddim"))
+    if is_flow(scheduler):
+        return _flow_table(scheduler, steps, following, solver)
     check_scheduler(scheduler)
     found = check_steps(steps, int(scheduler.config.num_train_timesteps))
     following = (*found[1:], -1) if following is None else tuple(following)
@@ -163,6 +168,12 @@ def sampler_table(scheduler: Any, solver: Solver, num_inference_steps: int | Non
         InputError: When the number of steps is out of range.
         UnsupportedHostError: When the scheduler is of another kind, learns its variance or thresholds.
     """
+    if is_flow(scheduler):
+        count = scheduler.config.num_train_timesteps
+        calls = count if num_inference_steps is None else num_inference_steps
+        check_number("num_inference_steps", calls, low=1, high=count, integer=True)
+        levels = [round(count * (1 - j / calls)) - 1 for j in range(calls)]
+        return step_table(scheduler, levels, [*levels[1:], -1], solver=solver)
     check_scheduler(scheduler)
     sampler = sampling_scheduler(scheduler, solver, num_inference_steps)
     steps = sampler.timesteps.tolist()
@@ -191,6 +202,41 @@ def step_row(
     if solver == "ddpm":
         return _ddpm_row(abar, abar_next, scheduler.config.get("variance_type", "fixed_small"), noisy)
     return _ddim_row(abar, abar_next, kind)
+
+
+def is_flow(scheduler: Any) -> bool:
+    """Return whether a scheduler is flow matching's Euler scheduler on equal levels, sigma = (k + 1) / N."""
+    config = getattr(scheduler, "config", {})
+    curved = ("use_dynamic_shifting", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+    return (
+        type(scheduler).__name__ == "FlowMatchEulerDiscreteScheduler"
+        and config.get("shift") == 1.0
+        and not any(config.get(name) for name in curved)
+    )
+
+
+def flow_times(count: int) -> Tensor:
+    """Return the times of a flow's levels, [N + 1]: 0 is noise, 1 is clean, level k lies at entry N - 1 - k."""
+    return torch.linspace(0, 1, count + 1)
+
+
+def _flow_table(
+    scheduler: Any, steps: Sequence[int], following: Sequence[int] | None, solver: Solver
+) -> StepTable:
+    """Return Euler steps x' = x + (t - t') u along the flow, with u the network's noise less data."""
+    if solver != "ddim":
+        raise InputError(
+            "a flow-matching policy has no DDPM step: use solver='ddim', which is Euler's step there"
+        )
+    count = int(scheduler.config.num_train_timesteps)
+    found = check_steps(steps, count)
+    following = (*found[1:], -1) if following is None else tuple(following)
+    times = flow_times(count)
+    place = [times[count - 1 - k] for k in found]
+    ends = [times[count - 1 - k] for k in following]
+    zero, one = torch.zeros(()), torch.ones(())
+    rows = (StepRow(zero, one, -(end - begin), None) for begin, end in zip(place, ends, strict=True))
+    return StepTable(found, tuple(place), tuple(1 - t for t in place), tuple(rows), FLOW, None)
 
 
 def _end(scheduler: Any, solver: Solver, table: Tensor) -> Tensor | None:
@@ -273,6 +319,9 @@ def predict_clean_(x0: Tensor, x: Tensor, output: Tensor, table: StepTable, j: i
         x0.div_(table.signal[j])
     elif table.prediction_type == "sample":
         x0.copy_(output)
+    elif table.prediction_type == FLOW:
+        torch.mul(output, table.sigma[j], out=x0)
+        torch.sub(x, x0, out=x0)
     else:
         # signal x - sigma output, without a second scratch.
         torch.div(x, table.sigma[j], out=x0)

@@ -38,6 +38,10 @@ def as_host(policy: Any, normalizer: "ActionNormalizer | None" = None) -> "Denoi
         from noiseworks.kits.policies.hosts.lerobot import LeRobotHost
 
         return LeRobotHost(policy, normalizer)
+    if all(hasattr(policy, name) for name in ("noise_predictor", "observation_encoder", "objective")):
+        from noiseworks.kits.policies.hosts.lerobot import MultiTaskHost
+
+        return MultiTaskHost(policy, normalizer)
     if normalizer is not None:
         raise InputError(
             f"{type(policy).__name__} has its own normaliser; only LeRobot's policies take another"
@@ -55,7 +59,7 @@ def as_host(policy: Any, normalizer: "ActionNormalizer | None" = None) -> "Denoi
         )
     raise UnsupportedHostError(
         f"{type(policy).__name__} is no diffusion policy that is known here: expected a host, LeRobot's "
-        "DiffusionPolicy or a policy of the diffusion_policy library"
+        "DiffusionPolicy or MultiTaskDiTPolicy, or a policy of the diffusion_policy library"
     )
 
 

@@ -1,4 +1,4 @@
-"""LeRobot's `DiffusionPolicy` as a host: sizes from its configuration, network and encoder from its attributes."""
+"""LeRobot's `DiffusionPolicy` and `MultiTaskDiTPolicy` as hosts: sizes from their configuration, parts by attribute."""
 
 import sys
 from collections.abc import Mapping
@@ -12,11 +12,13 @@ from noiseworks.core.artifacts import read_json, read_tensors
 from noiseworks.core.errors import ArtifactError, UnsupportedHostError
 from noiseworks.kits.policies.normalizer import LinearNormalizer
 from noiseworks.kits.policies.observing import check_observation
+from noiseworks.kits.policies.steps import flow_times
 from torch import Tensor
 
 if TYPE_CHECKING:
     from noiseworks.kits.policies.protocols import ActionNormalizer
 
+_LANGUAGE = ("observation.language.tokens", "observation.language.attention_mask")
 _IMAGES, _STATES = "observation.images", ("observation.state", "observation.environment_state")
 # The two numbers that each of LeRobot's modes maps to -1 and 1 (or, for the moments, to 0 and 1).
 _MODES = {"MIN_MAX": ("min", "max"), "QUANTILES": ("q01", "q99"), "QUANTILE10": ("q10", "q90")}
@@ -110,6 +112,73 @@ class LeRobotHost:
         """Return the network's output [B, T, Da] at diffusion steps k, [B] or one number."""
         steps = torch.as_tensor(k, device=x.device)
         return self.model.unet(x, steps.expand(len(x)) if steps.ndim == 0 else steps, global_cond=cond)
+
+
+class MultiTaskHost:
+    """A `DenoiserHost` on LeRobot's multi-task DiT policy, trained by diffusion or by flow matching.
+
+    Observations are its batch keys: `observation.state` [B, To, Ds], `observation.images.*`, and the instruction's
+    `observation.language.tokens` and `.attention_mask` [B, To, L], of which the last are read. A flow's levels are the
+    N = `num_integration_steps` of its configuration: level k is the time 1 - (k + 1) / N.
+
+    Args:
+        policy: The policy object.
+        normalizer: Of the actions; identity by default.
+
+    Raises:
+        UnsupportedHostError: When its objective is neither.
+    """
+
+    def __init__(self, policy: Any, normalizer: "ActionNormalizer | None" = None) -> None:
+        config = policy.config
+        self.flow = config.objective == "flow_matching"
+        if not self.flow and not hasattr(policy.objective, "noise_scheduler"):
+            raise UnsupportedHostError(
+                f"objective {config.objective!r} is not supported; use diffusion or flow_matching"
+            )
+        self.policy, self.model = policy, policy.noise_predictor
+        self.horizon, self.n_obs_steps = config.horizon, config.n_obs_steps
+        self.n_action_steps, self.action_dim = config.n_action_steps, config.action_feature.shape[0]
+        if self.flow:
+            from diffusers import FlowMatchEulerDiscreteScheduler
+
+            self.scheduler = FlowMatchEulerDiscreteScheduler(config.num_integration_steps)
+            self._times = flow_times(config.num_integration_steps).flip(0)[1:]
+        else:
+            self.scheduler = policy.objective.noise_scheduler
+        self.image_keys = list(config.image_features or ())
+        self.observation_shapes = {
+            name: tuple(feature.shape)
+            for name, feature in config.input_features.items()
+            if name in {*self.image_keys, _STATES[0]}
+        } | dict.fromkeys(_LANGUAGE)
+        self.normalizer = normalizer or LinearNormalizer.identity(self.action_dim)
+        policy.eval()
+
+    def encode(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """Return the condition [B, G] of observations with a time axis.
+
+        Raises:
+            InputError: When an entry is missing or has another shape.
+            NonFiniteError: When one holds NaN or infinity.
+        """
+        device = next(self.model.parameters()).device
+        found = check_observation(obs, self.observation_shapes, (None, self.n_obs_steps))
+        batch = {name: value.to(device) for name, value in found.items()}
+        for name in _LANGUAGE:
+            batch[name] = batch[name][:, -1]
+        if self.image_keys:
+            batch[_IMAGES] = torch.stack([batch[key] for key in self.image_keys], dim=-4)
+        return self.policy.observation_encoder.encode(batch)
+
+    def denoise(self, x: Tensor, k: Tensor | int, cond: Tensor) -> Tensor:
+        """Return the network's output [B, T, Da] at levels k, [B] or one number; a flow's as noise less data."""
+        steps = torch.as_tensor(k, device=x.device)
+        steps = steps.expand(len(x)) if steps.ndim == 0 else steps
+        if self.flow:
+            times = self._times.to(x.device, x.dtype)[steps]
+            return self.model(x, times, conditioning_vec=cond).neg()
+        return self.model(x, steps, conditioning_vec=cond)
 
 
 def load_lerobot(folder: str | Path, *, device: str = "cpu") -> LeRobotHost:
