@@ -91,7 +91,10 @@ _HOST_NAMES = (
     "card.json",
 )
 # What `save_pretrained` of diffusers, transformers and the policies writes, in one folder or one a component.
-HOST_FOLDER = FolderKind(None, (*_HOST_NAMES, *(f"*/{name}" for name in _HOST_NAMES)))
+# `pruned_denoiser.py` is what lets diffusers load a network of other sizes than its configuration can say.
+HOST_FOLDER = FolderKind(
+    None, (*_HOST_NAMES, *(f"*/{name}" for name in _HOST_NAMES), "*/pruned_denoiser.py")
+)
 
 
 def check_writable(path: str | Path) -> Path:

@@ -31,6 +31,11 @@ from .rows import prediction_of as prediction_of
 from .rows import replace_prediction as replace_prediction
 from .rows import take_rows as take_rows
 from .runs import Run as Run
+from .through import through_run as through_run
 from .tiny import FAMILIES as FAMILIES
 from .tiny import tiny_inputs as tiny_inputs
 from .tiny import tiny_pipeline as tiny_pipeline
+from .units import Units as Units
+from .units import find_units as find_units
+from .units import mask_units as mask_units
+from .units import remove_units as remove_units

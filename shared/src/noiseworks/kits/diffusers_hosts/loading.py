@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from noiseworks.core.errors import InputError, ModelNotFoundError, UnsupportedHostError
@@ -23,6 +23,9 @@ def load_pipeline(
     families: Sequence[str] | None = None,
 ) -> "DiffusionPipeline":
     """Load a diffusers pipeline by a directory, a hub id or `testbed:<name>`.
+
+    A directory whose denoiser was pruned by `remove_units` is loaded by this package's own class; none of the
+    directory's code is run.
 
     Args:
         name: The model's name; nothing is downloaded unless it is a hub id.
@@ -46,7 +49,7 @@ def load_pipeline(
         _check_family(name, LAYOUTS[_class_name(name, path)].family, families)
     try:
         with _quiet():
-            pipe = DiffusionPipeline.from_pretrained(path, dtype=dtype)
+            pipe = DiffusionPipeline.from_pretrained(path, dtype=dtype, **_pruned(path, dtype))
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
         raise ModelNotFoundError(f"the pipeline {name} cannot be loaded: {_first_line(error)}") from error
     except SafetensorError as error:
@@ -104,6 +107,22 @@ def _quiet() -> Iterator[None]:
             host.set_verbosity(verbosity)
             if bar:
                 host.enable_progress_bar()
+
+
+def _pruned(path: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Return the components of a directory that are of `pruned_denoiser`'s classes."""
+    if not Path(path).is_dir():
+        return {}
+    from noiseworks.kits.diffusers_hosts import pruned_denoiser
+
+    index = json.loads((Path(path) / "model_index.json").read_text())
+    named = {name: entry for name, entry in index.items() if isinstance(entry, list)}
+    classes = {cls.__name__: cls for cls in pruned_denoiser.CLASSES}
+    return {
+        name: classes[cls].from_pretrained(Path(path) / name, dtype=dtype)
+        for name, (library, cls) in named.items()
+        if library == pruned_denoiser.FILE and cls in classes
+    }
 
 
 def _class_name(name: str | Path, path: str) -> str:

@@ -1,0 +1,10 @@
+from .evaluation import pruned_copy as pruned_copy
+from .learning import learn_masks as learn_masks
+from .masks import MaskSet as MaskSet
+from .objective import Runs as Runs
+from .options import Cut as Cut
+from .options import Learning as Learning
+from .options import Recovery as Recovery
+from .options import Sampling as Sampling
+from .recovery import recover as recover
+from .selection import select as select
