@@ -92,9 +92,7 @@ _HOST_NAMES = (
 )
 # What `save_pretrained` of diffusers, transformers and the policies writes, in one folder or one a component.
 # `pruned_denoiser.py` is what lets diffusers load a network of other sizes than its configuration can say.
-HOST_FOLDER = FolderKind(
-    None, (*_HOST_NAMES, *(f"*/{name}" for name in _HOST_NAMES), "*/pruned_denoiser.py")
-)
+HOST_FOLDER = FolderKind(None, (*_HOST_NAMES, *(f"*/{name}" for name in _HOST_NAMES), "*/pruned_denoiser.py"))
 
 
 def check_writable(path: str | Path) -> Path:
