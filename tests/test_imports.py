@@ -25,6 +25,7 @@ EXTRA_FILES = {
     "image-tuning": ("*/kits/image_tuning/*",),
     "rl": ("*/kits/rl/*", "*/kits/policies/testing.py"),
     "lerobot": ("*/kits/policies/testing.py",),
+    "backbones": ("*/kits/backbones/*",),
     "metaworld": ("*/testbeds/metaworld/*",),
     "tabletop": ("*/testbeds/tabletop/*",),
     "maze": ("*/testbeds/maze/*",),
