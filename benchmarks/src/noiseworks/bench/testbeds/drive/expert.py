@@ -1,0 +1,125 @@
+"""The expert: on every route proposals of offset and speed, driven and scored; one good route is taken at random."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from noiseworks.bench.testbeds.drive.generating import ROUTES, Drawn, draw
+from noiseworks.core.errors import InputError
+from noiseworks.kits.driving.proposals import propose
+from noiseworks.kits.driving.scenes import Scenes, join
+from noiseworks.kits.driving.scoring import score_plans
+from noiseworks.kits.driving.tracking import SPACING
+
+GOOD = 0.8  # a route on which no proposal reaches this score is not admissible
+ATTEMPTS = 20
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Scenes with the expert's plans.
+
+    Attributes:
+        scenes: Admissible are the routes that can be driven well; chosen is the one that the expert took.
+        plans: The expert's poses each half second, [B, 8, 3].
+        ends: Where the expert would have ended on each route, [B, R, 2].
+        reference: Metres of progress of the best proposal on the chosen route, [B].
+        scores: The expert's score, [B].
+        templates: Index in `TEMPLATES`, int [B].
+    """
+
+    scenes: Scenes
+    plans: np.ndarray
+    ends: np.ndarray
+    reference: np.ndarray
+    scores: np.ndarray
+    templates: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: slice | np.ndarray) -> "Labelled":
+        return Labelled(
+            self.scenes[index],
+            self.plans[index],
+            self.ends[index],
+            self.reference[index],
+            self.scores[index],
+            self.templates[index],
+        )
+
+
+def label(seed: int, count: int, *, start: int = 0, progress: object = None) -> Labelled:
+    """Return scenes `start` to `start + count` of a seed with the expert's plans.
+
+    A scene in which no route can be driven well is drawn anew; what it becomes depends on (seed, index) alone.
+
+    Args:
+        seed: Of the set.
+        count: Number of scenes.
+        start: Index of the first one.
+        progress: Called with (scenes done, in all), or None.
+
+    Raises:
+        InputError: When a scene cannot be made drivable.
+    """
+    parts = []
+    for first in range(start, start + count, BATCH):
+        indices = np.arange(first, min(first + BATCH, start + count))
+        parts.append(_label_batch(seed, indices))
+        if callable(progress):
+            progress(int(indices[-1]) + 1 - start, count)
+    return _joined(parts)
+
+
+def _label_batch(seed: int, indices: np.ndarray) -> Labelled:
+    parts, left = [], indices
+    for attempt in range(ATTEMPTS):
+        found, good = drive(draw(seed, left, attempt))
+        parts.append((left[good], found[good]))
+        left = left[~good]
+        if not len(left):
+            break
+    else:
+        raise InputError(f"no route can be driven well in scene {left[0]} of seed {seed}")
+    order = np.argsort(np.concatenate([where for where, _ in parts]))
+    return _joined([part for _, part in parts])[order]
+
+
+def drive(drawn: Drawn) -> tuple[Labelled, np.ndarray]:
+    """Drive every route of scenes; return the labels and which scenes have a route that can be driven well."""
+    scenes, batch = drawn.scenes, len(drawn.scenes)
+    rows = np.arange(batch)
+    best = np.full((batch, ROUTES), -1.0)
+    plans, far = np.zeros((batch, ROUTES, 8, 3)), np.zeros((batch, ROUTES))
+    for route in range(ROUTES):
+        here = np.flatnonzero(scenes.admissible[:, route])
+        if not len(here):
+            continue
+        part = replace(scenes[here], chosen=np.full(len(here), route))
+        proposals = propose(part, part.route)[:, :, SPACING::SPACING]
+        found = score_plans(proposals, part)
+        pick = found.score.argmax(axis=1)
+        mine = np.arange(len(here))
+        best[here, route], plans[here, route] = found.score[mine, pick], proposals[mine, pick]
+        far[here, route] = found.raw_progress.max(axis=1)
+    admissible = best >= GOOD
+    count = admissible.sum(axis=1)
+    # The k-th admissible route, k uniform.
+    rank = np.minimum((drawn.picks * count).astype(np.int64), np.maximum(count - 1, 0))
+    chosen = (np.cumsum(admissible, axis=1) == rank[:, None] + 1).argmax(axis=1)
+    labelled = Labelled(
+        replace(scenes, admissible=admissible, chosen=chosen),
+        plans[rows, chosen],
+        plans[:, :, -1, :2],
+        far[rows, chosen],
+        best[rows, chosen],
+        drawn.templates,
+    )
+    return labelled, count > 0
+
+
+def _joined(parts: list[Labelled]) -> Labelled:
+    names = ("plans", "ends", "reference", "scores", "templates")
+    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return Labelled(scenes=join([part.scenes for part in parts]), **arrays)

@@ -1,0 +1,12 @@
+from .proposals import drive_along as drive_along
+from .proposals import propose as propose
+from .scenes import Scenes as Scenes
+from .scoring import TERMS as TERMS
+from .scoring import Scores as Scores
+from .scoring import combine as combine
+from .scoring import score as score
+from .scoring import score_plans as score_plans
+from .tracking import States as States
+from .tracking import interpolate as interpolate
+from .tracking import rollout as rollout
+from .tracking import track as track
