@@ -200,7 +200,7 @@ def _drive(
         heading = np.arctan2(delta[..., 1], delta[..., 0])
         before = tracks[:, :VEHICLES, max(step - 1, 0), 2]
         tracks[:, :VEHICLES, step, 2] = np.where(still, before, heading)
-        moves[:, :VEHICLES, step] = np.where(path >= 0, pace, 0)
+        moves[:, :VEHICLES, step] = np.where((path >= 0) & ~still, pace, 0)
         gaps = np.where(
             same & (along[:, None] > along[:, :, None]), along[:, None] - along[:, :, None], 200.0
         )

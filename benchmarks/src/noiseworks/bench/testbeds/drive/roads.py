@@ -179,7 +179,7 @@ def blocked(rng: np.random.Generator) -> Road:
     """Return three lanes with a vehicle parked in the middle one, which may be passed on either side."""
     road = Road(limit=float(rng.uniform(7, 11)), speeds=(2.0, 8.0))
     _parallel(road, [0.0, LANE, -LANE], 1)
-    there = float(rng.uniform(24, 38))
+    there = float(rng.uniform(21, 31))
     road.parked.append((there, 0.0, 0.0))
     for command, shift in ((LEFT, LANE), (RIGHT, -LANE)):
         road.routes.append(lane_change(2.0, there - 7.0, shift))

@@ -1,0 +1,12 @@
+from .decoder import CascadeDecoder as CascadeDecoder
+from .decoder import Scene as Scene
+from .options import Architecture as Architecture
+from .options import Denoising as Denoising
+from .options import Fitting as Fitting
+from .planner import Planner as Planner
+from .planner import TruncatedHead as TruncatedHead
+from .plans import Plans as Plans
+from .plans import diversity as diversity
+from .training import fit_planner as fit_planner
+from .truncation import Normalizer as Normalizer
+from .truncation import fit_anchors as fit_anchors

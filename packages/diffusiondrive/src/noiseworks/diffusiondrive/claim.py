@@ -1,0 +1,159 @@
+"""The claim: two calls from anchors plan better than twenty from noise, and than a plan that averages.
+
+On scenes of `drive` where junctions and blocked lanes leave several routes open and nothing says which. All planners
+have the same backbone and training. Planners without anchored diffusion are the paper's baselines; anchors that are
+only chosen, and a decoder without its cascade, are its ablations.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from noiseworks.bench.claims import (
+    Arm,
+    Claim,
+    Context,
+    Floor,
+    Measurement,
+    Scale,
+    at_least,
+    at_most,
+)
+
+if TYPE_CHECKING:
+    from noiseworks.bench.testbeds.drive import Labelled
+    from noiseworks.diffusiondrive.planner import Planner
+    from torch import Tensor
+
+PACKAGE = "noiseworks.diffusiondrive"
+TRAIN_SEED = 0  # all judging seeds learn from the same scenes; test scenes are the seed's own
+ARMS = (
+    Arm("regression", "regression, one plan", "baseline"),
+    Arm("diffusion", "diffusion from noise, 20 calls", "baseline"),
+    Arm("anchors", "anchors, classified", "naive"),
+    Arm("no_cascade", "truncated, no cascade, 2 calls", "reference"),
+    Arm("diffusiondrive", "DiffusionDrive, 2 calls", "method"),
+    Arm("consistent", "DiffusionDrive, consistent steps", "method"),
+)
+DESIGNS = ("regression", "diffusion", "anchors", "no_cascade", "diffusiondrive")
+
+
+@dataclass
+class Shared:
+    """What the arms of a seed share: the planners, the test scenes, and seconds of a plan."""
+
+    planners: "dict[str, Planner]"
+    labelled: "Labelled"
+    table: "dict[str, Tensor]"
+    seconds: dict[str, tuple[float, ...]]
+
+
+def prepare(seed: int, context: Context) -> Shared:
+    """Train the planners, or load the shipped ones; make the test scenes; time plans, arms in turn."""
+    from noiseworks.bench import shipped
+    from noiseworks.core.timing import in_turns
+    from noiseworks.diffusiondrive.data import plan_all, scenes_of
+    from noiseworks.diffusiondrive.options import Architecture, Fitting, SceneSet
+    from noiseworks.diffusiondrive.planner import Planner
+    from noiseworks.diffusiondrive.training import fit_planner
+
+    sizes = context.settings
+    planners = {}
+    if sizes["fit"]:
+        _, table = scenes_of(SceneSet(scenes=sizes["train"], scene_seed=TRAIN_SEED))
+        fitting = Fitting(max_steps=sizes["fit"], batch_size=sizes["batch"], seed=seed, device="cpu")
+        for design in DESIGNS:
+            context.progress(DESIGNS.index(design), len(DESIGNS), f"train {design}")
+            architecture = Architecture(design=design, width=sizes["width"])
+            made = planners[design] = fit_planner(table, architecture, fitting, progress=False)
+            shipped.save(context.folder, design, made.config(), made.state_dict())
+    else:
+        for design in DESIGNS:
+            planners[design] = Planner.from_parts(*shipped.load(PACKAGE, design), path=design)
+    labelled, table = scenes_of(SceneSet(scenes=sizes["test"], scene_seed=seed))
+    one = {name: rows[:1] for name, rows in table.items()}
+    arms = {arm.name: lambda turn, name=arm.name: plan_all(*of_arm(name, planners, one)) for arm in ARMS}
+    times = in_turns(arms, sizes["turns"], warmup=1)
+    return Shared(planners, labelled, table, {name: found.seconds for name, found in times.items()})
+
+
+def of_arm(arm: str, planners: "dict[str, Planner]", table: "dict[str, Tensor]") -> tuple[Any, ...]:
+    """Return the planner, table and denoising of an arm."""
+    from noiseworks.diffusiondrive.options import Denoising
+
+    stepping = "consistent" if arm == "consistent" else "reference"
+    return planners.get(arm, planners["diffusiondrive"]), table, Denoising(stepping=stepping)
+
+
+def run(arm: str, shared: Shared, context: Context) -> Measurement:
+    """Measure one arm on the test scenes."""
+    from noiseworks.diffusiondrive.data import plan_all
+    from noiseworks.diffusiondrive.evaluation import judge
+    from noiseworks.diffusiondrive.pictures import grid
+    from noiseworks.diffusiondrive.sanity import sanity
+
+    plans = plan_all(*of_arm(arm, shared.planners, shared.table))
+    judged = judge(plans, shared.labelled, diverse=context.settings["diverse"])
+    several = shared.labelled.scenes.admissible.sum(axis=1) > 1
+    metrics: dict[str, Any] = {
+        "pdms": judged.scores.score[:, 0].tolist(),
+        "drivable": judged.scores.drivable_area[:, 0].tolist(),
+        "collisions": judged.scores.no_collision[:, 0].tolist(),
+        "ade": judged.ade.tolist(),
+        "covered": judged.covered[several].tolist(),
+        "diversity": judged.diverse[: context.settings["diverse"]].tolist(),
+        "calls": judged.calls,
+        "milliseconds": [1e3 * value for value in shared.seconds[arm]],
+    }
+    notes, images = (), {}
+    if arm == "diffusiondrive":
+        known = ", ".join(f"{name} {value:.3f}" for name, value in sanity(shared.labelled).items())
+        notes = (f"PDM score of planners that do not learn: {known}.",)
+    if arm in ("diffusiondrive", "diffusion"):
+        grid(shared.labelled, plans, context.folder / f"{arm}.png")
+        images[f"{arm}: all modes, the chosen one strong, the expert's plan in green"] = (
+            context.folder / f"{arm}.png"
+        )
+    return Measurement(metrics, images=images, notes=notes)
+
+
+CLAIM = Claim(
+    method="diffusiondrive",
+    paper="DiffusionDrive: Truncated Diffusion Model for End-to-End Autonomous Driving (CVPR 2025, arXiv 2411.15139)",
+    statement="Two denoising calls from anchors plan better than twenty from noise, and keep the ways apart.",
+    testbed="drive",
+    arms=ARMS,
+    targets=(
+        at_least("pdms", "diffusiondrive", "regression", difference=0.05, name="PDM score over regression"),
+        at_least("pdms", "diffusiondrive", "diffusion", difference=0.02, name="PDM score over diffusion"),
+        at_most("calls", "diffusiondrive", "diffusion", ratio=0.1, name="network calls"),
+        at_least("covered", "diffusiondrive", "diffusion", difference=0.3, name="routes covered"),
+        at_least("diversity", "diffusiondrive", "diffusion", ratio=3.0, name="diversity"),
+    ),
+    scales={
+        "smoke": Scale(
+            (500,),
+            300,
+            {"fit": 2, "train": 40, "test": 16, "batch": 8, "width": 16, "turns": 1, "diverse": 1},
+        ),
+        "quick": Scale((500,), 120, {"fit": 0, "test": 160, "turns": 5, "diverse": 6}),
+        "laptop": Scale(
+            (1000,),
+            1500,
+            {"fit": 900, "train": 4000, "test": 600, "batch": 64, "width": 48, "turns": 20, "diverse": 24},
+        ),
+    },
+    prepare=prepare,
+    run=run,
+    preconditions=(Floor("diffusiondrive", "pdms", 0.3, "the planner's PDM score is only {:.2f}"),),
+    units="scene",
+    columns={
+        "pdms": "PDM score",
+        "drivable": "on the road",
+        "collisions": "no collision at fault",
+        "ade": "nearest mode, m",
+        "covered": "routes covered",
+        "diversity": "diversity",
+        "calls": "network calls",
+        "milliseconds": "ms a plan",
+    },
+)

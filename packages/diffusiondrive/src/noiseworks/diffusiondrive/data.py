@@ -1,0 +1,55 @@
+"""Scenes of the testbed as a planner's tables."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from noiseworks.diffusiondrive.options import Denoising, SceneSet
+from noiseworks.diffusiondrive.planner import Planner
+from noiseworks.diffusiondrive.plans import Plans
+from noiseworks.diffusiondrive.training import agents_of
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from noiseworks.bench.testbeds.drive import Labelled
+
+BATCH = 64
+
+
+def scenes_of(
+    which: SceneSet, progress: Callable[..., None] | None = None
+) -> "tuple[Labelled, dict[str, Tensor]]":
+    """Return labelled scenes, and what a planner learns from: `view`, `status`, `plan`, `agents`.
+
+    Raises:
+        InputError: When noiseworks-bench, which has the testbed, is not installed.
+    """
+    from noiseworks.core.errors import InputError
+
+    try:
+        from noiseworks.bench.testbeds.drive import label, observe
+    except ImportError as error:
+        raise InputError(
+            "the scenes come from noiseworks-bench: pip install 'noiseworks-diffusiondrive[bench]'"
+        ) from error
+    labelled = label(which.scene_seed, which.scenes, progress=progress)
+    view, status = observe(labelled.scenes, commanded=which.commanded)
+    table = {
+        "view": torch.as_tensor(view),
+        "status": torch.as_tensor(status),
+        "plan": torch.as_tensor(labelled.plans, dtype=torch.float32),
+        "agents": agents_of(labelled.scenes),
+    }
+    return labelled, table
+
+
+def plan_all(planner: Planner, table: dict[str, Tensor], denoising: Denoising) -> Plans:
+    """Return the plans of all scenes of a table, in batches."""
+    generator = torch.Generator().manual_seed(denoising.seed)
+    parts = []
+    for first in range(0, len(table["view"]), BATCH):
+        rows = slice(first, first + BATCH)
+        view = table["view"][rows].float() / 127
+        parts.append(planner.plan(view, table["status"][rows], denoising, generator=generator))
+    poses, scores = (torch.cat([getattr(part, name) for part in parts]) for name in ("poses", "scores"))
+    return Plans(poses, scores, parts[0].calls)

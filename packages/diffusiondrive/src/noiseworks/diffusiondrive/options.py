@@ -1,0 +1,88 @@
+"""The options of the commands; nothing heavy is imported."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from noiseworks.core.errors import InputError
+from noiseworks.core.options import Options, at_least, at_most, below
+from noiseworks.kits.training.options import Fit
+
+Stepping = Literal["reference", "consistent"]
+Design = Literal["diffusiondrive", "no_cascade", "regression", "anchors", "diffusion"]
+
+
+@dataclass(frozen=True)
+class Architecture(Options):
+    """Sizes of a planner.
+
+    Attributes:
+        design: diffusiondrive; no_cascade, one decoder layer that does not look at the view along the plan;
+            regression, one plan by an L1 loss; anchors, which of the anchors to take; or diffusion, from pure noise.
+        width: Channels d of features and queries, a multiple of 8.
+        modes: Anchors N.
+        layers: Cascaded decoder layers.
+        ffn_residual: Whether the decoder's feed-forward blocks add their input, which the authors' do not.
+    """
+
+    design: Design = "diffusiondrive"
+    width: Annotated[int, at_least(8)] = 64
+    modes: Annotated[int, at_least(2), at_most(256)] = 20
+    layers: Annotated[int, at_least(1), at_most(4)] = 2
+    ffn_residual: bool = False
+
+    def check(self) -> None:
+        """Refuse a width that eight attention heads cannot share.
+
+        Raises:
+            InputError: Naming the width.
+        """
+        if self.width % 8:
+            raise InputError(f"width must be a multiple of 8, got {self.width}")
+
+
+@dataclass(frozen=True)
+class Denoising(Options):
+    """How a plan is denoised.
+
+    Attributes:
+        stepping: reference, as the released code does it: the first call's prediction moves the plan from level 10 to 9
+            only; or consistent, which moves it to the next level that is evaluated.
+        steps: Network calls S. Their levels are round(20 i / S) for i = S - 1 to 0: 10 and 0 for two.
+        start: Level of the noise on the anchors; by default 8 for reference and the first level for consistent.
+        seed: Of the noise.
+    """
+
+    stepping: Stepping = "reference"
+    steps: Annotated[int, at_least(1), at_most(20)] = 2
+    start: Annotated[int | None, at_least(0), below(1000)] = None
+    seed: Annotated[int, at_least(0), below(2**63)] = 0
+
+
+@dataclass(frozen=True)
+class SceneSet(Options):
+    """Scenes of the testbed `drive`.
+
+    Attributes:
+        scenes: How many.
+        scene_seed: Of the set; scene i depends on seed and i alone.
+        commanded: Whether the planner is told which way to turn.
+    """
+
+    scenes: Annotated[int, at_least(2)] = 1000
+    scene_seed: Annotated[int, at_least(0), below(2**31)] = 0
+    commanded: bool = False
+
+
+@dataclass(frozen=True)
+class Fitting(Fit):
+    """Length, seed, hardware and bookkeeping of a training run.
+
+    Attributes:
+        max_steps: Optimiser steps of the whole run.
+        batch_size: Scenes of a batch, over all processes.
+        learning_rate: Peak of AdamW's rate: up over the first 3 % of the steps, then along a cosine to 1e-6.
+    """
+
+    max_steps: Annotated[int, at_least(1)] = 6000
+    batch_size: Annotated[int, at_least(1)] = 64
+    learning_rate: Annotated[float, at_least(0)] = 6e-4

@@ -1,0 +1,102 @@
+"""Training of planners on recorded scenes."""
+
+import math
+
+import lightning as L  # noqa: TID253
+import numpy as np
+import torch
+from noiseworks.diffusiondrive.options import Architecture, Fitting
+from noiseworks.diffusiondrive.planner import Planner
+from noiseworks.diffusiondrive.truncation import Normalizer, fit_anchors
+from noiseworks.kits.driving import Scenes
+from noiseworks.kits.driving.scenes import NOTHING
+from noiseworks.kits.training import Batches, Run, fit
+from torch import Tensor
+
+WARM_UP, LAST_RATE, WEIGHT_DECAY = 0.03, 1e-6, 1e-4
+AGENTS = 12
+
+
+class PlannerModule(L.LightningModule):
+    """The planner's losses, AdamW, and a rate that rises and falls along a cosine.
+
+    Args:
+        planner: What is trained.
+        options: Length and rate.
+    """
+
+    def __init__(self, planner: Planner, options: Fitting) -> None:
+        super().__init__()
+        self.planner, self.total, self.rate = planner, options.max_steps, options.learning_rate
+
+    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
+        """Return the loss of a batch; views are int8 in units of 1/127."""
+        view = batch["view"].float() / 127
+        losses = self.planner.loss(view, batch["status"], batch["plan"], batch["agents"])
+        for name, value in losses.items():
+            self.log(name, value, prog_bar=name == "loss")
+        return losses["loss"]
+
+    def configure_optimizers(self) -> dict:
+        """Return AdamW with the rate of `share_of_rate`."""
+        optimizer = torch.optim.AdamW(self.planner.parameters(), self.rate, weight_decay=WEIGHT_DECAY)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: share_of_rate(step, self.total, self.rate)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def share_of_rate(step: int, total: int, rate: float) -> float:
+    """Return a step's share of the peak rate: linear over the first 3 %, then a cosine to 1e-6."""
+    warm = max(1, round(WARM_UP * total))
+    if step < warm:
+        return (step + 1) / warm
+    low = LAST_RATE / max(rate, LAST_RATE)
+    done = (step - warm) / max(1, total - warm)
+    return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def agents_of(scenes: Scenes) -> Tensor:
+    """Return the twelve nearest objects (x, y, heading, length, width, whether there is one), [B, 12, 6]."""
+    now = np.concatenate((scenes.tracks[:, :, 0], scenes.sizes), axis=-1)
+    real = scenes.kinds != NOTHING
+    distance = np.where(real, np.linalg.norm(now[..., :2], axis=-1), np.inf)
+    order = distance.argsort(axis=1)[:, :AGENTS]
+    rows = np.arange(len(scenes))[:, None]
+    near = np.where(np.isfinite(distance[rows, order]), real[rows, order], False)
+    return torch.as_tensor(np.concatenate((now[rows, order], near[..., None]), axis=-1), dtype=torch.float32)
+
+
+def fit_planner(
+    table: dict[str, Tensor],
+    architecture: Architecture,
+    options: Fitting,
+    run: Run | None = None,
+    *,
+    about: dict[str, object] | None = None,
+    progress: bool = True,
+) -> Planner:
+    """Return a planner trained on scenes.
+
+    Args:
+        table: `view` int8 [B, C, S, S], `status` [B, 8], `plan` [B, 8, 3], `agents` [B, 12, 6].
+        architecture: Design and sizes.
+        options: Length and bookkeeping.
+        run: The open run, None to keep nothing on the way.
+        about: What it was trained on, for JSON.
+        progress: Whether to show a bar.
+
+    Raises:
+        InputError: When there are fewer scenes than a batch, or fewer different plans than anchors.
+        NonFiniteError: When the loss is not finite.
+    """
+    plans = table["plan"].numpy()
+    anchors = fit_anchors(plans, architecture.modes, seed=0)
+    channels, size = table["view"].shape[1:3]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        view = (channels, size, size / 2)
+        planner = Planner(architecture, anchors, Normalizer.fit(plans), view, about)
+        batches = Batches(table, options.batch_size, seed=options.seed)
+        fit(PlannerModule(planner, options), batches, run=run, options=options, clip=None, progress=progress)
+    return planner.eval().requires_grad_(False)

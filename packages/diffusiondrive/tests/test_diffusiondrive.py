@@ -1,0 +1,267 @@
+"""Each equation against numbers of the authors' code or closed forms, and what must not depend on what."""
+
+import numpy as np
+import pytest
+import torch
+from noiseworks.core.errors import ArtifactError, InputError
+from noiseworks.diffusiondrive import Architecture, Denoising, Normalizer, Plans, diversity, fit_anchors
+from noiseworks.diffusiondrive.baselines import with_headings
+from noiseworks.diffusiondrive.decoder import DecoderLayer, Scene, embed_points
+from noiseworks.diffusiondrive.losses import agent_loss, focal_loss, positive_mode
+from noiseworks.diffusiondrive.planner import Planner
+from noiseworks.diffusiondrive.truncation import (
+    alphas_cumprod,
+    check_anchors,
+    ddim,
+    levels_of,
+    next_level,
+    start_of,
+)
+
+
+def planner(design="diffusiondrive"):
+    times = 0.5 * torch.arange(1, 9)
+    anchors = torch.stack([torch.stack((5 * times, side * times), -1) for side in (-1.0, 0.0, 1.0)])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        architecture = Architecture(design=design, width=16, modes=3)
+        return Planner(architecture, anchors, Normalizer.navsim()).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def scene():
+    generator = torch.Generator().manual_seed(1)
+    parts = (torch.randn(2, 16, *size, generator=generator) for size in ((8, 8), (5,), (1,)))
+    view, agents, ego = parts
+    return Scene(view, agents.mT, ego.mT)
+
+
+def randomised(module):
+    """Give every parameter another value, so that nothing is hidden by an initial zero."""
+    generator = torch.Generator().manual_seed(2)
+    for parameter in module.parameters():
+        parameter.data = parameter + 0.3 * torch.randn(parameter.shape, generator=generator)
+    return module
+
+
+# --- Truncation ---
+
+
+@pytest.mark.parametrize(("level", "sigma"), [(8, 0.0315886), (10, 0.0353650), (49, 0.0942538)])
+def test_noise_of_the_truncated_levels(level, sigma):
+    assert float((1 - alphas_cumprod()[level]).sqrt()) == pytest.approx(
+        sigma, abs=1e-6
+    )  # the release computes in float32
+
+
+def test_the_schedule_ends_where_diffusers_does():
+    bars = alphas_cumprod()
+    assert float(bars[0]) == pytest.approx(0.9999)
+    assert float(bars[999]) == pytest.approx(7.3341e-4, rel=1e-4)
+
+
+def test_steps_between_levels():
+    half, fifth, two = (torch.tensor(value, dtype=torch.float64) for value in (0.5, 0.2, 2.0))
+    assert float(ddim(half, fifth, 10, 9)) == pytest.approx(0.4843, abs=5e-5)
+    assert float(ddim(half, fifth, 10, 0)) == pytest.approx(0.28486, abs=5e-6)
+    assert float(ddim(half, fifth, 0, -1)) == pytest.approx(0.2)
+    assert float(ddim(half, two, 0, -1)) == 1.0
+
+
+def test_levels_and_starts_of_both_ways():
+    assert levels_of(2) == [10, 0]
+    assert levels_of(1) == [0]
+    assert levels_of(4) == [15, 10, 5, 0]
+    assert [next_level([10, 0], index, "reference") for index in (0, 1)] == [9, -1]
+    assert [next_level([10, 0], index, "consistent") for index in (0, 1)] == [0, -1]
+    assert start_of(Denoising()) == 8
+    assert start_of(Denoising(stepping="consistent", steps=4)) == 15
+    assert start_of(Denoising(start=3)) == 3
+
+
+def test_the_normaliser_of_the_release_and_one_of_data():
+    navsim = Normalizer.navsim()
+    assert navsim.normalize(torch.zeros(2, dtype=torch.float64)).tolist() == pytest.approx(
+        [-0.9578207, -0.1304348]
+    )
+    plans = np.random.default_rng(0).normal(size=(50, 8, 3)) * 9
+    own = Normalizer.fit(plans)
+    points = torch.as_tensor(plans[..., :2])
+    assert float(own.normalize(points).abs().max()) == pytest.approx(1 / 1.04)
+    assert torch.allclose(own.denormalize(own.normalize(points)), points)
+
+
+def test_anchors_are_the_means_of_clusters_sorted_by_angle():
+    rng = np.random.default_rng(0)
+    ends = np.array([(10.0, -5.0), (10.0, 5.0), (12.0, 0.0)])
+    ways = ends[:, None] * (np.arange(1, 9) / 8)[:, None]
+    plans = np.concatenate([way + 0.01 * rng.normal(size=(20, 8, 2)) for way in ways])
+    anchors = fit_anchors(plans, 3)
+    assert anchors[:, -1].numpy() == pytest.approx(ends[[0, 2, 1]], abs=0.02)
+    with pytest.raises(InputError, match="different plans"):
+        fit_anchors(np.repeat(plans[:1], 5, axis=0), 3)
+    for bad, words in ((anchors[:, :6], "8, 2"), (anchors * np.nan, "NaN"), (anchors * 99, "range")):
+        with pytest.raises(InputError, match=words):
+            check_anchors(bad, Normalizer.navsim(), 8)
+
+
+# --- The decoder ---
+
+
+def test_embedded_points():
+    found = embed_points(torch.tensor([[1.25, -0.5]], dtype=torch.float64))
+    assert found[:4].tolist() == pytest.approx([0, -1, -0.98088, -0.19460], abs=1e-5)
+    assert found[32:36].tolist() == pytest.approx([1, 0, -0.95658, -0.29148], abs=1e-5)
+    whole = embed_points(torch.tensor([[3.0, 7.0]], dtype=torch.float64))
+    assert whole[[0, 32]].tolist() == pytest.approx([0, 0], abs=1e-12)
+
+
+def test_a_plans_points_weigh_the_same_at_the_beginning():
+    layer = DecoderLayer(16, 8, 32.0)
+    assert torch.equal(layer.sampled.weights(torch.randn(2, 16)).softmax(-1), torch.full((2, 8), 1 / 8))
+
+
+def test_the_view_is_sampled_with_x_along_rows(scene):
+    layer = DecoderLayer(16, 8, 4.0).eval()
+    values = torch.zeros(1, 16, 8, 8)
+    values[:, :, 6, 1] = 1.0  # the cell of x in [2, 3], y in [-3, -2]
+    points = torch.tensor([2.5, -2.5]).expand(1, 1, 8, 2)
+    torch.nn.init.eye_(layer.sampled.out.weight)
+    assert torch.allclose(layer.sampled(torch.zeros(1, 1, 16), points, values), torch.ones(1, 1, 16))
+
+
+def test_a_layer_equals_the_written_out_one(scene):
+    """With torch's own attention modules for agents and ego, and the convolution made anew in the step."""
+    layer = randomised(DecoderLayer(16, 8, 32.0)).eval()
+    queries, points, level = torch.randn(2, 3, 16), 20 * torch.randn(2, 3, 8, 2), torch.randn(2, 16)
+    poses, scores = layer(queries, points, layer.hoist(scene), level)
+    values = layer.sampled.value(scene.view).relu()
+    grid = torch.stack((points[..., 1], points[..., 0]), -1) / 32
+    seen = torch.nn.functional.grid_sample(values, grid, align_corners=False).permute(0, 2, 3, 1)
+    weights = layer.sampled.weights(queries).softmax(-1)[..., None]
+    q = queries + layer.sampled.out((weights * seen).sum(2))
+    q = layer.norms[0](q + layer.agents(q, scene.agents, scene.agents)[0])
+    q = layer.norms[1](q + layer.ego(q, scene.ego, scene.ego)[0])
+    q = layer.norms[2](layer.feed_forward(q))
+    scale, shift = layer.modulation(level).chunk(2, -1)
+    q = q * (1 + scale[:, None]) + shift[:, None]
+    assert torch.allclose(scores, layer.score(q)[..., 0], atol=1e-5)
+    assert torch.allclose(poses[..., :2], layer.plan(q).unflatten(-1, (8, 3))[..., :2] + points, atol=1e-4)
+    assert poses[..., 2].abs().max() <= torch.pi
+
+
+def test_modes_do_not_mix(scene):
+    head = randomised(planner().head)
+    x, order = torch.randn(2, 3, 8, 2), torch.tensor([2, 0])
+    poses, scores = head.step(x, head.decoder.hoist(scene), 10)
+    some, of_some = head.step(x[:, order], head.decoder.hoist(scene), 10)
+    assert torch.allclose(poses[:, order], some, atol=1e-5)
+    assert torch.allclose(scores[:, order], of_some, atol=1e-5)
+
+
+def test_some_modes_may_be_drawn_and_all_are_the_default(scene):
+    head = planner().head
+    every = head.plan(scene, Denoising(), modes=torch.arange(3))
+    assert torch.equal(every.poses, head.plan(scene, Denoising()).poses)
+    assert head.plan(scene, Denoising(steps=3), modes=torch.tensor([1])).poses.shape == (2, 1, 8, 3)
+
+
+def test_with_heads_of_zero_the_plans_are_the_noisy_anchors(scene):
+    head = planner().head
+    for layer in head.decoder.layers:
+        torch.nn.init.zeros_(layer.plan[-1].weight)
+        torch.nn.init.zeros_(layer.plan[-1].bias)
+    x = head.normalizer.normalize(head.anchors).expand(2, -1, -1, -1)
+    poses, _ = head.step(x, head.decoder.hoist(scene), 0)
+    assert torch.allclose(poses[..., :2], head.anchors.expand(2, -1, -1, -1), atol=1e-5)
+    assert torch.equal(poses[..., 2], torch.zeros(2, 3, 8))
+    noisy = head.plan(scene, Denoising(stepping="consistent", steps=1, start=8)).poses[..., :2] - head.anchors
+    assert 0.5 < float(noisy[..., 0].std()) < 1.3  # 0.90 m
+
+
+def test_the_second_layer_does_not_teach_the_first_through_its_points(scene):
+    head = planner().head.requires_grad_(True)
+    points = head.anchors.expand(2, -1, -1, -1)
+    (_, _), (poses, _) = head.decoder(points, head.decoder.hoist(scene), torch.zeros(2, dtype=torch.int64))
+    poses.sum().backward()
+    first = head.decoder.layers[0]
+    assert all(parameter.grad is None for parameter in first.plan.parameters())
+    assert head.decoder.layers[1].plan[0].weight.grad.abs().sum() > 0
+
+
+# --- Losses ---
+
+
+def test_the_focal_loss_of_equal_scores():
+    mode = torch.zeros(1, dtype=torch.int64)
+    assert float(focal_loss(torch.zeros(1, 20), mode)) == pytest.approx(0.1256329, abs=1e-7)
+    low = torch.full((1, 20), -float(np.log(99)))
+    assert float(focal_loss(low, mode)) == pytest.approx(0.0564198, abs=1e-6)
+
+
+def test_the_positive_mode_is_the_nearest_anchor_by_mean_distance():
+    anchors = torch.zeros(3, 8, 2)
+    anchors[1, :, 0], anchors[2, -1, 0] = 1.0, 4.0
+    target = torch.zeros(2, 8, 3)
+    target[0, :, 0], target[1, -1, 0] = 0.9, 3.0
+    assert positive_mode(anchors, target).tolist() == [1, 2]
+
+
+def test_agents_are_matched_at_least_cost():
+    boxes = torch.tensor([[[0.0, 0, 0, 4, 2], [9.0, 0, 0, 4, 2], [5.0, 5, 0, 4, 2]]])
+    classes = torch.full((1, 3), 20.0)
+    classes[0, 2] = -20.0
+    target = torch.zeros(1, 2, 6)
+    target[0, 0, :], target[0, 1, :] = torch.tensor([9.0, 0, 0, 4, 2, 1]), torch.tensor([0.0, 0, 0, 4, 3, 1])
+    assert float(agent_loss(classes, boxes, target)) == pytest.approx(
+        0.5, abs=1e-6
+    )  # one box is 1 m too narrow
+
+
+# --- Measures ---
+
+
+def test_diversity_of_equal_and_of_separate_plans():
+    times = np.arange(1, 9)
+    ahead = np.stack((3.0 * times, 0.0 * times), axis=-1)
+    assert diversity(np.stack([ahead] * 3)) == pytest.approx(0.0)
+    turned = np.stack((-ahead[:, 0], ahead[:, 1]), axis=-1)
+    assert 0.45 < diversity(np.stack([ahead, turned])) < 0.5  # they share the ground around the origin
+
+
+def test_a_standing_plan_keeps_its_heading():
+    points = torch.tensor([[1.0, 1.0], [1.01, 1.0], [1.01, 3.0]])
+    assert with_headings(points)[:, 2].tolist() == pytest.approx([np.pi / 4, np.pi / 4, np.pi / 2])
+
+
+def test_the_best_plan_is_the_one_of_highest_score():
+    plans = Plans(torch.arange(48.0).reshape(1, 2, 8, 3), torch.tensor([[0.0, 1.0]]), 2)
+    assert torch.equal(plans.best, plans.poses[:, 1])
+
+
+# --- The planner ---
+
+
+@pytest.mark.parametrize("design", ["diffusiondrive", "no_cascade", "regression", "anchors", "diffusion"])
+def test_every_design_plans_trains_and_is_saved(design, tmp_path):
+    made = planner(design)
+    view, status = torch.zeros(2, 7, 64, 64), torch.zeros(2, 8)
+    plans = made.plan(view, status)
+    assert plans.best.shape == (2, 8, 3)
+    assert plans.poses.isfinite().all()
+    made.train().requires_grad_(True)
+    target = torch.zeros(2, 8, 3)
+    made.loss(view, status, target, torch.zeros(2, 12, 6))["loss"].backward()
+    assert all(parameter.grad is not None for parameter in made.head.parameters())
+    made.eval().save_pretrained(tmp_path / "planner")
+    again = Planner.from_pretrained(tmp_path / "planner")
+    assert torch.allclose(again.plan(view, status).poses, made.plan(view, status).poses, atol=1e-4)
+    assert all(torch.equal(value, made.state_dict()[name]) for name, value in again.state_dict().items())
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(InputError, match="the planner sees"):
+        planner().plan(torch.zeros(1, 7, 32, 32), torch.zeros(1, 8))
+    made = planner()
+    with pytest.raises(ArtifactError, match="no whole planner"):
+        Planner.from_parts({}, made.state_dict())
