@@ -7,6 +7,7 @@ import torch
 from noiseworks.core.errors import InputError
 from noiseworks.core.noise import mix64
 from noiseworks.dtr.options import Routing
+from noiseworks.kits.backbones import window_starts
 from torch import Tensor
 
 
@@ -14,15 +15,11 @@ from torch import Tensor
 def route_starts(routing: Routing, channels: int) -> Tensor:
     """Return the first channel of every timestep's window, `round(u^α (C - n))` with u = t / (T - 1), int16 or int64.
 
-    Half is rounded to even. At α = 0, u^0 is 1 everywhere.
-
     Args:
         routing: The settings.
         channels: C.
     """
-    u = torch.linspace(0, 1, routing.num_tasks, dtype=torch.float64)
-    last = channels - routing.active(channels)
-    starts = (u**routing.alpha * last).round()
+    starts = window_starts(routing.num_tasks, channels, routing.active(channels), routing.alpha)
     return starts.to(torch.int16 if channels < 2**15 else torch.int64)
 
 

@@ -3,6 +3,7 @@
 - `dit`, `vit`, `layers`: the networks, under the parameter names of the released DiT and of timm's ViT.
 - `conversion`: DiT to diffusers' `DiTTransformer2DModel` and back, strictly.
 - `hooks`: `around_blocks`, which gives a method every block of a DiT together with the timesteps.
+- `windows`: sliding windows of channels by timestep.
 - `experts`: affine experts of whole samples, by grouped products; folded into one matrix where one gate serves all.
 - `training`, `options`: one recipe for class-conditional denoisers, on `kits.training`.
 - `sampling`, `noise_bank`: samples with guidance; held-out losses on noise that all methods share.

@@ -31,3 +31,4 @@ from .training import DenoiserModule as DenoiserModule
 from .training import drop_labels as drop_labels
 from .training import fit_denoiser as fit_denoiser
 from .vit import ViT as ViT
+from .windows import window_starts as window_starts

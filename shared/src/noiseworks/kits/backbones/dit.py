@@ -138,13 +138,25 @@ class DiT(nn.Module):
 
     def features(self, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return the tokens (B, N, D) after the last block, and the condition (B, D)."""
-        x, c = self.tokens(x), self.t_embedder(t) + self.y_embedder(y)
-        for block in self.blocks:
+        x, e = self.tokens(x), self.t_embedder(t)
+        c = e + self.y_embedder(y)
+        for number in range(len(self.blocks)):
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, c, use_reentrant=False)
+                x = checkpoint(self.run_block, number, x, c, e, use_reentrant=False)
             else:
-                x = block(x, c)
+                x = self.run_block(number, x, c, e)
         return x, c
+
+    def run_block(self, number: int, x: Tensor, c: Tensor, e: Tensor) -> Tensor:
+        """Return the tokens after a block; what a subclass overrides.
+
+        Args:
+            number: The block's number.
+            x: Tokens (B, N, D).
+            c: Condition (B, D).
+            e: The part of it that comes from the timestep (B, D).
+        """
+        return self.blocks[number](x, c)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Return the prediction (B, C or 2 C, H, W).
