@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from noiseworks.core.cli import Command, list_methods, make_app, one_line, root_app, run, show
+from noiseworks.core.cli import Command, list_methods, main, make_app, one_line, root_app, run, show
 from noiseworks.core.errors import InputError
 from noiseworks.core.families import by_family
 from noiseworks.core.options import Spread
@@ -214,3 +214,31 @@ def test_help_and_listing_never_import_torch(words):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+def typed_at_the_root(monkeypatch, capsys, *words):
+    monkeypatch.setattr(sys, "argv", ["noiseworks", *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return end.value.code, capsys.readouterr()
+
+
+def test_try_is_the_methods_compare_and_says_so_where_there_is_none(app, monkeypatch, capsys):
+    commands = {"compare": Command("frame_commands:double", "Compare.")}
+    comparing = make_app("other", commands, distribution="noiseworks-core")
+    entries = {
+        name: types.SimpleNamespace(load=lambda found=found: found, dist=None, value="x:y")
+        for name, found in {"frame": app, "other": comparing}.items()
+    }
+    monkeypatch.setattr("noiseworks.core.cli.installed_methods", lambda: entries)
+    assert typed_at_the_root(monkeypatch, capsys, "try", "other", "1.5")[0] == 0
+    code, shown = typed_at_the_root(monkeypatch, capsys, "try", "other", "1.5", "--json")
+    assert json.loads(shown.out)["ratio"] == 3.0
+    for words, reason in (
+        (("try", "frame", "--model", "x"), "frame has no command compare"),
+        (("try", "gone", "--model", "x"), "'gone' is not installed; installed: frame, other"),
+        (("try",), "method"),
+    ):
+        code, shown = typed_at_the_root(monkeypatch, capsys, *words)
+        assert (code, shown.out, len(shown.err.splitlines())) == (2, "", 1)
+        assert reason in shown.err.lower() if words == ("try",) else reason in shown.err

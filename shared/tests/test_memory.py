@@ -1,7 +1,7 @@
 """Bytes of tensors, counted."""
 
 import torch
-from noiseworks.core.memory import PeakMemory
+from noiseworks.core.memory import PeakMemory, peak_mib
 
 
 def test_peak_is_what_was_held_at_once():
@@ -31,3 +31,14 @@ def test_what_autograd_keeps_counts_until_it_is_freed():
         del y
     assert held == 10_000
     assert memory.now == 1000, "the gradient"
+
+
+def test_work_is_done_once_and_its_peak_is_in_mib():
+    done = []
+
+    def work():
+        done.append(torch.zeros(2**18))  # 1 MiB
+        return len(done), done.pop() + 1
+
+    (calls, result), peak = peak_mib(work, "cpu")
+    assert (calls, float(result[0]), peak) == (1, 1.0, 2.0)

@@ -59,7 +59,8 @@ CONTRACT = Contract(
         f"{GENERATE} --reveal schedule --steps 4 --order entropy --commit stale --refresh-every 1 --sliding 0": (),
         f"{GENERATE} {GUIDE}": (),
         f"{GENERATE} {GUIDE} --no-cache --strategy stochastic --mode speculative --verify 4": (),
-        f"compare {MODEL} {GUIDE} --modes none,cache,dual,guide,both --lengths 8 --repeats 1 --out times": TIMES,
+        f"compare {MODEL} {GUIDE} --modes none,cache,dual,guide,both --lengths 8 --repeats 1 "
+        "--prompt 'countdown 3 7 12 = 48 :' --out times": (*TIMES, "times/completions.json"),
         f"probe {MODEL} --prompt {{prompts.txt}} --out drift": (
             "drift/drift.csv",
             "drift/drift.png",

@@ -81,6 +81,7 @@ CONTRACT = Contract(
     files=files,
     good={
         f"generate {MODEL} --prompt 'countdown 3 7 12 = 48 :' {TINY} --trace trace.json": ("trace.json",),
+        f"compare {MODEL} --prompt 'countdown 3 7 12 = 48 :' {TINY} --out table.json": ("table.json",),
         f"eval {MODEL} --data {{pool.jsonl}} {TINY} --out eval.json": ("eval.json",),
         f"select {MODEL} --data {{pool.jsonl}} {TINY} --out selection.json": ("selection.json",),
         f"{TRAIN} --sample-train-steps 2 --max-steps 1 --out run": ("run/config.json", "run/model/*"),
@@ -91,6 +92,9 @@ CONTRACT = Contract(
         (f"generate {MODEL} --prompt '' {TINY}", "no tokens"),
         (f"generate {MODEL} --prompt x --top-p 2", "top_p"),
         (f"generate {MODEL} --prompt x --schedule square", "square"),
+        (f"compare {MODEL} --prompt '' {TINY}", "no tokens"),
+        (f"compare {MODEL} --prompt x --remask low_confidence", "both"),
+        ("compare --model missing --prompt x", "missing"),
         ("generate --model missing --prompt x", "missing"),
         ("generate --model {other} --prompt x", "bert"),
         (f"eval {MODEL} --task sudoku", "sudoku"),

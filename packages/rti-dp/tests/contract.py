@@ -35,7 +35,9 @@ CONTRACT = Contract(
     good={
         f"{EVAL} --steps 3,1,0 --discrete 2:clip:10 --initial-steps 5 "
         "--video film.webp --record episodes.npz": ("film.webp", "episodes.npz"),
-        f"compare {MODEL} --tasks 0 --episodes 1 --replans 1 --latency 1 --device cpu": (),
+        f"compare {MODEL} --tasks 0 --episodes 1 --replans 1 --latency 1 --device cpu --video arms.webp": (
+            "arms.webp",
+        ),
         f"suggest {MODEL} --data {{data.npz}} --nfe 3 --pairs 2 --discrete 2:clip": (),
         "lerobot --model {lerobot} --out warm --steps 5,2,0": ("warm/config.json",),
         "scale-data {data.npz} scaled.npz --dims -1 --factor 5": ("scaled.npz",),

@@ -28,6 +28,7 @@ METHOD_GROUP = "noiseworks.methods"
 COMMAND_GROUP = "noiseworks.commands"
 # An entry gives every method a verb: it names a module whose attribute `<slug>` is the function for that method.
 VERB_GROUP = "noiseworks.verbs"
+_TRY = "Try a method on your own model: before and after, beside each other."
 EXIT_BAD_INPUT = 2
 EXIT_STOPPED = 130
 
@@ -195,6 +196,33 @@ def dispatched() -> dict[str, EntryPoint]:
     return {"kernels": kernels, **commands, **installed_methods()}
 
 
+def try_method(method: str) -> None:
+    """Try a method on your own model: what you do now and the method beside each other, in one run.
+
+    It is the method's command `compare`, with the same options: `noiseworks try linear-ag --help` shows them.
+
+    Args:
+        method: The method's name, as `noiseworks list` shows it.
+
+    Raises:
+        InputError: When it is not installed, or has nothing to compare before it has been trained.
+    """
+    found = installed_methods()
+    if method not in found:
+        raise InputError(f"the method {method!r} is not installed; installed: {', '.join(found)}")
+    raise InputError(
+        f"{method} has no command compare, as it works on a model that it has trained or made: see "
+        f"noiseworks {method} --help"
+    )
+
+
+def _tried(words: Sequence[str]) -> App | None:
+    """Return the app whose `compare` the words after `noiseworks try` are for, if there is one."""
+    entry = installed_methods().get(words[0]) if words else None
+    app = None if entry is None else entry.load()
+    return app if app is not None and "compare" in list(app) else None
+
+
 def root_app() -> App:
     """Return the app of `noiseworks`: lists what is installed; `main` dispatches `noiseworks <slug> ...`."""
     about = metadata("noiseworks-core")
@@ -207,6 +235,7 @@ def root_app() -> App:
         suppress_keyboard_interrupt=False,
     )
     app.command(list_methods, name="list", help="List the installed methods.", result_action="return_value")
+    app.command(try_method, name="try", help=_TRY, result_action="return_value")
     for name, entry in dispatched().items():
         summary = (
             entry.dist.metadata["Summary"] if entry.dist else "Show and measure the GPU kernels of the core."
@@ -219,6 +248,11 @@ def main() -> None:
     """Run `noiseworks`."""
     words = sys.argv[1:]
     targets = dispatched()
+    if words[:1] == ["try"]:
+        app = _tried(words[1:])
+        if app is not None:
+            run(app, ["compare", *words[2:]])
+        words = words[:2]  # so that the refusal is about the method and not about its options
     if words and words[0] in targets:
         run(targets[words[0]].load(), words[1:])
     run(root_app(), words)

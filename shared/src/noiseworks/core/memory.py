@@ -1,6 +1,7 @@
 """How much memory the tensors of some work take at most, on any device, to the byte and the same on every machine."""
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,3 +50,21 @@ class PeakMemory(TorchDispatchMode):
 
     def _forget(self, key: int) -> None:
         self.now -= self._seen.pop(key, 0)
+
+
+def peak_mib[T](work: Callable[[], T], device: torch.device | str) -> tuple[T, float]:
+    """Return what some work returns, and the MiB that its tensors take at most beside those that were there before.
+
+    Args:
+        work: Called once. On a GPU that of the allocator counts, elsewhere that of `PeakMemory`, which is slow.
+        device: Of the work.
+    """
+    if torch.device(device).type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        found = work()
+        torch.cuda.synchronize(device)
+        return found, (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    with PeakMemory() as memory:
+        found = work()
+    return found, memory.peak / 2**20

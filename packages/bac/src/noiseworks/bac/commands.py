@@ -18,6 +18,7 @@ from noiseworks.core.artifacts import CONFIG_NAME, check_folder
 from noiseworks.core.errors import InputError
 from noiseworks.core.models import resolve_model
 from noiseworks.core.options import Place, Spread
+from noiseworks.core.output import check_file
 from noiseworks.kits.policies.options import Trials
 
 PLAN_KIND, PROFILE_KIND = "bac/plan", "bac/profile"
@@ -206,6 +207,7 @@ def compare(
     pictures: Spread[Pictures] = Pictures(),
     timing: Spread[Timing] = Timing(),
     place: Spread[Place] = Place(),
+    out: Path | None = None,
 ) -> Any:
     """Time the full run, its baselines and the plans in turn, with the error of their actions or images.
 
@@ -217,15 +219,21 @@ def compare(
         pictures: What a pipeline draws.
         timing: How arms are timed.
         place: Where it runs.
+        out: PNG or WebP file for the images of a pipeline, a row an arm.
 
     Returns:
-        A table: milliseconds, times faster than the full run, share of computed blocks, mean squared error.
+        A table: milliseconds, times faster than the full run, network calls, peak memory in MiB beside the weights,
+        share of computed blocks, mean squared error.
     """
+    if out is not None:
+        check_file(out, (".png", ".webp"))
     pipeline = (Path(resolve_model(model)) / "model_index.json").is_file()
     if profile is None and not pipeline:
         raise InputError(
             "a policy is compared with the plans of its profile: make one and name it with --profile"
         )
+    if out is not None and not pipeline:
+        raise InputError(f"{model} is a policy, which draws no images: leave {out} out")
     if timing.batch_size > checking.observations:
         raise InputError(
             f"batch_size must be at most the {checking.observations} observations, got {timing.batch_size}"
@@ -236,7 +244,7 @@ def compare(
         from noiseworks.bac.tables import Comparison
 
         pipe = DiffusionPipeline.from_pretrained(resolve_model(model)).to(place.torch_device())
-        return Comparison(compare_pipeline(pipe, schedule, pictures, timing.repeats))
+        return Comparison(compare_pipeline(pipe, schedule, pictures, timing.repeats, out))
     from noiseworks.bac.comparison import compare_policies
     from noiseworks.bac.profiling import FeatureProfile
     from noiseworks.bac.tables import Comparison

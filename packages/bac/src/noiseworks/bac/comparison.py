@@ -17,6 +17,7 @@ from noiseworks.bac.plan import CachePlan, make_plan
 from noiseworks.bac.profiling import FeatureProfile
 from noiseworks.bac.teacache import attach_teacache, teacache_threshold
 from noiseworks.core.checks import check_choice
+from noiseworks.core.memory import peak_mib
 from noiseworks.core.timing import in_turns
 from noiseworks.kits.policies.protocols import DenoiserHost, Obs
 from noiseworks.kits.policies.replanning import DiffusionPolicy
@@ -147,7 +148,7 @@ def action_errors(arms: Arms, names: Sequence[str], observations: Obs, seed: int
 def compare_policies(
     host: DenoiserHost, profile: FeatureProfile, schedule: Schedule, checking: Checking, timing: Timing
 ) -> dict[str, dict[str, float | None]]:
-    """Return each arm's milliseconds, speed-up over the full policy, share of computed blocks and action error.
+    """Return each arm's milliseconds, speed-up over the full policy, calls, memory, share of blocks and action error.
 
     Args:
         host: The policy.
@@ -166,6 +167,12 @@ def compare_policies(
     threshold = teacache_threshold(host, obs, updates, num_steps=steps, generator=generator)
     arms = Arms(host, plans, steps, {"ddim": updates}, updates, threshold)
     part = {name: value[: timing.batch_size] for name, value in obs.items()}
+    peaks, calls = {}, {}
+    for name in arms.names:
+        with arms.policy(name) as policy:
+            replan = partial(policy.predict_chunk, part, torch.Generator().manual_seed(0))
+            chunk, peaks[name] = peak_mib(replan, policy.loop.device)
+        calls[name] = chunk.nfe
     with bar() as bars:
         task = bars.add_task("timing", total=timing.repeats)
         seconds = time_replans(arms, arms.names, part, timing.repeats, lambda _: bars.advance(task))
@@ -175,6 +182,8 @@ def compare_policies(
         name: {
             "milliseconds": 1e3 * medians[name],
             "times_faster": medians["full"] / medians[name],
+            "calls": calls[name],
+            "peak_mib": peaks[name],
             "share": arms.plans[name].share if name in arms.plans else None,
             "error": float(wrong[name].mean()),
         }

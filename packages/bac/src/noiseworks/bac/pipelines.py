@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,9 @@ from noiseworks.bac.offline import bar
 from noiseworks.bac.options import Pictures, Schedule
 from noiseworks.bac.plan import CachePlan, make_plan
 from noiseworks.bac.profiling import profile
+from noiseworks.core.memory import peak_mib
 from noiseworks.core.timing import in_turns
+from noiseworks.kits.pictures import grid, to_pixels, write_picture
 from torch import Tensor
 
 THRESHOLDS = (0.05, 0.1, 0.2, 0.4)
@@ -106,20 +109,29 @@ def arms_of(
 
 
 def compare_pipeline(
-    pipe: Any, schedule: Schedule, pictures: Pictures, repeats: int
+    pipe: Any, schedule: Schedule, pictures: Pictures, repeats: int, picture: Path | None = None
 ) -> Mapping[str, dict[str, float | None]]:
-    """Return each arm's milliseconds, speed-up over the full run, share of computed blocks and error of the images.
+    """Return each arm's milliseconds, speed-up over the full run, calls, memory, share of blocks and error of images.
 
     Args:
         pipe: A DiT pipeline.
         schedule: Of the plans.
         pictures: What is drawn.
         repeats: Timed runs of each arm.
+        picture: PNG or WebP file for the images, a row an arm.
     """
     pipe.set_progress_bar_config(disable=True)
     draw = drawer(pipe, pictures)
     arms = arms_of(pipe, draw, schedule, pictures)
     images: dict[str, Tensor] = {}
+    peaks, calls = {}, {}
+    for name, arm in arms.items():
+        seen: list[int] = []
+        hook = pipe.transformer.register_forward_pre_hook(lambda *_, seen=seen: seen.append(1))
+        with arm.on(pipe):
+            _, peaks[name] = peak_mib(partial(draw, 0, arm.steps), pipe.device)
+        hook.remove()
+        calls[name] = len(seen)
 
     def timed(name: str, turn: int) -> float:
         with arms[name].on(pipe):  # attaching does not count
@@ -131,11 +143,17 @@ def compare_pipeline(
         task = bars.add_task("drawing", total=repeats)
         each = {name: partial(timed, name) for name in arms}
         times = in_turns(each, repeats, warmup=0, keep=True, progress=lambda _: bars.advance(task))
+    if picture is not None:
+        write_picture(
+            grid({name: to_pixels(drawn.permute(0, 3, 1, 2)) for name, drawn in images.items()}), picture
+        )
     medians = {name: float(np.median(times[name].results)) for name in arms}
     return {
         name: {
             "milliseconds": 1e3 * medians[name],
             "times_faster": medians["full"] / medians[name],
+            "calls": calls[name],
+            "peak_mib": peaks[name],
             "share": None if arm.plan is None else arm.plan.share,
             "error": float((images[name] - images["full"]).square().mean()),
         }

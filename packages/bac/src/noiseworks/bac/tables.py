@@ -85,10 +85,11 @@ class Comparison:
         """Return a table, one row for each arm."""
         from rich.table import Table
 
-        columns = ("arm", "ms", "times faster", "blocks computed", "error of the outcome")
+        columns = ("arm", "ms", "times faster", "calls", "MiB", "blocks computed", "error of the outcome")
         table = Table(*columns)
         for name, row in self.rows.items():
             share = "" if row["share"] is None else f"{row['share']:.1%}"
-            cells = (f"{row['milliseconds']:.1f}", f"{row['times_faster']:.2f}", share, f"{row['error']:.5f}")
+            times = (f"{row['milliseconds']:.1f}", f"{row['times_faster']:.2f}")
+            cells = (*times, f"{row['calls']}", f"{row['peak_mib']:.1f}", share, f"{row['error']:.5f}")
             table.add_row(name, *cells)
         return table

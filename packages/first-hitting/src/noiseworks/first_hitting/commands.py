@@ -77,8 +77,9 @@ def compare(
         out: File for the table as JSON.
 
     Returns:
-        One entry a sampler: seconds, network calls, draws, unigram entropy and distinct tokens of the samples and,
-        with a scorer, generative perplexity; never perplexity alone.
+        One entry a sampler: network calls, draws, seconds, peak memory of its tensors in MiB, unigram entropy and
+        distinct tokens of the samples, the first of them as text and, with a scorer, generative perplexity; never
+        perplexity alone.
     """
     if out is not None:
         check_file(out)
@@ -89,8 +90,9 @@ def compare(
 
     device, dtype = hardware.torch_device(), hardware.torch_dtype()
     judge = None if scorer is None else causal_scorer(scorer, device, dtype)
-    host, _, spec = load_host(model, dtype=dtype or "auto")
-    table = compare_samplers(host_denoiser(host.to(device), spec), spec, comparison, judge, device)
+    host, tokenizer, spec = load_host(model, dtype=dtype or "auto")
+    denoiser = host_denoiser(host.to(device), spec)
+    table = compare_samplers(denoiser, spec, comparison, judge, device, tokenizer.decode)
     if out is not None:
         write_json(out, table)
     return {"samplers": table}

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from noiseworks.core.memory import peak_mib
 from noiseworks.core.models import resolve_model
 from noiseworks.first_hitting.ancestral import AncestralSettings, ancestral_sample
 from noiseworks.first_hitting.denoisers import Denoiser
@@ -23,8 +24,9 @@ def compare_samplers(
     comparison: Comparison,
     scorer: Scorer | None,
     device: torch.device,
+    decode: Callable[[Tensor], str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return one row of figures a sampler, first-hitting first.
+    """Return one row of figures a sampler, first-hitting first. Each runs twice: its memory is counted, then its time.
 
     Args:
         denoiser: Of the model.
@@ -32,28 +34,39 @@ def compare_samplers(
         comparison: Sizes and seed.
         scorer: tokens [B, L] -> logits [B, L, V] of a causal language model, for generative perplexity.
         device: Of the model.
+        decode: Tokens [L] -> text; each row then holds its first sample.
     """
     sizes = (comparison.samples, comparison.gen_length)
     start = torch.full((sizes[0], 1), spec.eos_ids[0] if spec.eos_ids else spec.pad_id, device=device)
     canvas = torch.cat([start, start.new_full(sizes, spec.mask_id)], dim=1)
     table = []
     for steps in (None, *comparison.grid):
-        begin = time.perf_counter()
-        if steps is None:
-            seeds = range(comparison.seed, comparison.seed + comparison.samples)
-            found = fhs_sample(denoiser, canvas, Settings(spec.mask_id), seeds=seeds)
-            row = {"sampler": "first-hitting", "calls": found.calls, "draws": sizes[0] * sizes[1]}
-        else:
+
+        def sample(steps: int | None = steps) -> Any:
+            if steps is None:
+                seeds = range(comparison.seed, comparison.seed + comparison.samples)
+                return fhs_sample(denoiser, canvas, Settings(spec.mask_id), seeds=seeds)
             settings = AncestralSettings(spec.mask_id, steps, method=comparison.baseline)
             source = torch.Generator().manual_seed(comparison.seed)
-            found = ancestral_sample(denoiser, canvas, settings, generator=source)
-            row = {"sampler": f"ancestral, T = {steps}", "calls": found.calls, "draws": found.draws}
-        row["seconds"] = time.perf_counter() - begin
-        text = found.tokens[:, 1:].cpu()
+            return ancestral_sample(denoiser, canvas, settings, generator=source)
+
+        _, peak = peak_mib(sample, device)
+        begin = time.perf_counter()
+        found = sample()
+        text = found.tokens[:, 1:].cpu()  # waits for a GPU
+        row = {
+            "sampler": "first-hitting" if steps is None else f"ancestral, T = {steps}",
+            "calls": found.calls,
+            "draws": sizes[0] * sizes[1] if steps is None else found.draws,
+            "seconds": time.perf_counter() - begin,
+            "peak_mib": peak,
+        }
         row["unigram_entropy"] = float(unigram_entropy(text).mean())
         row["distinct_tokens"] = float(distinct_tokens(text).double().mean())
         if scorer is not None:
             row["perplexity"] = float(generative_nll(scorer, found.tokens).mean().exp())
+        if decode is not None:
+            row["text"] = decode(text[0])
         table.append(row)
     return table
 

@@ -8,10 +8,10 @@ from noiseworks.core.artifacts import CONFIG_NAME, FolderKind, check_folder
 from noiseworks.core.errors import InputError
 from noiseworks.core.models import resolve_model
 from noiseworks.core.options import Hardware, Seed, Spread
-from noiseworks.core.output import lines_of, results, write_rows
+from noiseworks.core.output import lines_of, results, write_json, write_rows
 from noiseworks.freecache.options import Asked, Caching, Guidance, Sampling, Timing
 
-_TIMES = FolderKind("freecache/times", ("metrics.csv", CONFIG_NAME))
+_TIMES = FolderKind("freecache/times", ("metrics.csv", "completions.json", CONFIG_NAME))
 _DRIFT = FolderKind("freecache/drift", ("drift.csv", "drift.png", CONFIG_NAME))
 
 
@@ -60,6 +60,7 @@ def compare(
     model: str,
     out: Path,
     guide: str | None = None,
+    prompt: str | None = None,
     timing: Spread[Timing] = Timing(),
     sampling: Spread[Sampling] = Sampling(),
     caching: Spread[Caching] = Caching(),
@@ -70,8 +71,9 @@ def compare(
 
     Args:
         model: A LLaDA or Dream model: a directory, a hub id or testbed:<name>.
-        out: Folder for `metrics.csv` and `config.json`.
+        out: Folder for `metrics.csv`, `config.json` and, with a prompt, `completions.json`.
         guide: A causal language model with the same vocabulary, for the modes guide and both.
+        prompt: A text whose completion by each mode is shown beside the times.
         timing: What is timed.
         sampling: How tokens are revealed.
         caching: What is frozen in the modes cache and both.
@@ -79,22 +81,27 @@ def compare(
         hardware: Where the models run.
 
     Returns:
-        One line a length and mode: seconds, speed-up over no cache, ratio of rows, tokens a step.
+        One line a length and mode: seconds, speed-up over no cache, ratio of rows, steps, calls of the model, peak
+        memory of its tensors in MiB, tokens a step; and the completions of the prompt.
     """
     check_folder(out, _TIMES, sources=(model, guide))
     if {"guide", "both"} & set(timing.names) and guide is None:
         raise InputError("the modes guide and both need a guide; name one with --guide")
     _resolve(model, guide)
-    from noiseworks.freecache.running import load, time_modes
+    from noiseworks.freecache.running import completions, load, time_modes
 
     loaded = load(model, guide, hardware)
     rows = time_modes(loaded, timing, replace(sampling, early_stop=0), caching, guidance)
+    said = {} if prompt is None else completions(loaded, prompt, timing, sampling, caching, guidance)
     config: dict[str, Any] = {"model": model, "guide": guide}
     for group in (timing, sampling, caching, guidance, hardware):
         config |= vars(group)
     with results(out, _TIMES, config) as folder:
         write_rows(folder / "metrics.csv", rows)
-    return {"out": str(out), **{f"{row['prompt']} {row['mode']}": row for row in rows}}
+        if said:
+            write_json(folder / "completions.json", {"prompt": prompt, **said})
+    shown = {f"{mode} says": text for mode, text in said.items()}
+    return {"out": str(out), **{f"{row['prompt']} {row['mode']}": row for row in rows}, **shown}
 
 
 def probe(

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from noiseworks.core.errors import InputError
+from noiseworks.core.memory import peak_mib
 from noiseworks.core.models import resolve_model
 from noiseworks.core.options import Hardware
 from noiseworks.core.timing import in_turns
@@ -117,10 +119,18 @@ def time_modes(
     for length in timing.lengths:
         generator = torch.Generator().manual_seed(timing.seed)
         ids = random_prompts(loaded.spec, timing.batch_size, length, generator).to(loaded.device)
-        arms = {
-            mode: lambda turn, mode=mode, ids=ids: _one_of(mode, loaded, ids, sampling, caching, guidance)
-            for mode in timing.names
-        }
+        peaks: dict[str, float] = {}
+
+        def decode(mode: str, turn: int, ids: Tensor = ids, peaks: dict[str, float] = peaks) -> Decoded:
+            if turn >= 0:
+                return _one_of(mode, loaded, ids, sampling, caching, guidance)
+            # The warm-up, which no clock sees.
+            found, peaks[mode] = peak_mib(
+                lambda: _one_of(mode, loaded, ids, sampling, caching, guidance), loaded.device
+            )
+            return found
+
+        arms = {mode: partial(decode, mode) for mode in timing.names}
         runs = in_turns(arms, timing.repeats, device=loaded.device, keep=True)
         medians = {mode: done.median for mode, done in runs.items()}
         for mode, done in runs.items():
@@ -133,10 +143,24 @@ def time_modes(
                     "speed_up": round(medians["none"] / medians[mode], 3) if "none" in runs else None,
                     "row_ratio": round(base.rows / stats.rows, 3) if "none" in runs else None,
                     "steps": stats.steps,
+                    "calls": stats.calls,
+                    "peak_mib": round(peaks[mode], 2),
                     "tokens_per_step": round(sampling.gen_length / stats.steps, 3),
                 }
             )
     return records
+
+
+def completions(
+    loaded: Loaded, prompt: str, timing: Timing, sampling: Sampling, caching: Caching, guidance: Guidance
+) -> dict[str, str]:
+    """Return what each mode makes of one prompt."""
+    ids, _ = encode(loaded.tokenizer, [prompt], loaded.spec, loaded.device, False)
+    found = {mode: _one_of(mode, loaded, ids, sampling, caching, guidance) for mode in timing.names}
+    return {
+        mode: texts(loaded.tokenizer, one.sequences[:, ids.shape[1] :], loaded.spec)[0]
+        for mode, one in found.items()
+    }
 
 
 def _one_of(

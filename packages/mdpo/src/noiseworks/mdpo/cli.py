@@ -10,6 +10,9 @@ app = make_app(
         "generate": Command(
             f"{_HERE}.commands:generate", "Complete prompts with RCR or the standard sampler."
         ),
+        "compare": Command(
+            f"{_HERE}.commands:compare", "Try RCR on your own model, beside the standard sampler."
+        ),
         "select": Command(f"{_HERE}.commands:select", "Find the prompts that a model over-denoises."),
         "train": Command(f"{_HERE}.commands:train", "Train with MDPO or one of its baselines."),
         "eval": Command(f"{_HERE}.commands:evaluate", "Measure accuracy and over-denoising on a task."),

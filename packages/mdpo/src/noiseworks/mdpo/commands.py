@@ -12,7 +12,7 @@ from noiseworks.core.output import check_file, write_json
 from noiseworks.kits.training import check_run, open_run
 from noiseworks.kits.training.progress import Bar
 from noiseworks.mdpo.options import MODEL_FOLDER, Batching, BlockLengths, Decoding, MDPOConfig, Problems
-from noiseworks.mdpo.results import Evaluation, Generated, TrainResult
+from noiseworks.mdpo.results import Comparison, Evaluation, Generated, TrainResult
 from noiseworks.mdpo.rewards import bundled_reward, check_columns
 from noiseworks.mdpo.task_data import load_rows
 
@@ -73,6 +73,42 @@ def generate(
         if trace is not None:
             made.trace.with_words(tokenizer).save(trace)
     return Generated(texts, calls, None if trace is None else str(trace))
+
+
+def compare(
+    *,
+    model: str,
+    prompt: list[str],
+    decoding: Spread[Decoding] = Decoding(),
+    batching: Spread[Batching] = Batching(),
+    hardware: Spread[Hardware] = Hardware(),
+    out: Path | None = None,
+) -> Comparison:
+    """Try RCR on your own model: the same prompts by the standard sampler and by RCR, from the same seeds.
+
+    Args:
+        model: A directory, a hub id or testbed:NAME.
+        prompt: A prompt; repeat the option for several.
+        decoding: How both decode, but for remask.
+        batching: How prompts go through the model.
+        hardware: Where the model runs.
+        out: JSON file for the table and the completions.
+
+    Returns:
+        For each sampler network calls, seconds, peak memory of its tensors in MiB, and the completions.
+    """
+    if decoding.remask != "rcr":
+        raise InputError("compare runs both values of remask; leave the option out")
+    if out is not None:
+        check_file(out)
+    resolve_model(model)
+    from noiseworks.mdpo.comparison import compare_samplers
+
+    host, tokenizer, spec = _host(model, batching.adapter, hardware)
+    found = Comparison(compare_samplers(host, tokenizer, spec, prompt, decoding, batching))
+    if out is not None:
+        write_json(out, {"model": model, **found.to_dict()})
+    return found
 
 
 def _pool(problems: Problems, seed: int, split: str) -> list[dict[str, Any]]:

@@ -1,6 +1,10 @@
 """What commands and trainers return; nothing heavy is imported."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,50 @@ class Evaluation:
     reward: float
     prompts: int
     calls: int
+
+
+@dataclass(frozen=True)
+class SamplerRow:
+    """What a sampler cost and wrote.
+
+    Attributes:
+        sampler: low_confidence, the standard one, or rcr.
+        calls: Network calls.
+        seconds: Median of three runs over all prompts.
+        peak_mib: Most MiB of its tensors beside the weights.
+        completions: One text a prompt.
+    """
+
+    sampler: str
+    calls: int
+    seconds: float
+    peak_mib: float
+    completions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` returns.
+
+    Attributes:
+        samplers: The standard sampler, then RCR.
+    """
+
+    samplers: tuple[SamplerRow, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the rows."""
+        return asdict(self)
+
+    def __rich__(self) -> "Table":
+        """Return a table, one row for each sampler."""
+        from rich.table import Table
+
+        table = Table("sampler", "calls", "seconds", "MiB", "completions")
+        for row in self.samplers:
+            cost = (str(row.calls), f"{row.seconds:.3f}", f"{row.peak_mib:.1f}")
+            table.add_row(row.sampler, *cost, "\n".join(row.completions))
+        return table
 
 
 @dataclass(frozen=True)

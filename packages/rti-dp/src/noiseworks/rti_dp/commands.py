@@ -81,6 +81,7 @@ def compare(
     iteration: Spread[Iteration] = Iteration(),
     trials: Spread[Trials] = Trials(),
     replans: Whole = 20,
+    video: Path | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Compare real-time iteration with the full sampler, DDIM, temporal ensembling and the same steps from fresh noise.
 
@@ -89,10 +90,11 @@ def compare(
         iteration: How a replan starts from the last plan.
         trials: The episodes, the same for all policies.
         replans: Replans whose time is measured, one environment at a time.
+        video: Animated WebP file of the first episode on the table, the policies side by side.
 
     Returns:
         For each policy: success with its interval, network calls a replan and an executed action, milliseconds a
-        replan, and how many times faster than the full sampler a replan is.
+        replan, peak memory in MiB beside the weights, and how many times faster than the full sampler a replan is.
     """
     check_number("replans", replans, low=1, integer=True)
     check_model(model)
@@ -111,7 +113,7 @@ def compare(
         "truncated": lambda n: TruncatedPolicy(host, steps, stepping=iteration.stepping, num_envs=n),
         "rti": lambda n: RTIPolicy(host, **vars(iteration), num_envs=n),
     }
-    return verbs.compare(arms, trials, needs="rti-dp", replans=replans)
+    return verbs.compare(arms, trials, needs="rti-dp", replans=replans, video=video)
 
 
 def scale_data(source: Path, target: Path, *, dims: str, factor: float = 10.0) -> dict[str, object]:

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 from noiseworks.core.artifacts import atomic_write
 from noiseworks.core.checks import check_number
+from noiseworks.core.memory import peak_mib
 from noiseworks.kits.policies.chunking import Episodes
 from noiseworks.kits.policies.data import film, make_env
 from noiseworks.kits.policies.evaluation import EvaluationReport, episode_list, evaluate, measure_latency
+from noiseworks.kits.policies.loop import network_place
 from noiseworks.kits.policies.options import Trials
 from noiseworks.kits.policies.replanning import ReplanningPolicy
-from noiseworks.kits.policies.video import write_video
+from noiseworks.kits.policies.video import check_video, write_video
 
 BATCH = 200
 
@@ -57,21 +59,33 @@ def run[P: ReplanningPolicy](
     Raises:
         InputError: When the environment is not installed or does not fit the policy.
     """
+    outcome = recorded(make, trials, needs=needs, record=video is not None or record is not None)
+    if video is not None:
+        write_video(film(outcome.report.observations[:: trials.episodes], needs=needs), video)
+    if record is not None:
+        save_episodes(outcome.report, record)
+    return outcome
+
+
+def recorded[P: ReplanningPolicy](
+    make: Callable[[int], P], trials: Trials, *, needs: str, record: bool
+) -> Outcome[P]:
+    """Run a policy in episodes as `run` does, and keep what it saw and did in its report where `record` says so."""
     tasks, seeds = episode_list(trials.task_ids, trials.episodes, trials.seed)
     env = make_env(
         trials.env, min(BATCH, len(tasks)), needs=needs, disturb=trials.disturb, latency=trials.latency
     )
     policy = make(env.num_envs)
-    report = evaluate(policy, env, tasks, seeds, record=video is not None or record is not None)
-    if video is not None:
-        write_video(film(report.observations[:: trials.episodes], needs=needs), video)
-    if record is not None:
-        save_episodes(report, record)
-    return Outcome(report, policy)
+    return Outcome(evaluate(policy, env, tasks, seeds, record=record), policy)
 
 
 def compare(
-    arms: Mapping[str, Callable[[int], ReplanningPolicy]], trials: Trials, *, needs: str, replans: int = 20
+    arms: Mapping[str, Callable[[int], ReplanningPolicy]],
+    trials: Trials,
+    *,
+    needs: str,
+    replans: int = 20,
+    video: Path | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return the figures of several policies on the same episodes; the first is what the others are compared with.
 
@@ -80,16 +94,30 @@ def compare(
         trials: The episodes.
         needs: The method, whose extra brings the environments.
         replans: Replans that are timed, one environment at a time.
+        video: Animated WebP file of the first episode on the table, the policies side by side.
 
     Returns:
         For each policy: success with its interval, network calls a replan and an executed action, milliseconds a
-        replan, and how many times faster than the first one's a replan is.
+        replan, peak memory of its tensors in MiB beside the weights, and how many times faster than the first one's a
+        replan is.
     """
     check_number("replans", replans, low=1, integer=True)
+    if video is not None:
+        check_video(video)
     one = make_env(trials.env, 1, needs=needs)
     found: dict[str, dict[str, Any]] = {}
+    episodes = []
     for name, make in arms.items():
-        report = run(make, trials, needs=needs).report
+        outcome = recorded(make, trials, needs=needs, record=video is not None)
+        report = outcome.report
+        if video is not None:
+            episodes.append(report.observations[0])
+        _, peak = peak_mib(
+            lambda make=make: measure_latency(
+                make(1), one, task=trials.task_ids[0], seed=trials.seed, replans=1, warmup=0
+            ),
+            network_place(outcome.policy.host)[0],
+        )
         timed = measure_latency(
             make(1), one, task=trials.task_ids[0], seed=trials.seed, replans=replans, warmup=4
         )
@@ -102,9 +130,14 @@ def compare(
             "calls_per_action": report.nfe_per_action,
             "milliseconds": 1e3 * timed.median_s,
             "milliseconds_p95": 1e3 * timed.p95_s,
+            "peak_mib": peak,
         }
         first = next(iter(found.values()))
         found[name]["times_faster"] = first["milliseconds"] / found[name]["milliseconds"]
+    if video is not None:
+        longest = max(map(len, episodes))
+        padded = [np.pad(one, ((0, longest - len(one)), (0, 0)), "edge") for one in episodes]
+        write_video(film(np.stack(padded), needs=needs), video)
     return found
 
 
