@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from noiseworks.bench.testbeds.shapes import architectures as nets
-from noiseworks.bench.testbeds.shapes import evaluation
+from noiseworks.bench.testbeds.shapes import evaluation, pixels
 from noiseworks.bench.testbeds.shapes import scenes as scenes_data
 from noiseworks.bench.testbeds.shapes.reading import statements, teach
 from noiseworks.bench.testbeds.shapes.scenes import Scene, caption, render, sample_scenes, training_caption
@@ -355,6 +355,23 @@ RECIPES = {
             "about": "Class to image: a diffusion transformer on scenes of one object; the 24 classes are "
             "colour and shape (`red circle`), and labels are right.",
             "data": {"labels": "right", "labels dropped for guidance": 0.1},
+        },
+    ),
+    "shapes-pixels": Recipe(
+        prepare=pixels.prepare_pixels,
+        build=pixels.build_pixels,
+        publish=pixels.publish_pixels,
+        tune=pixels.tune_pixels,
+        measure=pixels.measure_pixels,
+        learning_rate=pixels.RATE,
+        batch_size=64,
+        rows=pixels.ROWS,
+        about={
+            "name": "shapes-pixels",
+            "class": "DDPMPipeline",
+            "about": "Images without captions: a U-Net on 16x16 pixels that predicts the noise, linear schedule; "
+            "a prior of images for inverse problems.",
+            "data": {"captions": "none"},
         },
     ),
 }
