@@ -6,9 +6,9 @@ from noiseworks.core.closed_form import GaussianMixture, gaussian
 from noiseworks.core.errors import InputError
 from noiseworks.core.schedules import Level, table_schedule
 from noiseworks.core.steps import ddim_std
-from noiseworks.red_diff import Baselines, Prior, RedDiff, measure, restore, steps_of
+from noiseworks.red_diff import Baselines, Plan, Prior, RedDiff, measure, restore, steps_of
 from noiseworks.red_diff import operators as ops
-from noiseworks.red_diff.sampling import ddrm_update
+from noiseworks.red_diff.sampling import Spectrum, ddrm_update
 from noiseworks.red_diff.variational import prior_gradient, residual
 from noiseworks.red_diff.weights import WEIGHTS, ordered, timestep_grid, weight_of
 
@@ -48,14 +48,14 @@ PARITY = {
 def test_three_steps_give_the_released_codes_numbers(weight, monkeypatch):
     monkeypatch.setattr("noiseworks.red_diff.variational.timestep_grid", lambda *_: [900, 500, 100])
     noise = torch.tensor([(0.5, -0.25, 1, -1), (-1, 0.5, 0.25, 0.75), (0.1, 0.2, -0.3, 0.4)]).double()
+    drawn = "noiseworks.red_diff.variational.noise_for"
+    monkeypatch.setattr(drawn, lambda mu, seeds, stream, step: noise[step].reshape(1, *LINE))
     operator = ops.Inpainting(torch.tensor([[True, True, False, False]]), 1)
     y = torch.tensor([[[[1, -0.5, 0, 0]]]]).double()
     settings = RedDiff(num_steps=3, learning_rate=0.1, weight=weight)
     steps = [
         (one.image.flatten().clone(), float(one.loss()))
-        for one in steps_of(
-            normal_prior(), operator, y, settings, draw=lambda k, _: noise[k].reshape(1, *LINE)
-        )
+        for one in steps_of(normal_prior(), operator, y, settings)
     ]
     assert steps[-1][0].tolist() == pytest.approx(PARITY[weight], abs=1e-6)
     if weight == "linear":
@@ -116,17 +116,9 @@ def test_the_fixed_point_of_gradient_descent_on_a_gaussian_prior():
     """Sum reduction, identity, SGD in random order: (y + lambda w m) / (1 + lambda w) with the mean weight w."""
     m, strength = -0.5, 0.5
     operator, y = ops.Inpainting(torch.ones(1, 4), 1), torch.full((512, *LINE), 0.75, dtype=torch.float64)
-    settings = RedDiff(num_steps=1000, strength=strength, order="random_permutation", reduction="sum")
-    *_, last = steps_of(
-        normal_prior(m),
-        operator,
-        y,
-        settings,
-        make_optimizer=lambda one: torch.optim.SGD(one, 0.005),
-        draw=lambda k, _: torch.randn(
-            y.shape, generator=torch.Generator().manual_seed(k), dtype=torch.float64
-        ),
-    )
+    sgd = {"optimizer": "sgd", "learning_rate": 0.005, "reduction": "sum"}
+    settings = RedDiff(num_steps=1000, strength=strength, order="random_permutation", **sgd)
+    *_, last = steps_of(normal_prior(m), operator, y, settings)
     w = sum(float(SCHEDULE.sigma(t)) ** 2 for t in range(1000)) / 1000
     assert w == pytest.approx(0.724487, abs=1e-6)
     assert float(last.image.mean()) == pytest.approx((0.75 + strength * w * m) / (1 + strength * w), abs=0.02)
@@ -180,11 +172,11 @@ def test_methods_come_near_the_exact_posterior_of_a_mixture():
     settings = RedDiff(num_steps=200, strength=0.05, learning_rate=0.05, reduction="sum")
     for method in ("red-diff", "dps", "pigdm", "ddrm"):
         knobs = Baselines(step_size=0.1, eta=1.0) if method == "dps" else Baselines()
-        found = restore(prior, operator, y, method, settings=settings, sigma_y=sigma_y, baselines=knobs)
+        found = restore(prior, operator, y, Plan(method, settings, knobs, sigma_y))
         errors[method] = float((found.images - mean).square().mean())
         assert float((found.images - x).square().mean()) > 0.98 * least
         assert errors[method] < 0.25 * start, errors
-    best = restore(prior, operator, y, settings=settings).images
+    best = restore(prior, operator, y, Plan(settings=settings)).images
     assert float((best - mode).square().mean()) < 0.01
 
 
@@ -198,11 +190,11 @@ def test_a_sample_does_not_depend_on_its_batch_and_the_network_leaves_no_graph()
     )
     settings = RedDiff(num_steps=20, sigma_x0=1e-2)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        batch = restore(prior, operator, y, settings=settings, seeds=range(8))
+        batch = restore(prior, operator, y, Plan(settings=settings), seeds=range(8))
     assert not saved
     for method in ("red-diff", "dps", "pigdm", "ddrm"):
-        batch = restore(prior, operator, y, method, settings=settings, seeds=range(8))
-        alone = restore(prior, operator, y[3:4], method, settings=settings, seeds=[3])
+        batch = restore(prior, operator, y, Plan(method, settings), seeds=range(8))
+        alone = restore(prior, operator, y[3:4], Plan(method, settings), seeds=[3])
         torch.testing.assert_close(batch.images[3:4], alone.images, atol=1e-6, rtol=0)
 
 
@@ -211,18 +203,35 @@ def test_noiseless_ddrm_and_pigdm_keep_what_was_measured():
     x = torch.rand(3, 1, 4, 4, dtype=torch.float64)
     y, prior = operator.forward(x), normal_prior(0.2, 0.05, (1, 4, 4))
     for method in ("ddrm", "pigdm"):
-        found = restore(prior, operator, y, method, settings=RedDiff(num_steps=100))
+        found = restore(prior, operator, y, Plan(method))
         assert float(found.residual.max()) < (1e-6 if method == "ddrm" else 0.03)
         torch.testing.assert_close(found.residual * 2, residual(operator, found.images, y))
+
+
+def test_restarts_keep_what_explains_a_measurement_best():
+    prior, phase = normal_prior(0.1, 0.2, (1, 4, 4)), ops.PhaseRetrieval((1, 4, 4))
+    y = phase.forward(torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(0)))
+    settings = RedDiff(num_steps=20)
+    once = [
+        restore(prior, phase, y, Plan(settings=settings), seeds=[i + (k << 32) for i in range(5)])
+        for k in range(3)
+    ]
+    best = restore(prior, phase, y, Plan(settings=settings, restarts=3))
+    residuals = torch.stack([one.residual for one in once])
+    assert len(set(residuals.argmin(0).tolist())) > 1
+    torch.testing.assert_close(best.residual, residuals.min(0).values)
+    assert best.steps == 60
+    for i, k in enumerate(residuals.argmin(0)):
+        assert torch.equal(best.images[i], once[k].images[i])
 
 
 def test_ddrm_update_by_cases():
     one = torch.ones(1, 3, dtype=torch.float64)
     x0, epsilon, noise, target = 0.5 * one, 2 * one, 0 * one, 1.5 * one
     known, spread = torch.tensor([[False, True, True]]), torch.tensor([[0.0, 0.1, 4.0]]).double()
-    found = ddrm_update(x0, epsilon, target, spread, known, 1.0, 0.1, 0.6, noise)
+    found = ddrm_update(x0, epsilon, Spectrum(target, spread, known), 1.0, 0.6, noise)
     assert found[0].tolist() == pytest.approx([0.5 + 0.8 * 2, 1.5, 0.5 + 0.8 * (1.5 - 0.5) / 4])
-    noisy = ddrm_update(x0, epsilon, target, spread, known, 1.0, 0.1, 0.6, one) - found
+    noisy = ddrm_update(x0, epsilon, Spectrum(target, spread, known), 1.0, 0.6, one) - found
     assert noisy[0].tolist() == pytest.approx([0.6, (1 - 0.01) ** 0.5, 0.6])
 
 
@@ -232,7 +241,7 @@ def test_dps_divides_the_gradient_of_the_square_by_the_norm():
 
     def last(step_size):
         return restore(
-            prior, operator, y, "dps", settings=RedDiff(num_steps=1), baselines=Baselines(step_size=step_size)
+            prior, operator, y, Plan("dps", RedDiff(num_steps=1), Baselines(step_size=step_size))
         ).images
 
     x0 = last(0.0)  # one step from t = 0 to clean
@@ -246,11 +255,11 @@ def test_what_cannot_be_done_is_refused():
     prior, phase = normal_prior(shape=(1, 8, 8)), ops.PhaseRetrieval((1, 8, 8))
     y = phase.forward(torch.rand(1, 1, 8, 8))
     with pytest.raises(InputError, match="DDRM needs"):
-        restore(prior, phase, y, "ddrm", settings=RedDiff(num_steps=2))
+        restore(prior, phase, y, Plan("ddrm", RedDiff(num_steps=2)))
     with pytest.raises(InputError, match="works on"):
-        restore(normal_prior(), phase, y, settings=RedDiff(num_steps=2))
+        restore(normal_prior(), phase, y, Plan(settings=RedDiff(num_steps=2)))
     with pytest.raises(InputError, match="PiGDM with noise"):
-        restore(prior, phase, y, "pigdm", sigma_y=0.1, settings=RedDiff(num_steps=2))
+        restore(prior, phase, y, Plan("pigdm", RedDiff(num_steps=2), sigma_y=0.1))
     from noiseworks.core.schedules import zero_terminal
 
     with pytest.raises(InputError, match="zero terminal"):

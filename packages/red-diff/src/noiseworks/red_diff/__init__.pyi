@@ -4,9 +4,9 @@ from .diffusers import on_host as on_host
 from .diffusers import prior_of as prior_of
 from .options import Baselines as Baselines
 from .options import Degradation as Degradation
+from .options import Plan as Plan
 from .options import RedDiff as RedDiff
 from .priors import Prior as Prior
-from .restoring import best_of as best_of
 from .restoring import measure as measure
 from .restoring import restore as restore
 from .variational import steps_of as steps_of

@@ -15,6 +15,7 @@ from noiseworks.bench.claims import (
 )
 
 if TYPE_CHECKING:
+    from noiseworks.red_diff.options import Plan
     from torch import Tensor
 
 BATCH = 16
@@ -66,8 +67,7 @@ def prepare(seed: int, context: Context) -> Shared:
         seeds = [1000 * seed + first + i for i in range(len(batch))]
         y = measure(operator, batch, 0.0, seeds)
         for arm in ARMS:
-            method, settings, baselines = settings_of(arm.name, steps)
-            found = restore(prior, operator, y, method, settings=settings, baselines=baselines, seeds=seeds)
+            found = restore(prior, operator, y, plan_of(arm.name, steps), seeds=seeds)
             parts[arm.name].append(found.images.clamp(-1, 1).cpu())
             shared.residuals[arm.name].extend(found.residual.tolist())
             shared.seconds[arm.name].append(found.seconds / max(found.steps, 1))
@@ -76,17 +76,15 @@ def prepare(seed: int, context: Context) -> Shared:
     return shared
 
 
-def settings_of(arm: str, steps: int) -> tuple[str, Any, Any]:
-    """Return method, settings of RED-diff and knobs of the baselines of an arm, chosen on tuning seeds."""
-    from noiseworks.red_diff.options import Baselines, RedDiff
+def plan_of(arm: str, steps: int) -> "Plan":
+    """Return the method and settings of an arm, chosen on tuning seeds."""
+    from noiseworks.red_diff.options import Baselines, Plan, RedDiff
 
     if arm == "plain":
-        level = {"order": "fixed", "fixed_timestep": 50}
-        return "red-diff", RedDiff(num_steps=steps, strength=0.05, clamp=True, **level), Baselines()
-    if arm == "dps":
-        return arm, RedDiff(num_steps=steps), Baselines(step_size=0.25, eta=1.0)
-    eta = 1.0 if arm == "ddrm" else None
-    return arm, RedDiff(num_steps=steps, strength=0.025, learning_rate=0.5, clamp=True), Baselines(eta=eta)
+        fixed = RedDiff(num_steps=steps, strength=0.05, clamp=True, order="fixed", fixed_timestep=50)
+        return Plan("red-diff", fixed)
+    baselines = {"dps": Baselines(step_size=0.25, eta=1.0), "ddrm": Baselines(eta=1.0)}.get(arm, Baselines())
+    return Plan(arm, RedDiff(num_steps=steps, strength=0.025, learning_rate=0.5, clamp=True), baselines)
 
 
 def run(arm: str, shared: Shared, context: Context) -> Measurement:

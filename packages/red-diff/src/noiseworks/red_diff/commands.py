@@ -1,14 +1,14 @@
 """What `noiseworks-red-diff` runs: each verb is one of these functions."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from noiseworks.core.artifacts import FolderKind, check_folder
 from noiseworks.core.errors import InputError
 from noiseworks.core.models import resolve_model
-from noiseworks.core.options import Hardware, Seed, Spread, at_least
+from noiseworks.core.options import Spread
 from noiseworks.core.output import progress_bar, results, write_rows
-from noiseworks.red_diff.options import METHODS, Baselines, Degradation, Method, RedDiff
+from noiseworks.red_diff.options import METHODS, Baselines, Choice, Degradation, Plan, Problem, RedDiff
 
 CONFIG = "config.json"
 RESTORED = FolderKind("red-diff/restored", ("*.png", CONFIG), CONFIG)
@@ -18,71 +18,49 @@ NOT_IMAGES = ("fourier", "sensing", "phase")
 
 def restore_image(
     *,
-    model: str,
-    image: Path,
+    problem: Spread[Problem],
     out: Path,
-    simulate: bool = False,
-    method: Method = "red-diff",
-    prompt: str = "",
-    seed: Seed = 0,
-    restarts: Annotated[int, at_least(1)] = 1,
+    choice: Spread[Choice] = Choice(),
     degradation: Spread[Degradation] = Degradation(),
     settings: Spread[RedDiff] = RedDiff(),
     baselines: Spread[Baselines] = Baselines(),
-    hardware: Spread[Hardware] = Hardware(),
 ) -> dict[str, Any]:
     """Restore a degraded image of yours.
 
     Args:
-        model: A DDPM, DDIM or Stable Diffusion pipeline: a directory, a hub id or testbed:<name>.
-        image: The degraded image; a clean one with --simulate.
+        problem: Image (a clean one with --simulate) and model.
         out: Folder for `restored.png`, `images.png` (measured, restored, and the clean one) and `config.json`.
-        simulate: Degrade the image first and report how near the restored one comes to it.
-        method: red-diff, dps, pigdm, ddrm, or start (what the operator alone gives).
-        prompt: What the image shows, for Stable Diffusion.
-        seed: Of the noise.
-        restarts: Runs, of which the one that explains the measurements best is kept.
+        choice: The method.
         degradation: What was done to the image.
-        settings: Of RED-diff.
+        settings: Of RED-diff; every method takes its number of steps.
         baselines: Of the other methods.
-        hardware: Where the model runs.
 
     Returns:
         The folder, the root mean squared residual, seconds, and the PSNR with --simulate.
     """
-    if degradation.task in NOT_IMAGES and not simulate:
+    if degradation.task in NOT_IMAGES and not choice.simulate:
         raise InputError(
             f"the measurement of {degradation.task} is no image: use --simulate, or restore() in Python"
         )
-    _check(model, image, out, RESTORED, degradation)
+    plan = Plan(choice.method, settings, baselines, degradation.sigma_y, choice.restarts)
+    _check(problem, out, RESTORED, degradation)
     from noiseworks.kits.images import peak_signal_to_noise
     from noiseworks.kits.pictures import grid, to_pixels, write_picture
     from noiseworks.red_diff.diffusers import to_images
-    from noiseworks.red_diff.restoring import best_of
+    from noiseworks.red_diff.restoring import restore
     from noiseworks.red_diff.tasks import open_task
 
-    task = open_task(model, image, degradation, hardware, prompt=prompt, simulate=simulate, seed=seed)
+    task = open_task(problem, degradation, simulate=choice.simulate)
     with progress_bar("restoring") as progress:
-        found = best_of(
-            restarts,
-            task.prior,
-            task.operator,
-            task.y,
-            method,
-            seeds=[seed],
-            settings=settings,
-            baselines=baselines,
-            sigma_y=degradation.sigma_y,
-            progress=progress,
-        )
+        found = restore(task.prior, task.operator, task.y, plan, seeds=[problem.seed], progress=progress)
     made = to_images(task.operator, found.images)
-    shown = {"measured": task.shown, "restored": made} | ({"clean": task.clean} if simulate else {})
+    shown = {"measured": task.shown, "restored": made}
     report = {"residual": float(found.residual), "seconds": found.seconds}
-    if simulate:
+    if task.clean is not None:
+        shown["clean"] = task.clean
         report["psnr"] = float(peak_signal_to_noise(task.clean, made))
-    groups = {"degradation": degradation, "settings": settings, "baselines": baselines}
     with results(
-        out, RESTORED, {"model": model, "method": method, "seed": seed, **groups, **report}
+        out, RESTORED, {"problem": problem, "degradation": degradation, "plan": plan, **report}
     ) as folder:
         write_picture(to_pixels(made / 2 + 0.5)[0], folder / "restored.png")
         write_picture(
@@ -93,50 +71,42 @@ def restore_image(
 
 def compare_methods(
     *,
-    model: str,
-    image: Path,
+    problem: Spread[Problem],
     out: Path,
-    prompt: str = "",
-    seed: Seed = 0,
     degradation: Spread[Degradation] = Degradation(),
     settings: Spread[RedDiff] = RedDiff(),
     baselines: Spread[Baselines] = Baselines(),
-    hardware: Spread[Hardware] = Hardware(),
 ) -> list[dict[str, Any]]:
     """Degrade clean images of yours and restore them with every method, at equal steps.
 
     Args:
-        model: As in restore.
-        image: A clean image, or a folder of them.
+        problem: Clean image, or a folder of them, and model.
         out: Folder for `comparison.csv`, `images.png` (a row a method) and `config.json`.
-        prompt: What the images show, for Stable Diffusion.
-        seed: Of the noise; image i has seed + i.
         degradation: What is done to the images.
         settings: Of RED-diff; its number of steps is that of all.
         baselines: Of the other methods.
-        hardware: Where the model runs.
 
     Returns:
         A row a method: PSNR, residual and milliseconds a step; methods that cannot take the task are left out.
     """
-    _check(model, image, out, COMPARISON, degradation)
+    plan = Plan("red-diff", settings, baselines, degradation.sigma_y)
+    _check(problem, out, COMPARISON, degradation)
     from noiseworks.kits.pictures import grid, to_pixels, write_picture
     from noiseworks.red_diff.tasks import compare_all, open_task
 
-    task = open_task(model, image, degradation, hardware, prompt=prompt, simulate=True, seed=seed)
+    task = open_task(problem, degradation, simulate=True)
     with progress_bar("restoring") as progress:
-        rows, shown = compare_all(task, METHODS, settings, baselines, degradation.sigma_y, seed, progress)
-    groups = {"degradation": degradation, "settings": settings, "baselines": baselines}
-    with results(out, COMPARISON, {"model": model, "seed": seed, **groups}) as folder:
+        rows, shown = compare_all(task, METHODS, plan, problem.seed, progress)
+    with results(out, COMPARISON, {"problem": problem, "degradation": degradation, "plan": plan}) as folder:
         write_rows(folder / "comparison.csv", rows)
         pixels = {name: to_pixels(images[:8] / 2 + 0.5) for name, images in shown.items()}
         write_picture(grid(pixels, scale=2), folder / "images.png")
     return rows
 
 
-def _check(model: str, image: Path, out: Path, kind: FolderKind, degradation: Degradation) -> None:
+def _check(problem: Problem, out: Path, kind: FolderKind, degradation: Degradation) -> None:
     """Refuse what can be refused before torch is imported."""
-    check_folder(out, kind, sources=(model, image, degradation.mask))
-    if not image.exists():
-        raise InputError(f"no image at {image}")
-    resolve_model(model)
+    check_folder(out, kind, sources=(problem.model, problem.image, degradation.mask))
+    if not problem.image.exists():
+        raise InputError(f"no image at {problem.image}")
+    resolve_model(problem.model)

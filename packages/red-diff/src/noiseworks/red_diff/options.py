@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from noiseworks.core.errors import InputError
-from noiseworks.core.options import Options, above, at_least, at_most, below
+from noiseworks.core.options import Hardware, Options, above, at_least, at_most, below
 
 Method = Literal["red-diff", "dps", "pigdm", "ddrm", "start"]
 METHODS: tuple[Method, ...] = ("start", "ddrm", "pigdm", "dps", "red-diff")
@@ -18,7 +18,7 @@ class RedDiff(Options):
     Attributes:
         num_steps: Optimiser steps, of which each visits one noise level; must divide the timesteps.
         strength: lambda, the weight of the prior against the data.
-        learning_rate: Of Adam.
+        learning_rate: Of the optimiser.
         weight: Weight of a noise level: linear (in sigma / alpha), sqrt, square, log, trunc_linear, power2over3 or
             const.
         order: Order of the noise levels: descending, ascending, random, random_permutation or fixed (plain RED).
@@ -27,6 +27,7 @@ class RedDiff(Options):
         data_weight: v, the weight of the data term; 0 is score distillation from the start alone.
         reduction: mean (over measurements and over pixels, as released) or sum (as in the paper); lambda of sum is
             lambda of mean times measurements / pixels.
+        optimizer: adam, or sgd with momentum 0, whose steps show the objective's own scale.
         beta2: Adam's decay of squared gradients.
         clamp: Keep mu in [-1, 1].
     """
@@ -40,6 +41,7 @@ class RedDiff(Options):
     sigma_x0: Annotated[float, at_least(0)] = 0.0
     data_weight: Annotated[float, at_least(0)] = 1.0
     reduction: Literal["mean", "sum"] = "mean"
+    optimizer: Literal["adam", "sgd"] = "adam"
     beta2: Annotated[float, at_least(0), below(1)] = 0.99
     clamp: bool = False
 
@@ -57,6 +59,64 @@ class Baselines(Options):
     step_size: Annotated[float, at_least(0)] = 0.5
     eta: Annotated[float | None, at_least(0), at_most(1)] = None
     start_step: Annotated[int, at_least(1)] = 1000
+
+
+@dataclass(frozen=True)
+class Plan(Options):
+    """A method with its settings.
+
+    Attributes:
+        method: red-diff, dps, pigdm, ddrm, or start (what the operator alone gives).
+        settings: Of RED-diff; every method takes its number of steps.
+        baselines: Of the others.
+        sigma_y: Deviation of the measurement's noise, which PiGDM and DDRM use.
+        restarts: Runs with other noise, of which the one that explains a measurement best is kept; phase retrieval
+            needs it, since an image and its reflection have the same magnitudes.
+    """
+
+    method: Method = "red-diff"
+    settings: RedDiff = RedDiff()
+    baselines: Baselines = Baselines()
+    sigma_y: Annotated[float, at_least(0)] = 0.0
+    restarts: Annotated[int, at_least(1)] = 1
+
+    def eta(self, default: float) -> float:
+        """Return the share of fresh noise, or a method's default."""
+        return default if self.baselines.eta is None else self.baselines.eta
+
+
+@dataclass(frozen=True)
+class Choice(Options):
+    """By which method an image is restored.
+
+    Attributes:
+        simulate: Degrade the image first, and report how near the restored one comes to it.
+        method: red-diff, dps, pigdm, ddrm, or start (what the operator alone gives).
+        restarts: Runs with other noise, of which the one that explains the measurements best is kept.
+    """
+
+    simulate: bool = False
+    method: Method = "red-diff"
+    restarts: Annotated[int, at_least(1)] = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem(Hardware):
+    """Which image, and which model restores it.
+
+    Attributes:
+        model: A DDPM, DDIM or Stable Diffusion pipeline: a directory, a hub id or testbed:<name>.
+        image: The image, or for compare also a folder of them.
+        prompt: What the image shows, for Stable Diffusion.
+        seed: Of the noise; image i has seed + i.
+        device: auto (the GPU if there is one), cpu, cuda, cuda:N or mps.
+        dtype: Type of the weights: auto (float32), float32, bfloat16 or float16.
+    """
+
+    model: str
+    image: Path
+    prompt: str = ""
+    seed: Annotated[int, at_least(0), below(2**32)] = 0
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ on the operator's singular values and does not.
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from noiseworks.core.checks import check_finite
@@ -13,11 +14,26 @@ from noiseworks.core.errors import InputError
 from noiseworks.core.schedules import Level, add_noise, expand
 from noiseworks.core.steps import ddim_step
 from noiseworks.red_diff.operators import Operator, SpectralOperator
+from noiseworks.red_diff.options import Plan
 from noiseworks.red_diff.priors import START, XT, Prior, noise_for
 from noiseworks.red_diff.weights import timestep_grid
 from torch import Tensor
 
 MEASURED_SHARE = 1.0  # eta_b of DDRM
+
+
+class Spectrum(NamedTuple):
+    """What a measurement says of each coefficient.
+
+    Attributes:
+        target: y_i / s_i, `[B, N]`.
+        spread: sigma_y / s_i, its deviation, `[N]`.
+        known: Where s_i > 0, `[N]`.
+    """
+
+    target: Tensor
+    spread: Tensor
+    known: Tensor
 
 
 def denoised(prior: Prior, x: Tensor, t: int) -> tuple[Tensor, Tensor]:
@@ -30,10 +46,8 @@ def dps_steps(
     prior: Prior,
     operator: Operator,
     y: Tensor,
-    num_steps: int,
+    plan: Plan = Plan(),
     *,
-    step_size: float = 0.5,
-    eta: float = 0.0,
     seeds: Sequence[int] | None = None,
 ) -> Iterator[Tensor]:
     """Yield x_s after each step of diffusion posterior sampling: `x_s - zeta grad |y - f(x_0)|^2 / |y - f(x_0)|`.
@@ -44,9 +58,7 @@ def dps_steps(
         prior: The diffusion model.
         operator: What was measured.
         y: Measurements.
-        num_steps: Steps.
-        step_size: zeta.
-        eta: Share of fresh noise.
+        plan: Steps, zeta and share of fresh noise (0 by default).
         seeds: One a sample.
     """
 
@@ -54,20 +66,17 @@ def dps_steps(
         squared = (y - operator.forward(x0)).flatten(1).square().sum(1)
         (gradient,) = torch.autograd.grad(squared.sum(), x)
         norm = squared.detach().sqrt().clamp(min=torch.finfo(x.dtype).eps)
-        return -step_size * gradient / expand(norm, x)
+        return -plan.baselines.step_size * gradient / expand(norm, x)
 
-    return _guided_steps(prior, operator, y, num_steps, eta, seeds, correction, 1000)
+    return _guided_steps(prior, operator, y, plan, plan.eta(0.0), seeds, correction, 1000)
 
 
 def pigdm_steps(
     prior: Prior,
     operator: Operator,
     y: Tensor,
-    num_steps: int,
+    plan: Plan = Plan(),
     *,
-    sigma_y: float = 0.0,
-    eta: float = 1.0,
-    start_step: int = 1000,
     seeds: Sequence[int] | None = None,
 ) -> Iterator[Tensor]:
     """Yield the states of pseudo-inverse guidance, `x_s + alpha_s alpha_t J^T A^T (A A^T + q I)^-1 (y - A x_0)`.
@@ -79,16 +88,13 @@ def pigdm_steps(
         prior: The diffusion model.
         operator: What was measured.
         y: Measurements.
-        num_steps: Steps.
-        sigma_y: Deviation of the measurement's noise.
-        eta: Share of fresh noise.
-        start_step: Timestep below which the run begins.
+        plan: Steps, deviation of the noise, share of fresh noise (1 by default) and where the run begins.
         seeds: One a sample.
 
     Raises:
         InputError: When there is noise and the operator has no decomposition.
     """
-    spectral = isinstance(operator, SpectralOperator)
+    spectral, sigma_y = isinstance(operator, SpectralOperator), plan.sigma_y
     if sigma_y and not spectral:
         raise InputError("PiGDM with noise needs an operator with a singular value decomposition")
 
@@ -102,13 +108,15 @@ def pigdm_steps(
         (gradient,) = torch.autograd.grad((missing * x0).sum(), x)
         return expand(level.alpha * after.alpha, x) * gradient
 
-    return _guided_steps(prior, operator, y, num_steps, eta, seeds, correction, start_step)
+    return _guided_steps(
+        prior, operator, y, plan, plan.eta(1.0), seeds, correction, plan.baselines.start_step
+    )
 
 
-def _guided_steps(prior, operator, y, num_steps, eta, seeds, correction, start_step) -> Iterator[Tensor]:
+def _guided_steps(prior, operator, y, plan, eta, seeds, correction, start_step) -> Iterator[Tensor]:
     operator.check(y)
     seeds = range(len(y)) if seeds is None else seeds
-    grid = timestep_grid(num_steps, min(start_step, prior.schedule.num_steps))
+    grid = timestep_grid(plan.settings.num_steps, min(start_step, prior.schedule.num_steps))
     first = operator.start(y).detach()
     x = add_noise(first, noise_for(first, seeds, START), prior.level(grid[0]))
     for step, (t, s) in enumerate(pairwise([*grid, -1])):
@@ -131,10 +139,8 @@ def ddrm_steps(
     prior: Prior,
     operator: Operator,
     y: Tensor,
-    num_steps: int,
+    plan: Plan = Plan(),
     *,
-    sigma_y: float = 0.0,
-    eta: float = 0.85,
     seeds: Sequence[int] | None = None,
 ) -> Iterator[Tensor]:
     """Yield x_s after each step of denoising diffusion restoration, in the operator's spectrum.
@@ -143,9 +149,7 @@ def ddrm_steps(
         prior: The diffusion model.
         operator: What was measured.
         y: Measurements.
-        num_steps: Steps.
-        sigma_y: Deviation of the measurement's noise.
-        eta: Share of fresh noise, 0 to 1.
+        plan: Steps, deviation of the noise and share of fresh noise (0.85 by default).
         seeds: One a sample.
 
     Raises:
@@ -155,11 +159,12 @@ def ddrm_steps(
         raise InputError("DDRM needs a linear operator with a singular value decomposition")
     operator.check(y)
     seeds = range(len(y)) if seeds is None else seeds
-    singular = operator.scale(y)
+    singular, sigma_y = operator.scale(y), plan.sigma_y
     known = singular > 0
     inverse = torch.where(known, 1 / singular.clamp(min=1e-12), 0.0)
     target, spread = operator.measured(y) * inverse, sigma_y * inverse  # y_i / s_i and its deviation
-    grid = timestep_grid(num_steps, prior.schedule.num_steps)
+    measured = Spectrum(target, spread, known)
+    grid = timestep_grid(plan.settings.num_steps, prior.schedule.num_steps)
     top = float(prior.level(grid[0]).sigma_ve)
     first = operator.start(y)
     noise = operator.spectrum(noise_for(first, seeds, START))
@@ -169,35 +174,25 @@ def ddrm_steps(
         x = expand(level.alpha, first) * operator.image(c)
         x0, epsilon = (operator.spectrum(part) for part in denoised(prior, x, t))
         noise = operator.spectrum(noise_for(first, seeds, XT, step))
-        c = ddrm_update(x0, epsilon, target, spread, known, sigma, sigma_y, eta, noise)
+        c = ddrm_update(x0, epsilon, measured, sigma, plan.eta(0.85), noise)
         yield expand(prior.level(s).alpha, first) * operator.image(c)
     check_finite("restored image", c)
 
 
 def ddrm_update(
-    x0: Tensor,
-    epsilon: Tensor,
-    target: Tensor,
-    spread: Tensor,
-    known: Tensor,
-    sigma: float,
-    sigma_y: float,
-    eta: float,
-    noise: Tensor,
+    x0: Tensor, epsilon: Tensor, measured: Spectrum, sigma: float, eta: float, noise: Tensor
 ) -> Tensor:
     """Return the next spectrum (Kawar et al. 2022, eq. 7 and 8), in the variance-exploding view, `[B, N]`.
 
     Args:
         x0: Spectrum of the denoised image, `[B, N]`.
         epsilon: That of the predicted noise.
-        target: y_i / s_i.
-        spread: sigma_y / s_i, its deviation.
-        known: Where s_i > 0.
+        measured: What the measurement says.
         sigma: Next noise level.
-        sigma_y: Deviation of the measurement's noise.
         eta: Share of fresh noise.
         noise: Standard normal.
     """
+    target, spread, known = measured
     kept = (1 - eta**2) ** 0.5 * sigma
     free = x0 + kept * epsilon + eta * sigma * noise
     # The measurement is noisier than the level: it only tells the direction.

@@ -1,18 +1,17 @@
 """A user's images, model and degradation as one inverse problem, and all methods on it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from noiseworks.core.errors import InputError
-from noiseworks.core.options import Hardware
 from noiseworks.kits.images import peak_signal_to_noise
 from noiseworks.red_diff.degrading import operator_of, read_image
 from noiseworks.red_diff.diffusers import check_size, image_shape, load_prior, on_host, prior_of, to_images
 from noiseworks.red_diff.operators import Operator, SpectralOperator
-from noiseworks.red_diff.options import Baselines, Degradation, RedDiff
+from noiseworks.red_diff.options import Degradation, Method, Plan, Problem
 from noiseworks.red_diff.priors import Prior
 from noiseworks.red_diff.restoring import measure, restore
 from torch import Tensor
@@ -39,39 +38,27 @@ class Task:
     clean: Tensor | None
 
 
-def open_task(
-    model: str,
-    image: Path,
-    degradation: Degradation,
-    hardware: Hardware,
-    *,
-    prompt: str = "",
-    simulate: bool,
-    seed: int,
-) -> Task:
+def open_task(problem: Problem, degradation: Degradation, *, simulate: bool) -> Task:
     """Load a model and images.
 
     Args:
-        model: Its name.
-        image: A file, or a folder of files.
+        problem: Which ones.
         degradation: What was done to them, or is to be done.
-        hardware: Where the model runs.
-        prompt: For Stable Diffusion.
         simulate: Whether the images are clean and have to be degraded.
-        seed: Of the measurement's noise.
 
     Raises:
         InputError: When something is missing or of another size.
     """
-    device = hardware.torch_device()
-    pipe = load_prior(model, device, hardware.torch_dtype())
+    device = problem.torch_device()
+    pipe = load_prior(problem.model, device, problem.torch_dtype())
     shape = image_shape(pipe)
     operator = operator_of(degradation, shape)
-    images = read_images(image).to(device)
+    images = read_images(problem.image).to(device)
     images = images.mean(1, keepdim=True) if shape[0] == 1 else images
     if simulate:
         check_size(images, shape)
-        y, clean = measure(operator, images, degradation.sigma_y, range(seed, seed + len(images))), images
+        seeds = range(problem.seed, problem.seed + len(images))
+        y, clean = measure(operator, images, degradation.sigma_y, seeds), images
     else:
         images = images.mean(1, keepdim=True) if operator.measured_shape[0] == 1 else images
         check_size(images, operator.measured_shape)
@@ -79,7 +66,7 @@ def open_task(
         # What stands in the unknown places of an image is no measurement.
         y, clean = (images * operator.singulars.reshape(shape).to(images) if known else images), None
     shown = operator.start(y).clamp(-1, 1)
-    return Task(prior_of(pipe, prompt), on_host(operator, pipe), y, shown, clean)
+    return Task(prior_of(pipe, problem.prompt), on_host(operator, pipe), y, shown, clean)
 
 
 def read_images(path: Path) -> Tensor:
@@ -97,15 +84,16 @@ def read_images(path: Path) -> Tensor:
 
 
 def compare_all(
-    task: Task,
-    methods: Sequence[str],
-    settings: RedDiff,
-    baselines: Baselines,
-    sigma_y: float,
-    seed: int,
-    progress: Callable[..., None],
+    task: Task, methods: Sequence[Method], plan: Plan, seed: int, progress: Callable[..., None]
 ) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
     """Restore the images of a task with every method that can take it.
+
+    Args:
+        task: The problem.
+        methods: Names.
+        plan: Settings of all.
+        seed: Of the first image.
+        progress: Called with (steps done, steps in all).
 
     Returns:
         A row a method, and the images by method, the clean ones first.
@@ -113,18 +101,10 @@ def compare_all(
     rows, shown = [], {"clean": task.clean}
     seeds = range(seed, seed + len(task.y))
     for method in methods:
-        if not can(method, task.operator, sigma_y):
+        if not can(method, task.operator, plan.sigma_y):
             continue
         found = restore(
-            task.prior,
-            task.operator,
-            task.y,
-            method,
-            settings=settings,
-            baselines=baselines,
-            sigma_y=sigma_y,
-            seeds=seeds,
-            progress=progress,
+            task.prior, task.operator, task.y, replace(plan, method=method), seeds=seeds, progress=progress
         )
         shown[method] = to_images(task.operator, found.images)
         rows.append(

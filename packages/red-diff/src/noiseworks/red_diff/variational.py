@@ -22,8 +22,6 @@ from noiseworks.red_diff.priors import X0, XT, Prior, noise_for
 from noiseworks.red_diff.weights import ordered, timestep_grid, weight_of
 from torch import Tensor
 
-MakeOptimizer = Callable[[list[Tensor]], torch.optim.Optimizer]
-
 
 @dataclass(frozen=True, eq=False)
 class Progress:
@@ -68,8 +66,6 @@ def steps_of(
     *,
     seeds: Sequence[int] | None = None,
     start: Tensor | None = None,
-    make_optimizer: MakeOptimizer | None = None,
-    draw: Callable[[int, int], Tensor] | None = None,
 ) -> Iterator[Progress]:
     """Yield the state of a run after each of its steps.
 
@@ -80,8 +76,6 @@ def steps_of(
         settings: How it runs.
         seeds: One a sample, by default 0, 1, ...; a sample does not depend on its batch.
         start: Image to start from, by default the operator's (for linear ones A^+ y).
-        make_optimizer: Makes another optimiser than Adam of `[mu]`.
-        draw: `draw(step, stream)` gives the noise instead, like mu; for tests.
 
     Raises:
         InputError: When shapes do not fit, or the steps do not divide the timesteps.
@@ -94,22 +88,16 @@ def steps_of(
     grid = timestep_grid(settings.num_steps, prior.schedule.num_steps)
     times = ordered(grid, settings.order, fixed=settings.fixed_timestep, seed=seeds[0])
     mu = (operator.start(y) if start is None else start).detach().clone()
-    make = make_optimizer or (
-        lambda one: torch.optim.Adam(one, settings.learning_rate, betas=(0.9, settings.beta2))
-    )
-    optimizer = make([mu])
+    optimizer = _optimizer(mu, settings)
     pixels, values = mu[0].numel(), operator.measurements
     if settings.reduction == "sum":
         pixels = values = 1
 
-    def noise(step: int, stream: int) -> Tensor:
-        return noise_for(mu, seeds, stream, step) if draw is None else draw(step, stream)
-
     for step, t in enumerate(times):
         before = mu.clone()
-        x0 = before + settings.sigma_x0 * noise(step, X0) if settings.sigma_x0 else before
+        x0 = before + settings.sigma_x0 * noise_for(mu, seeds, X0, step) if settings.sigma_x0 else before
         weight = settings.strength * weight_of(prior.level(t), settings.weight)
-        pull = prior_gradient(prior, x0, noise(step, XT), t, weight) / pixels
+        pull = prior_gradient(prior, x0, noise_for(mu, seeds, XT, step), t, weight) / pixels
         data = settings.data_weight / values
         mu.grad = pull + data * operator.gradient(x0, y) if data else pull
         optimizer.step()
@@ -117,6 +105,12 @@ def steps_of(
             mu.clamp_(-1, 1)
         yield Progress(step + 1, t, mu, x0, partial(_loss, operator, x0, y, pull, data))
     check_finite("restored image", mu)
+
+
+def _optimizer(mu: Tensor, settings: RedDiff) -> torch.optim.Optimizer:
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD([mu], settings.learning_rate)
+    return torch.optim.Adam([mu], settings.learning_rate, betas=(0.9, settings.beta2))
 
 
 def _loss(operator: Operator, x0: Tensor, y: Tensor, pull: Tensor, data: float) -> Tensor:
