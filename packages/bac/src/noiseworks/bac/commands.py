@@ -228,12 +228,8 @@ def compare(
     if out is not None:
         check_file(out, (".png", ".webp"))
     pipeline = (Path(resolve_model(model)) / "model_index.json").is_file()
-    if profile is None and not pipeline:
-        raise InputError(
-            "a policy is compared with the plans of its profile: make one and name it with --profile"
-        )
-    if out is not None and not pipeline:
-        raise InputError(f"{model} is a policy, which draws no images: leave {out} out")
+    if not pipeline and (profile is None or out is not None):
+        raise InputError("a policy needs its profile, named by --profile, and draws no images for --out")
     if timing.batch_size > checking.observations:
         raise InputError(
             f"batch_size must be at most the {checking.observations} observations, got {timing.batch_size}"
