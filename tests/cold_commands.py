@@ -8,6 +8,7 @@ import contextlib
 import inspect
 import io
 import json
+import os
 import re
 import sys
 import typing
@@ -65,7 +66,9 @@ def required(function, lines):
     names = [
         name
         for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.default is inspect.Parameter.empty and parameter.kind is parameter.KEYWORD_ONLY
+        if parameter.default is inspect.Parameter.empty
+        and parameter.kind is parameter.KEYWORD_ONLY
+        and name not in group_names(function)
     ]
     for group in groups(function):
         names += [f.name for f in fields(group) if f.default is MISSING and f.default_factory is MISSING]
@@ -108,6 +111,7 @@ def out_of_range(function):
 
 
 def main():
+    os.environ["COLUMNS"] = "400"  # so that a long option's name does not wrap between the words of its help
     found = {}
     for slug in sys.argv[1:]:
         app, contract = app_of(slug), contract_of(PACKAGES / slug)

@@ -52,7 +52,9 @@ def test_kept_pixels_move_away_from_grey_and_others_stay(norm):
     masks = torch.zeros(2, 1, 8, 8)
     masks[..., :3] = 1
     budget = Budget(8, 1, 5)
-    found = DiffusionGuard(stub_host(), budget, Guard(norm=norm, masks="single")).protect(images, masks)
+    found = DiffusionGuard(stub_host(), budget, Guard(noise_norm=norm, contours="single")).protect(
+        images, masks
+    )
     expected = 5 / 255 * (images - 0.5).sign() * (1 - masks)
     torch.testing.assert_close(found.images - images, expected, rtol=0, atol=1e-6)
     assert torch.equal(found.images[..., :3], images[..., :3])
@@ -125,7 +127,7 @@ def test_the_norm_rises_and_an_image_does_not_depend_on_its_batch(pipe, case):
 def test_one_mask_has_no_randomness_and_no_mask_keeps_everything(pipe, case):
     images, masks = case
     with host_of(pipe) as host:
-        single = DiffusionGuard(host, Budget(), Guard(masks="single"))
+        single = DiffusionGuard(host, Budget(), Guard(contours="single"))
         assert torch.equal(single.pools(masks, [0, 1]), masks[:, None])
         whole = EarlyStage(host, torch.zeros(2, 1, 1, 16, 16), 751)(images, streams(Budget(), 2))
         found = DiffusionGuard(host, Budget(steps=1, step_255=16)).protect(images)

@@ -116,7 +116,7 @@ CONTRACT = Contract(
         f"reward --model {{model}} {DEMOS} --epochs 1 --reward-width 8 --out judge": (
             "judge/model.safetensors",
         ),
-        f"train --policy {{policy}} --models {{model}} {{judge}} {DEMOS} {DREAM} {SMALL} --out run": (
+        f"train --policy {{policy}} --model {{model}} --classifier {{judge}} {DEMOS} {DREAM} {SMALL} --out run": (
             "run/policy/model.safetensors",
         ),
         "eval --model {model} --policy {policy} --env maze:umaze --episode-steps 6 --episodes 2": (),
@@ -129,11 +129,11 @@ CONTRACT = Contract(
         (f"imitate --model {{policy}} {DEMOS} --out run", "diwa/world-model"),
         ("reward --model {model} --data maze:umaze-random --record-steps 10 --out judge", "no success"),
         (
-            f"train --policy {{policy}} --models {{model}} {{judge}} {DEMOS} --limit 5 --out run",
+            f"train --policy {{policy}} --model {{model}} --classifier {{judge}} {DEMOS} --limit 5 --out run",
             "multiple of the policy's chunk",
         ),
         (
-            f"train --policy {{policy}} --models {{model}} {{judge}} {DEMOS} --tuned-steps 5 {SMALL} --out run",
+            f"train --policy {{policy}} --model {{model}} --classifier {{judge}} {DEMOS} --tuned-steps 5 {SMALL} --out run",
             "5",
         ),
         ("eval --model {model} --policy {policy} --env gym:Pendulum-v1", "(3,)"),

@@ -65,7 +65,7 @@ class DiffusionGuard:
             else self.pools(masks, seeds)
         )
         objective = EarlyStage(
-            self.host, pools, self.host.first_timestep(self.guard.early_steps), self.guard.norm
+            self.host, pools, self.host.first_timestep(self.guard.early_steps), self.guard.noise_norm
         )
         return projected_gradient(
             images, objective, self.budget, support=keep, generators=generators, state=state, observe=observe
@@ -73,7 +73,7 @@ class DiffusionGuard:
 
     def pools(self, masks: Tensor, seeds: Sequence[int]) -> Tensor:
         """Return the masks that are drawn from, [B, n, 1, H, W], each covering what the given one repaints."""
-        if self.guard.masks == "single":
+        if self.guard.contours == "single":
             return masks[:, None]
         guard = self.guard
         shrink = self.shrink or ContourShrink(guard.strength, guard.iterations, guard.smoothness)

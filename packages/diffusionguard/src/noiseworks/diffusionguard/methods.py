@@ -80,6 +80,6 @@ def protect_with(
         return random_signs(images, budget, support=keep)
     more = {"generators": generators, "state": state, "observe": observe}
     if name in ("diffusionguard", "no-augmentation"):
-        chosen = guard if name == "diffusionguard" else Guard(guard.early_steps, guard.norm, "single")
+        chosen = guard if name == "diffusionguard" else Guard(guard.early_steps, guard.noise_norm, "single")
         return DiffusionGuard(host, budget, chosen, shrink).protect(images, masks, **more)
     return projected_gradient(images, METHODS[name](host, images, masks), budget, support=keep, **more)

@@ -26,8 +26,8 @@ class Guard(Options):
 
     Attributes:
         early_steps: Steps of the schedule whose first timestep is attacked: with 4 it is 751 of 1000.
-        norm: Of the predicted noise: l2, its square l2sq, or l1.
-        masks: shrink draws a smaller contour of the given mask in every step, single keeps the given mask.
+        noise_norm: Of the predicted noise: l2, its square l2sq, or l1.
+        contours: shrink draws a smaller contour of the given mask in every step, single keeps the given mask.
         strength: How far vertices move, relative to the radius.
         iterations: Largest number of shrinking rounds a mask.
         smoothness: Smoothing along the contour, relative to the radius.
@@ -35,8 +35,8 @@ class Guard(Options):
     """
 
     early_steps: Annotated[int, at_least(1), at_most(1000)] = 4
-    norm: Literal["l2", "l2sq", "l1"] = "l2"
-    masks: Literal["shrink", "single"] = "shrink"
+    noise_norm: Literal["l2", "l2sq", "l1"] = "l2"
+    contours: Literal["shrink", "single"] = "shrink"
     strength: Annotated[float, above(0)] = 1.1
     iterations: Annotated[int, at_least(2)] = 15
     smoothness: Annotated[float, at_least(0)] = 0.1

@@ -113,7 +113,8 @@ def reward(
 def train(
     *,
     policy: str,
-    models: tuple[str, str],
+    model: str,
+    classifier: str,
     recorded: Spread[Recorded],
     out: Path,
     dreaming: Spread[Dreaming] = Dreaming(),
@@ -123,7 +124,8 @@ def train(
 
     Args:
         policy: Folder of a policy of `imitate`.
-        models: Folders of the world model and of the classifier.
+        model: Folder of the world model, of `make`.
+        classifier: Folder of the classifier, of `judge`.
         recorded: Demonstrations whose first latents dreams begin from.
         out: Folder of the run; the policy is its `policy`. The same command goes on with a run that was stopped.
         dreaming: Dreamt episodes.
@@ -141,10 +143,10 @@ def train(
 
     base = ChainPolicy.from_pretrained(policy)
     check_fits(dreaming, tuning, base.sizes)
-    model, episodes = _featurised(models[0], recorded)
-    classifier = SuccessClassifier.from_pretrained(models[1])
-    dream = WorldDream(model, classifier, starts_of(episodes), dreaming.envs)
-    settings = {"policy": policy, "models": list(models), "recorded": recorded}
+    loaded, episodes = _featurised(model, recorded)
+    judge = SuccessClassifier.from_pretrained(classifier)
+    dream = WorldDream(loaded, judge, starts_of(episodes), dreaming.envs)
+    settings = {"policy": policy, "model": model, "classifier": classifier, "recorded": recorded}
     with open_run(out, settings | {"dreaming": dreaming, "tuning": tuning}) as run:
         tuned, loop = tune(base, dream, dreaming, tuning, run)
         tuned.save_pretrained(out / "policy")

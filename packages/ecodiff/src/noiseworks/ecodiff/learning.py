@@ -86,7 +86,7 @@ class MaskLoop:
         self.runs, self.units, self.learning = runs, units, learning
         self.masks = MaskSet.new(units, learning.start)
         numbers = {"row": torch.arange(len(runs.prompts))}
-        self.batches = Batches(numbers, learning.accumulate, seed=learning.seed)
+        self.batches = Batches(numbers, learning.accumulate, seed=learning.mask_seed)
         self.updates = learning.epochs * len(self.batches)
         self.current = Current()
         rates = {"attn": learning.lr_attn, "ffn": learning.lr_ffn, "norm": learning.lr_norm}
@@ -110,7 +110,8 @@ class MaskLoop:
         parts = [rows[first : first + size] for first in range(0, len(rows), size)]
         self.optimizer.zero_grad()
         found = [
-            self._backward(part, mix64(self.learning.seed, step, number)) for number, part in enumerate(parts)
+            self._backward(part, mix64(self.learning.mask_seed, step, number))
+            for number, part in enumerate(parts)
         ]
         penalty = self.masks.penalty(self.learning.penalty, self.learning.bounded)
         (len(rows) * self.learning.beta * penalty).backward()

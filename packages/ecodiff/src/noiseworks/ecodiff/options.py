@@ -85,7 +85,7 @@ class Learning(Options):
         loss: mse or l1, between the final latents.
         mask_sample: trajectory (one draw a run) or step (one a denoising step, the same on the way back).
         checkpointed: Whether steps are computed again on the way back, which keeps the memory of one step.
-        seed: Of the order of the prompts and of the masks' noise.
+        mask_seed: Of the order of the prompts and of the masks' noise.
         checkpoint_every: Minutes between two checkpoints; 0 writes one after every update.
     """
 
@@ -103,7 +103,7 @@ class Learning(Options):
     loss: Literal["mse", "l1"] = "mse"
     mask_sample: Literal["trajectory", "step"] = "trajectory"
     checkpointed: bool = True
-    seed: Annotated[int, at_least(0)] = 0
+    mask_seed: Annotated[int, at_least(0)] = 0
     checkpoint_every: Annotated[float, at_least(0)] = 5.0
 
     def check_prompts(self, count: int) -> None:
@@ -216,14 +216,14 @@ class Recovery(Options):
         rank: Of LoRA.
         steps: Updates.
         learning_rate: Of AdamW.
-        seed: Of the adapters, the prompts' order and the steps.
+        adapter_seed: Of the adapters, the prompts' order and the steps.
         checkpoint_every: Minutes between two checkpoints; 0 writes one after every update.
     """
 
     rank: Annotated[int, at_least(1)] = 8
     steps: Annotated[int, at_least(1)] = 200
     learning_rate: Annotated[float, above(0)] = 1e-3
-    seed: Annotated[int, at_least(0)] = 0
+    adapter_seed: Annotated[int, at_least(0)] = 0
     checkpoint_every: Annotated[float, at_least(0)] = 5.0
 
 

@@ -51,7 +51,7 @@ def recover(
     wanted = [name for name in names if name.endswith(tuple(TARGETS)) and _whole(pruned, name)]
     pruned.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recovery.seed)
+        torch.manual_seed(recovery.adapter_seed)
         inject_adapter_in_model(
             LoraConfig(r=recovery.rank, lora_alpha=recovery.rank, target_modules=wanted), pruned
         )
@@ -60,7 +60,7 @@ def recover(
         max_steps=recovery.steps,
         checkpoint_every=recovery.checkpoint_every,
         device=runs.pipe.device.type,
-        seed=recovery.seed,
+        seed=recovery.adapter_seed,
     )
     rounds(loop, run=run, options=options, fabric=make_fabric(options), progress=progress)
     layers = [(name, one) for name, one in pruned.named_modules() if isinstance(one, LoraLayer)]
@@ -92,13 +92,13 @@ class RecoveryLoop:
         self.weights = {name: p for name, p in pruned.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(self.weights.values(), lr=recovery.learning_rate)
         size = min(runs.sampling.batch_size, len(runs.prompts))
-        self.batches = Batches({"row": torch.arange(len(runs.prompts))}, size, seed=recovery.seed)
+        self.batches = Batches({"row": torch.arange(len(runs.prompts))}, size, seed=recovery.adapter_seed)
         self._order = self.batches.endless()
 
     def round(self, step: int) -> Mapping[str, float]:
         """Do one update."""
         rows = next(self._order)["row"].tolist()
-        at = mix64(self.recovery.seed, step, 7) % self.runs.sampling.num_inference_steps
+        at = mix64(self.recovery.adapter_seed, step, 7) % self.runs.sampling.num_inference_steps
         losses: list[Tensor] = []
         for call, target in record(self.runs, rows, at):
             losses.append(
