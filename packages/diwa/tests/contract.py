@@ -133,7 +133,8 @@ CONTRACT = Contract(
             "multiple of the policy's chunk",
         ),
         (
-            f"train --policy {{policy}} --model {{model}} --classifier {{judge}} {DEMOS} --tuned-steps 5 {SMALL} --out run",
+            f"train --policy {{policy}} --model {{model}} --classifier {{judge}} {DEMOS} --tuned-steps 5 "
+            f"{SMALL} --out run",
             "5",
         ),
         ("eval --model {model} --policy {policy} --env gym:Pendulum-v1", "(3,)"),
