@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from noiseworks.bench.testbeds.drive import CHANNELS, TEMPLATES, draw_scene, label, observe
-from noiseworks.kits.driving import score_plans
+from noiseworks.bench.testbeds.drive import CHANNELS, TEMPLATES, label, observe
+from noiseworks.kits.driving import draw_scene, score_plans
 from noiseworks.kits.driving.scenes import NOTHING
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from noiseworks.diffusiondrive.plans import Plans
+from noiseworks.kits.driving import draw_scene
 
 if TYPE_CHECKING:
     from noiseworks.bench.testbeds.drive import Labelled
@@ -14,8 +15,6 @@ SCENES, FRAMES = 12, 10  # of the film; frames a scene, which is a second
 
 def picture(labelled: "Labelled", plans: Plans, index: int) -> np.ndarray:
     """Return one scene with the modes (the chosen one strong) and the expert's plan in green, uint8 [H, W, 3]."""
-    from noiseworks.bench.testbeds.drive import draw_scene
-
     return draw_scene(
         labelled.scenes, index, plans.poses[index].numpy(), plans.scores[index].numpy(), labelled.plans[index]
     )

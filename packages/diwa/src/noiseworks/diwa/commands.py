@@ -8,6 +8,7 @@ from noiseworks.core.options import Spread
 from noiseworks.diwa.options import (
     Dreaming,
     ModelFit,
+    Models,
     ModelSizes,
     PolicyFit,
     PolicySizes,
@@ -113,8 +114,7 @@ def reward(
 def train(
     *,
     policy: str,
-    model: str,
-    classifier: str,
+    models: Spread[Models],
     recorded: Spread[Recorded],
     out: Path,
     dreaming: Spread[Dreaming] = Dreaming(),
@@ -124,8 +124,7 @@ def train(
 
     Args:
         policy: Folder of a policy of `imitate`.
-        model: Folder of the world model, of `make`.
-        classifier: Folder of the classifier, of `judge`.
+        models: The world model and the classifier.
         recorded: Demonstrations whose first latents dreams begin from.
         out: Folder of the run; the policy is its `policy`. The same command goes on with a run that was stopped.
         dreaming: Dreamt episodes.
@@ -143,10 +142,10 @@ def train(
 
     base = ChainPolicy.from_pretrained(policy)
     check_fits(dreaming, tuning, base.sizes)
-    loaded, episodes = _featurised(model, recorded)
-    judge = SuccessClassifier.from_pretrained(classifier)
+    loaded, episodes = _featurised(models.model, recorded)
+    judge = SuccessClassifier.from_pretrained(models.classifier)
     dream = WorldDream(loaded, judge, starts_of(episodes), dreaming.envs)
-    settings = {"policy": policy, "model": model, "classifier": classifier, "recorded": recorded}
+    settings = {"policy": policy, "models": models, "recorded": recorded}
     with open_run(out, settings | {"dreaming": dreaming, "tuning": tuning}) as run:
         tuned, loop = tune(base, dream, dreaming, tuning, run)
         tuned.save_pretrained(out / "policy")

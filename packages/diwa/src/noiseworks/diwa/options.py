@@ -9,6 +9,19 @@ from noiseworks.kits.training.options import Fit
 
 
 @dataclass(frozen=True)
+class Models(Options):
+    """What a policy is tuned in.
+
+    Attributes:
+        model: Folder of the world model, from `fit`.
+        classifier: Folder of the classifier of success, from `reward`.
+    """
+
+    model: str
+    classifier: str
+
+
+@dataclass(frozen=True)
 class ModelSizes(Options):
     """The world model.
 

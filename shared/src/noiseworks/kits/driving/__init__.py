@@ -6,6 +6,7 @@ Everything is numpy in float64 and works on batches: B scenes with P proposals e
 - `vehicle`: the ego vehicle's measures, corners, overlap of boxes.
 - `tracking`: plans interpolated, and driven by a linear-quadratic tracker on a kinematic bicycle.
 - `scoring`: no at-fault collision, drivable area, time to collision, comfort, progress, and their product.
+- `pictures`: a scene with plans, from above.
 - `proposals`: intelligent-driver proposals along a route: the reference that progress is measured against.
 
 The plans are poses (x forward, y left, heading) in metres and radians, relative to the ego's rear axle at the start.

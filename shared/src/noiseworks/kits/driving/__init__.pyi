@@ -1,3 +1,4 @@
+from .pictures import draw_scene as draw_scene
 from .proposals import drive_along as drive_along
 from .proposals import propose as propose
 from .scenes import Scenes as Scenes

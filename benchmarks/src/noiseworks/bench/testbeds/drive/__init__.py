@@ -7,7 +7,6 @@ takes one of them at random: what a planner that averages gets wrong.
 from noiseworks.bench.testbeds.drive.expert import Labelled, label
 from noiseworks.bench.testbeds.drive.generating import TEMPLATES, Drawn, draw, make_scenes
 from noiseworks.bench.testbeds.drive.observing import CHANNELS, EXTENT, observe, rasterise, status
-from noiseworks.bench.testbeds.drive.pictures import draw_scene
 
 __all__ = [
     "CHANNELS",
@@ -16,7 +15,6 @@ __all__ = [
     "Drawn",
     "Labelled",
     "draw",
-    "draw_scene",
     "label",
     "make_scenes",
     "observe",
