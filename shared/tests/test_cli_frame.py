@@ -183,12 +183,13 @@ def test_messages_are_folded_to_one_line():
 
 def test_methods_are_listed_with_their_summaries():
     listing = list_methods()
+    first = min(listing.families["Image generation"])
     assert "linear-ag" in listing.families["Image generation"]
     for methods in listing.families.values():
         assert list(methods) == sorted(methods)
         assert all(summary and "\n" not in summary for summary in methods.values())
     assert listing.to_dict()["linear-ag"]["family"] == "Image generation"
-    assert str(listing).startswith("Image generation\n  ldm: ")
+    assert str(listing).startswith(f"Image generation\n  {first}: ")
 
 
 def test_methods_without_a_known_family_are_listed_last():

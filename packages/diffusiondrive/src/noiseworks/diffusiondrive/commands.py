@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from noiseworks.core.artifacts import check_folder, check_writable
+from noiseworks.core.errors import InputError
 from noiseworks.core.options import Spread
 from noiseworks.core.output import check_file, progress_bar
 from noiseworks.diffusiondrive.options import Architecture, Denoising, Fitting, SceneSet
@@ -28,6 +29,11 @@ def train(
         Where the planner is, and its steps.
     """
     check_writable(out)
+    if scenes.scenes < max(architecture.modes, fitting.batch_size):
+        raise InputError(
+            f"{architecture.modes} anchors and batches of {fitting.batch_size} need at least as many scenes, got "
+            f"{scenes.scenes}: raise scenes"
+        )
     from noiseworks.diffusiondrive.data import scenes_of
     from noiseworks.diffusiondrive.training import fit_planner
     from noiseworks.kits.training import open_run
