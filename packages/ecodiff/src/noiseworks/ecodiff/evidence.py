@@ -4,7 +4,7 @@ Calibration captions come from the training scenes under a seed of their own, ev
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,7 @@ def draw_arms(seed: int, context: Context, arms: Sequence[str]) -> Shared:
         context.progress(number, len(arms), f"ranking: {arm}")
         if arm in ("step", "ecodiff"):
             objective = "trajectory" if arm == "ecodiff" else "step"
-            learning = Learning(
-                **{**vars(LEARNING), "objective": objective, "epochs": sizes["epochs"], "seed": seed}
-            )
+            learning = replace(LEARNING, objective=objective, epochs=sizes["epochs"], mask_seed=seed)
             masks = learn_masks(calibration, units, learning, progress=False)
             scores[arm] = {path: values.detach().cpu() for path, values in masks.logits.items()}
         else:
