@@ -1,0 +1,14 @@
+from .body import ProcBody as ProcBody
+from .body import SkinnedBody as SkinnedBody
+from .files import load_body as load_body
+from .files import load_scene as load_scene
+from .files import write_bvh as write_bvh
+from .frames import Frame as Frame
+from .frames import local_frame as local_frame
+from .measures import Naturalness as Naturalness
+from .measures import contact_score as contact_score
+from .measures import penetration as penetration
+from .pictures import film_motion as film_motion
+from .scenes import GridScene as GridScene
+from .scenes import Room as Room
+from .scenes import find_path as find_path
