@@ -9,7 +9,7 @@ from torch import Tensor
 SPEED, HEIGHT = 0.075, 0.05  # m/s and metres that a standing foot may have
 
 
-def contact_score(joints: Tensor, fps: float, floor: float = 0.0) -> Tensor:
+def contact_score(joints: Tensor, fps: float, floor: float | Tensor = 0.0) -> Tensor:
     """Return how well some foot stands on the floor, means over the inner frames, [B].
 
     exp(-max(0, slowest foot's speed - 0.075)) exp(-max(0, |lowest foot's height| - 0.05)), with speeds as central
@@ -18,11 +18,12 @@ def contact_score(joints: Tensor, fps: float, floor: float = 0.0) -> Tensor:
     Args:
         joints: [B, F, 22, 3], z up.
         fps: Frames a second.
-        floor: Its height.
+        floor: Its height, or one a motion, [B].
     """
     feet = joints[..., FEET, :]
     speed = (feet[:, 2:] - feet[:, :-2]).norm(dim=-1).amin(-1) * fps / 2
-    height = (feet[:, 1:-1, :, 2] - floor).abs().amin(-1)
+    level = floor[:, None, None] if isinstance(floor, Tensor) else floor
+    height = (feet[:, 1:-1, :, 2] - level).abs().amin(-1)
     return ((-(speed - SPEED).clamp(min=0)).exp() * (-(height - HEIGHT).clamp(min=0)).exp()).mean(1)
 
 
