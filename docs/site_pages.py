@@ -6,12 +6,16 @@ mkdocs calls the functions below as a hook. A method's page is its package's REA
 
 import os
 import re
+from collections.abc import Mapping
+from html import escape
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
-from noiseworks.bench.runner.tables import grouped, overview_markdown, results_markdown
+from noiseworks.bench.runner.plots import claim_plots
+from noiseworks.bench.runner.tables import grouped, overview_markdown, read_claims, results_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -28,7 +32,7 @@ PAGES |= {f"packages/{slug}/README.md": f"methods/{slug}.md" for slug in MEMBERS
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Add the method pages and the reference to the navigation."""
     families = grouped({slug for slug in MEMBERS if slug not in ("core", "bench")})
-    methods = [{title: [f"methods/{slug}.md" for slug in slugs]} for title, slugs in families.items()]
+    methods = [{title: [{slug: f"methods/{slug}.md"} for slug in slugs]} for title, slugs in families.items()]
     references = [f"reference/{slug}.md" for slug in MEMBERS]
     config.nav[3:3] = [{"Methods": methods}]
     config.nav.append({"API reference": references})
@@ -56,7 +60,28 @@ def results(uri: str) -> str:
     """Return the committed results: one row a method at home, one a target elsewhere, a method's own on its page."""
     if uri == "index.md":
         return overview_markdown(RESULTS, page="methods/{}.md")
-    return results_markdown(RESULTS, method=Path(uri).stem if uri.startswith("methods/") else None)
+    if uri.startswith("methods/"):
+        slug = Path(uri).stem
+        return f"{results_markdown(RESULTS, method=slug)}\n{figures(slug)}"
+    return results_markdown(RESULTS)
+
+
+def figures(slug: str) -> str:
+    """Return a method's measured figures over its arms as drawings, one a metric that a target judges."""
+    claims = [claim for claim in read_claims(RESULTS) if claim["method"] == slug]
+    drawn = [
+        f"<figure><figcaption>{escape(plot['caption'])}</figcaption>{plot['svg']}</figure>"
+        for claim in claims
+        for plot in claim_plots(claim | {"columns": judged_columns(claim)})
+        if plot["svg"]
+    ]
+    return f'<div class="plots">{"".join(drawn)}</div>\n' if drawn else ""
+
+
+def judged_columns(claim: Mapping[str, Any]) -> dict[str, str]:
+    """Return the columns of a claim that one of its targets judges."""
+    metrics = {target["metric"] for target in claim["targets"]}
+    return {metric: label for metric, label in claim["columns"].items() if metric in metrics}
 
 
 def reference(slug: str, folder: Path) -> str:

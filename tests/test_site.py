@@ -86,6 +86,7 @@ def test_every_method_has_a_page_with_results_and_a_reference(site, members, roo
             page = (site / "methods" / f"{slug}.html").read_text()
             assert "<!-- results -->" not in page
             assert "laptop" in page
+            assert '<svg class="plot"' in page
 
 
 def test_generated_pages_keep_no_link_out_of_the_site(site):
@@ -104,7 +105,10 @@ def test_generated_pages_keep_no_link_out_of_the_site(site):
 
 @pytest.mark.browser
 def test_browser_reads_the_site_without_the_network(site):
-    """Opens every kind of page at desktop and phone width: no console error, no request to another host."""
+    """Opens every kind of page at desktop and phone width: no console error, no request to another host.
+
+    Search also answers in a page that is opened from disk.
+    """
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no Chromium is installed")
@@ -137,6 +141,12 @@ def test_browser_reads_the_site_without_the_network(site):
                 assert [url for url in requests if not url.startswith((home, "data:", "blob:"))] == []
                 assert complaints == []
                 page.close()
+            page = browser.new_page()
+            page.goto((site / "index.html").as_uri())
+            page.wait_for_load_state("networkidle")
+            page.keyboard.press("/")
+            page.keyboard.type("caching")
+            page.wait_for_selector(".md-search-result__link", state="attached", timeout=30_000)
             browser.close()
         server.shutdown()
 
