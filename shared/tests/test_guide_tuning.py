@@ -5,6 +5,7 @@ from pathlib import Path
 
 from noiseworks.kits import diffusers_hosts, image_tuning
 from noiseworks.kits.diffusers_hosts import tiny_pipeline
+from noiseworks.kits.image_tuning import choices
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "guides" / "tuning.md"
 
@@ -21,6 +22,6 @@ def test_the_example_runs(monkeypatch):
 
 def test_every_name_of_the_page_exists():
     words = set(re.findall(r"`([A-Za-z_]+)(?:\([^`]*\))?`", PAGE.read_text()))
-    known = {*image_tuning.__all__, *dir(image_tuning.Tuner)}
+    known = {*image_tuning.__all__, *dir(image_tuning.DiffusionDPO), *choices.KEYS}
     assert {"roll_out", "optimise", "reference_log_probs", "dominance", "DenoisingError"} <= words
     assert words - known <= {"lora", "starts", "clip_sample", "places"}

@@ -5,6 +5,7 @@ from .conditions import with_condition as with_condition
 from .drawing import draw as draw
 from .forecasts import add_score as add_score
 from .forecasts import decode_latents as decode_latents
+from .forecasts import encode_images as encode_images
 from .forecasts import forecast as forecast
 from .forecasts import guided_prediction as guided_prediction
 from .forecasts import latents_of as latents_of

@@ -104,6 +104,37 @@ def decode_latents(pipe: "DiffusionPipeline", latents: Tensor, size: tuple[int, 
     return (images * 0.5 + 0.5).clamp(0, 1)
 
 
+@torch.no_grad()
+def encode_images(pipe: "DiffusionPipeline", images: Tensor) -> Tensor:
+    """Return the latents that a host's denoiser knows images by, in float32 on the CPU.
+
+    They are the means of the first stage's posteriors; `decode_latents` is the way back.
+
+    Args:
+        pipe: The pipeline.
+        images: [B, 3, H, W] in [0, 1].
+    """
+    vae, config = pipe.vae, pipe.vae.config
+    narrow = vae.dtype if vae.dtype == torch.float16 and config.get("force_upcast") else None
+    if narrow is not None:  # such an encoder overflows in half precision
+        vae.to(torch.float32)
+    try:
+        pixels = images.to(vae.device, vae.dtype) * 2 - 1
+        latents = vae.encode(pixels).latent_dist.mode().float()
+    finally:
+        if narrow is not None:
+            vae.to(narrow)
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is not None and std is not None and latents.shape[1] == len(mean):
+        mean, std = (torch.tensor(v).view(1, -1, 1, 1).to(latents) for v in (mean, std))
+        latents = (latents - mean) * config.scaling_factor / std
+    else:
+        latents = (latents - (config.get("shift_factor") or 0.0)) * config.scaling_factor
+    if hasattr(pipe, "_pack_latents"):
+        latents = pipe._pack_latents(latents, *latents.shape)
+    return latents.cpu()
+
+
 def score_of(call: DenoiserCall, log_prob: Callable[[Tensor], Tensor]) -> Tensor:
     """Return the gradient of a log-probability with respect to x_t, `[B, C, h, w]`, for `add_score`.
 

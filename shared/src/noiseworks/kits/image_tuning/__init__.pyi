@@ -4,6 +4,9 @@ from .adapters import reference as reference
 from .adapters import save_lora as save_lora
 from .chain import Chain as Chain
 from .chain import chain_of as chain_of
+from .choices import Choice as Choice
+from .choices import encode_files as encode_files
+from .choices import read_choices as read_choices
 from .ddpo import DDPO as DDPO
 from .ddpo import DDPOSettings as DDPOSettings
 from .denoising import DenoisingError as DenoisingError
@@ -11,6 +14,12 @@ from .evaluation import Draws as Draws
 from .evaluation import diversity as diversity
 from .evaluation import draw_scored as draw_scored
 from .evaluation import win_rate as win_rate
+from .offline import DiffusionDPO as DiffusionDPO
+from .offline import OfflineTuner as OfflineTuner
+from .offline import Supervised as Supervised
+from .options import LoraTuning as LoraTuning
+from .options import OfflineTuning as OfflineTuning
+from .options import PairLoss as PairLoss
 from .options import RewardChoice as RewardChoice
 from .options import Rollout as Rollout
 from .options import Subject as Subject

@@ -1,5 +1,6 @@
 """The options of rollouts, rewards and tuning; nothing heavy is imported."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 FAMILIES = ("sd", "sdxl", "sd3", "flux")
+Link = Literal["sigmoid", "hinge", "ipo"]
 REWARDS = ("incompressibility", "compressibility", "brightness", "redness", "greenness", "blueness", "shapes")
 
 
@@ -84,30 +86,21 @@ class RewardChoice(Options):
 
 
 @dataclass(frozen=True)
-class Tuning(Fit):
-    """Length, optimiser, adapter, hardware and bookkeeping of a tuning run; a method's own options extend it.
+class OfflineTuning(Fit):
+    """Length, optimiser, hardware and bookkeeping of tuning on data that is there, one optimiser step a batch.
 
     Attributes:
-        max_steps: Rounds of the whole run, each of rollouts and optimiser steps on them.
-        batch_size: Prompts of a round, over all processes.
+        max_steps: Optimiser steps of the whole run.
+        batch_size: Rows (images, pairs) of an optimiser step, over all processes.
         learning_rate: AdamW's.
         weight_decay: AdamW's.
         max_grad_norm: The gradient of an optimiser step is scaled down to this norm.
-        lora_rank: Rank of the adapters on all attention projections.
-        minibatch: Rows (samples, pairs) of one forward and backward pass, over all processes.
-        accumulate: Minibatches of an optimiser step; each counts with all of its denoising steps.
-        inner_epochs: How often a round's rollouts are gone through.
-        timestep_fraction: Share of each row's denoising steps that are trained on, drawn at random.
+        minibatch: Rows of one forward and backward pass, over all processes.
         weights: Type of the pipeline's own weights, which are frozen: float32, bfloat16 or float16.
         gradient_checkpointing: Whether activations are computed again instead of kept.
-        pictures_every: Rounds between two pictures of samples in the folder; 0 writes none.
-        seed: Of adapters, prompts, rollouts and order.
+        seed: Of what is trained, the order of the data and all noise.
         precision: 32-true, bf16-mixed or 16-mixed.
-        device: auto (the GPU if there is one), cpu, cuda or mps.
         devices: Number of processes, each with a device of its own; they change no number but in the last bits.
-        strategy: How they share the work; auto is ddp for several processes.
-        checkpoint_every: Minutes between two checkpoints; 0 writes one after every round.
-        log_every: Rounds between two rows of metrics.csv.
     """
 
     max_steps: Annotated[int, at_least(1)] = 100
@@ -115,14 +108,9 @@ class Tuning(Fit):
     learning_rate: Annotated[float, above(0)] = 3e-4
     weight_decay: Annotated[float, at_least(0)] = 1e-4
     max_grad_norm: Annotated[float, above(0)] = 1.0
-    lora_rank: Annotated[int, at_least(1)] = 4
     minibatch: Annotated[int, at_least(1)] = 4
-    accumulate: Annotated[int, at_least(1)] = 1
-    inner_epochs: Annotated[int, at_least(1)] = 1
-    timestep_fraction: Annotated[float, above(0), at_most(1)] = 1.0
     weights: Literal["float32", "bfloat16", "float16"] = "float32"
     gradient_checkpointing: bool = False
-    pictures_every: Annotated[int, at_least(0)] = 0
     precision: Precision = "32-true"
     log_every: Annotated[int, at_least(1)] = 1
     strategy: Literal["auto", "ddp"] = "auto"
@@ -134,14 +122,22 @@ class Tuning(Fit):
             InputError: Naming the option.
         """
         super().check()
+        if self.minibatch % self.devices:
+            raise InputError(
+                f"minibatch must be a multiple of devices ({self.devices}), got {self.minibatch}"
+            )
         if self.precision not in ("32-true", "bf16-mixed", "16-mixed", "64-true"):
             raise InputError(
                 "adapters are trained in 32 bits: precision must be 32-true, bf16-mixed or 16-mixed, got "
                 f"{self.precision}"
             )
 
-    def pipeline(self, model: str) -> "DiffusionPipeline":
+    def pipeline(self, model: str, families: Sequence[str] = FAMILIES) -> "DiffusionPipeline":
         """Load what is tuned, on its device.
+
+        Args:
+            model: A directory, a hub id or testbed:<name>.
+            families: Families of pipelines that can be tuned.
 
         Raises:
             InputError: When it is not there or cannot be tuned.
@@ -150,7 +146,54 @@ class Tuning(Fit):
         from noiseworks.core.devices import resolve_device
         from noiseworks.kits.diffusers_hosts import load_pipeline
 
-        return load_pipeline(model, resolve_device(self.device), getattr(torch, self.weights), FAMILIES)
+        return load_pipeline(model, resolve_device(self.device), getattr(torch, self.weights), families)
+
+
+@dataclass(frozen=True)
+class PairLoss(Options):
+    """How strongly pairs of images count, by the difference of their denoising errors.
+
+    Attributes:
+        kappa: Strength; diffusers' beta, half of Diffusion-DPO's own. Published for Stable Diffusion.
+        link: Loss of a margin: sigmoid, hinge or ipo.
+    """
+
+    kappa: Annotated[float, above(0)] = 2500.0
+    link: Link = "sigmoid"
+
+
+@dataclass(frozen=True)
+class LoraTuning(OfflineTuning):
+    """Offline tuning of LoRA adapters.
+
+    Attributes:
+        lora_rank: Rank of the adapters on all attention projections.
+    """
+
+    lora_rank: Annotated[int, at_least(1)] = 4
+
+
+@dataclass(frozen=True)
+class Tuning(LoraTuning):
+    """Length, optimiser, adapter, hardware and bookkeeping of a tuning run; a method's own options extend it.
+
+    Attributes:
+        max_steps: Rounds of the whole run, each of rollouts and optimiser steps on them.
+        batch_size: Prompts of a round, over all processes.
+        minibatch: Rows (samples, pairs) of one forward and backward pass, over all processes.
+        accumulate: Minibatches of an optimiser step; each counts with all of its denoising steps.
+        inner_epochs: How often a round's rollouts are gone through.
+        timestep_fraction: Share of each row's denoising steps that are trained on, drawn at random.
+        pictures_every: Rounds between two pictures of samples in the folder; 0 writes none.
+        seed: Of adapters, prompts, rollouts and order.
+        checkpoint_every: Minutes between two checkpoints; 0 writes one after every round.
+        log_every: Rounds between two rows of metrics.csv.
+    """
+
+    accumulate: Annotated[int, at_least(1)] = 1
+    inner_epochs: Annotated[int, at_least(1)] = 1
+    timestep_fraction: Annotated[float, above(0), at_most(1)] = 1.0
+    pictures_every: Annotated[int, at_least(0)] = 0
 
 
 @dataclass(frozen=True)

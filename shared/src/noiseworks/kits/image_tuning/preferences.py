@@ -6,9 +6,9 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from noiseworks.core.checks import check_choice, check_number
+from noiseworks.kits.image_tuning.options import Link
 from torch import Tensor
 
-Link = Literal["sigmoid", "hinge", "ipo"]
 BetaConvention = Literal["dpo", "diffusers"]
 
 

@@ -1,7 +1,8 @@
-"""The loop of methods that tune a pipeline on its own rollouts, on Lightning's `Fabric`.
+"""The loop of methods that tune a pipeline on its own rollouts or on data, on Lightning's `Fabric`.
 
-A method subclasses `Tuner` and writes `round`: which rollouts are drawn, and the loss of a row at a step. The tuner
-does the rest: adapters, rollouts, rewards, optimiser steps over all denoising steps, several processes, checkpoints.
+A method subclasses `Tuner` and writes `round`: which rollouts are drawn, and the loss of a row at a step (`optimise`),
+or which rows of its data are taken, and their losses (`descend`). The tuner does the rest: adapters, rollouts, rewards,
+optimiser steps, several processes, checkpoints. What is trained is LoRA unless a method overrides `adapt`.
 
 A round looks the same from every process: rollouts are shared out, scored, and gathered; each minibatch is shared out
 again, its losses are means over all of its rows, and gradients are added up. So the number of processes changes no
@@ -9,8 +10,10 @@ number but in the last bits, and a method knows nothing of them.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -18,12 +21,12 @@ from noiseworks.core.checks import check_finite
 from noiseworks.core.errors import ArtifactError
 from noiseworks.core.noise import mix64
 from noiseworks.kits.image_tuning.adapters import add_lora, reference, save_lora
-from noiseworks.kits.image_tuning.options import Rollout, Tuning
+from noiseworks.kits.image_tuning.options import OfflineTuning, Rollout, Tuning
 from noiseworks.kits.image_tuning.policy import Policy
 from noiseworks.kits.image_tuning.rewards import Reward, score
 from noiseworks.kits.image_tuning.trajectories import Trajectories
 from noiseworks.kits.training import Run, load_parameters, make_fabric, rounds
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
 # Streams of random numbers.
 _PROMPTS, _STARTS, _STEPS, _ORDER, _OWN = range(5)
 MODEL = "lora"  # the adapter's folder in a run's folder
+UNGUIDED = Rollout(
+    num_inference_steps=2, guidance_scale=1.0
+)  # for methods that draw nothing while they train
 
 
 class Losses(NamedTuple):
@@ -76,18 +82,19 @@ class _Tally:
 
 
 class Tuner(ABC):
-    """Base of a method that tunes a pipeline's denoiser by adapters on its own rollouts.
+    """Base of a method that tunes a pipeline's denoiser by adapters, on its own rollouts or on data.
 
     Args:
         pipe: A text-to-image pipeline; its denoiser gets adapters and keeps them.
         prompts: What is trained on.
         reward: What finished images are worth; None for methods that ask for none.
-        options: The run.
+        options: The run: `Tuning` for rollouts; for data `LoraTuning`, or `OfflineTuning` where `adapt` is overridden.
         rollout: How the policy draws.
         call: Further arguments of the pipeline's call.
 
     Attributes:
         policy: The denoiser as a policy.
+        trainable: What is trained, by name.
         fabric: Lightning's Fabric.
         done: Rounds done.
         queries: Images scored so far.
@@ -101,8 +108,8 @@ class Tuner(ABC):
         pipe: "DiffusionPipeline",
         prompts: Sequence[str],
         reward: Reward | None,
-        options: Tuning,
-        rollout: Rollout,
+        options: OfflineTuning,
+        rollout: Rollout = UNGUIDED,
         call: Mapping[str, Any] | None = None,
     ) -> None:
         self.options, self.reward, self.run = options, reward, None
@@ -110,7 +117,7 @@ class Tuner(ABC):
         self.pipe = pipe.to(self.fabric.device)
         self.policy = Policy(self.pipe, prompts, rollout, call)
         self.denoiser = self.policy.denoiser
-        self.trainable = add_lora(self.denoiser, options.lora_rank, options.seed)
+        self.trainable = self.adapt()
         if options.gradient_checkpointing:
             self.denoiser.enable_gradient_checkpointing()
         self.denoiser.eval()  # dropout would make the policy that is trained another than the one that drew
@@ -120,6 +127,22 @@ class Tuner(ABC):
         self.done, self.queries = 0, 0
         self.last: dict[str, float] = {}
         self.shown: Tensor | None = None
+
+    # --- what is trained ---
+
+    def adapt(self) -> dict[str, nn.Parameter]:
+        """Put what is trained on the denoiser, freeze all else, and return it by name; without effect at first."""
+        return add_lora(self.denoiser, self.options.lora_rank, self.options.seed)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Make the denoiser the pretrained one within a block."""
+        with reference(self.denoiser):
+            yield
+
+    def save(self, folder: Path) -> None:
+        """Write what is trained as the host reads it."""
+        save_lora(self.pipe, folder)
 
     # --- what a method writes ---
 
@@ -152,7 +175,16 @@ class Tuner(ABC):
         Args:
             count: Prompts a round, the same in all rounds.
         """
-        number, first = len(self.policy.prompts), self.done * count
+        return self.draw_rows(len(self.policy.prompts), count)
+
+    def draw_rows(self, number: int, count: int) -> Tensor:
+        """Return this round's rows of a table, in an order in which all come once before any comes again [count].
+
+        Args:
+            number: Rows of the table.
+            count: Rows a round, the same in all rounds.
+        """
+        first = self.done * count
         found = []
         for epoch in range(first // number, (first + count - 1) // number + 1):
             generator = torch.Generator().manual_seed(mix64(self.options.seed, epoch, _PROMPTS) >> 2)
@@ -212,7 +244,7 @@ class Tuner(ABC):
     def reference_log_probs(self, trajectories: Trajectories) -> Tensor:
         """Return the log-probabilities of all stochastic steps under the pretrained weights [N, T], once a buffer."""
         own = self.own_rows(torch.arange(len(trajectories)))
-        with self.fabric.autocast(), reference(self.denoiser):
+        with self.fabric.autocast(), self.reference():
             found = self.policy.log_probs(trajectories, own)
         if self.fabric.world_size == 1:
             return found
@@ -262,6 +294,31 @@ class Tuner(ABC):
             "optimizer_steps": float(len(norms)),
         }
 
+    def descend(self, losses: Callable[[Tensor], Losses], count: int) -> dict[str, float]:
+        """Do one optimiser step on the mean loss of a batch, `minibatch` rows at once.
+
+        Args:
+            losses: (rows [n]) -> losses of these rows of the batch, each a number below `count`.
+            count: Rows of the batch.
+
+        Returns:
+            Mean loss and figures, and the gradient's norm.
+
+        Raises:
+            NonFiniteError: When a loss is NaN or infinite.
+        """
+        tally = _Tally()
+        self.optimizer.zero_grad()
+        for minibatch in torch.arange(count).split(self.options.minibatch):
+            own = self.own_rows(minibatch)
+            if len(own):
+                with self.fabric.autocast():
+                    found = losses(own)
+                check_finite("the loss", found.values, self.done)
+                self.fabric.backward(found.values.sum() / count)
+                tally.add({"loss": found.values, **found.figures}, len(own))
+        return self._means(tally) | {"grad_norm": self._step()}
+
     def _step(self) -> float:
         several = self.fabric.world_size > 1
         for parameter in self.trainable.values() if several else ():
@@ -310,7 +367,7 @@ class Tuner(ABC):
         if run is not None:
             adapter = str(run.folder / MODEL)
             if self.fabric.is_global_zero:
-                save_lora(self.pipe, adapter)
+                self.save(Path(adapter))
         return Tuned(self.done, self.last.get("reward"), self.queries, adapter)
 
     def state_dict(self) -> dict[str, Any]:
@@ -346,7 +403,7 @@ class _Counted:
         tuner.done = step
         figures = dict(tuner.round(step))
         tuner.done, tuner.last = step + 1, figures
-        every = tuner.options.pictures_every
+        every = tuner.options.pictures_every if isinstance(tuner.options, Tuning) else 0
         if every and tuner.done % every == 0 and tuner.run is not None and tuner.fabric.is_global_zero:
             self._picture()
         return figures
