@@ -6,6 +6,7 @@ from .chain import Chain as Chain
 from .chain import chain_of as chain_of
 from .choices import Choice as Choice
 from .choices import encode_files as encode_files
+from .choices import load_pixels as load_pixels
 from .choices import read_choices as read_choices
 from .ddpo import DDPO as DDPO
 from .ddpo import DDPOSettings as DDPOSettings

@@ -98,7 +98,7 @@ def encode_files(
     from noiseworks.kits.diffusers_hosts import encode_images
 
     unique = list(dict.fromkeys(files))
-    images = [_pixels(file, size) for file in unique]
+    images = [load_pixels(file, size) for file in unique]
     shapes = {tuple(image.shape[1:]): file for image, file in zip(images, unique, strict=True)}
     if len(shapes) > 1:
         (first, one), (second, other), *_ = shapes.items()
@@ -110,7 +110,16 @@ def encode_files(
     return latents[[place[file] for file in files]]
 
 
-def _pixels(file: Path, size: int | None) -> "Tensor":
+def load_pixels(file: Path, size: int | None = None) -> "Tensor":
+    """Return an image file, float32 [3, H, W] in [0, 1].
+
+    Args:
+        file: The file.
+        size: Side of the square that it is scaled and cropped to.
+
+    Raises:
+        InputError: When it is no image.
+    """
     import numpy as np
     import torch
     from PIL import Image, ImageOps, UnidentifiedImageError

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from noiseworks.core.checks import check_finite
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 # Streams of random numbers.
 _PROMPTS, _STARTS, _STEPS, _ORDER, _OWN = range(5)
-MODEL = "lora"  # the adapter's folder in a run's folder
+MODEL = "lora"  # folder of LoRA adapters in a run's folder
 UNGUIDED = Rollout(
     num_inference_steps=2, guidance_scale=1.0
 )  # for methods that draw nothing while they train
@@ -59,7 +59,7 @@ class Tuned:
         rounds: Rounds done.
         reward: Mean reward of the last round's rollouts, None where nothing is scored.
         queries: Images that were scored.
-        adapter: The LoRA directory, None when nothing was kept.
+        adapter: The adapter's folder, None when nothing was kept.
     """
 
     rounds: int
@@ -93,6 +93,7 @@ class Tuner(ABC):
         call: Further arguments of the pipeline's call.
 
     Attributes:
+        kept_as: Name of the folder of what is trained, in a run's folder.
         policy: The denoiser as a policy.
         trainable: What is trained, by name.
         fabric: Lightning's Fabric.
@@ -102,6 +103,8 @@ class Tuner(ABC):
     Raises:
         InputError: When the prompts are empty or the pipeline does not fit.
     """
+
+    kept_as: ClassVar[str] = MODEL
 
     def __init__(
         self,
@@ -351,7 +354,7 @@ class Tuner(ABC):
     # --- the run ---
 
     def fit(self, run: Run | None = None, *, progress: bool = True) -> Tuned:
-        """Do the rounds that are left, and write the adapter to `lora` in the run's folder.
+        """Do the rounds that are left, and write the adapter to `kept_as` (`lora`) in the run's folder.
 
         Args:
             run: The open run, or None to keep nothing.
@@ -365,7 +368,7 @@ class Tuner(ABC):
         rounds(_Counted(self), run=run, options=self.options, fabric=self.fabric, progress=progress)
         adapter = None
         if run is not None:
-            adapter = str(run.folder / MODEL)
+            adapter = str(run.folder / self.kept_as)
             if self.fabric.is_global_zero:
                 self.save(Path(adapter))
         return Tuned(self.done, self.last.get("reward"), self.queries, adapter)
