@@ -15,6 +15,7 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
         "language": "Masked diffusion language models",
         "policies": "Robot policies",
         "driving": "Driving",
+        "motion": "Human motion",
         "rl": "Reinforcement learning",
         "tuning": "Tuning image models",
         "backbones": "Backbones",

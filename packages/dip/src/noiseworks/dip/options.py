@@ -1,0 +1,157 @@
+"""The options of the commands; nothing heavy is imported."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from noiseworks.core.errors import InputError
+from noiseworks.core.options import Options, above, at_least, at_most, below
+from noiseworks.kits.training.options import Fit
+
+Action = Literal["walk", "sit", "lie"]
+ACTIONS = ("walk", "sit", "lie")
+
+
+@dataclass(frozen=True)
+class Architecture(Options):
+    """Sizes of the motion model; the defaults are the testbed's, the paper's are 512, 8, 4, 1024 and dropout 0.1.
+
+    Attributes:
+        width: Channels of a token, a multiple of the heads and even.
+        layers: Transformer layers, of the base and of the control branch.
+        heads: Attention heads.
+        feedforward: Channels inside a layer's feed-forward block.
+        dropout: In training.
+        prediction: What the network's last layer gives: sample, the clean motion as in the paper; or v_prediction, from
+            which the clean motion follows, and which a small model learns sooner.
+    """
+
+    width: Annotated[int, at_least(8)] = 80
+    layers: Annotated[int, at_least(1)] = 4
+    heads: Annotated[int, at_least(1)] = 4
+    feedforward: Annotated[int, at_least(8)] = 160
+    dropout: Annotated[float, at_least(0), below(1)] = 0.0
+    prediction: Literal["sample", "v_prediction"] = "v_prediction"
+
+    def check(self) -> None:
+        """Refuse a width that heads or the position table cannot share.
+
+        Raises:
+            InputError: Naming the width.
+        """
+        if self.width % self.heads or self.width % 2:
+            raise InputError(f"width must be even and a multiple of heads ({self.heads}), got {self.width}")
+
+
+@dataclass(frozen=True)
+class Clipset(Options):
+    """What a model learns from: synthetic clips, or motions of the user's.
+
+    Attributes:
+        clips: Number of synthetic clips.
+        clip_seed: Of the synthetic clips.
+        data: .npz file of `motion` [N, F, 69] in local frames and `actions` [N] (0 walk, 1 sit, 2 lie) instead.
+    """
+
+    clips: Annotated[int, at_least(1)] = 4000
+    clip_seed: Annotated[int, at_least(0)] = 0
+    data: str | None = None
+
+
+@dataclass(frozen=True)
+class Fitting(Fit):
+    """Length and rate of a training run.
+
+    Attributes:
+        learning_rate: Peak of AdamW's rate; it rises over the first steps and falls along a cosine.
+        ema_decay: Of the average of the weights that is kept.
+        tuned: What the second stage trains: all weights, as in the paper, or the branch alone.
+    """
+
+    batch_size: Annotated[int, at_least(1)] = 32
+    max_steps: Annotated[int, at_least(1)] = 3000
+    learning_rate: Annotated[float, above(0)] = 1e-3
+    ema_decay: Annotated[float, at_least(0), below(1)] = 0.995
+    tuned: Literal["all", "branch"] = "branch"
+
+
+@dataclass(frozen=True)
+class Sampling(Options):
+    """How a round of a motion is denoised.
+
+    Attributes:
+        steps: Denoising steps; 1000 is the whole schedule.
+        eta: None for ancestral sampling, else DDIM with this share of its noise.
+        inpaint_until: Frames with a key pose are replaced at timesteps from this one on.
+        control: Whether the control branch sees the goals.
+        policy_steps: Gradient steps of the policy after each denoising step; 0 switches it off.
+        stop_below: No policy at timesteps below this one.
+        via: inversion, through the denoiser; or direct, on the noisy motion itself.
+        strength: Length of a gradient step, before it is divided by the number of key frames.
+        min_variance: Floor of the variance that a gradient step is scaled with.
+        tolerance: The policy rests where a motion's loss is at most this.
+    """
+
+    steps: Annotated[int, at_least(1), at_most(1000)] = 50
+    eta: Annotated[float, at_least(0), at_most(1)] | None = None
+    inpaint_until: Annotated[int, at_least(0), at_most(1000)] = 50
+    control: bool = True
+    policy_steps: Annotated[int, at_least(0)] = 5
+    stop_below: Annotated[int, at_least(0)] = 10
+    via: Literal["inversion", "direct"] = "inversion"
+    strength: Annotated[float, above(0)] = 20.0
+    min_variance: Annotated[float, at_least(0)] = 0.01
+    tolerance: Annotated[float, at_least(0)] = 0.0
+
+
+@dataclass(frozen=True)
+class Moving(Options):
+    """How a plan becomes rounds.
+
+    Attributes:
+        history: Frames that a round shares with what came before.
+        blend: Whether the shared frames are blended; off, the new round simply follows.
+        hold: Frames for which the last pose of a sitting or lying goal is held.
+        walk_speed: Metres a second of walking, least and most.
+        sit_speed: Likewise of sitting down.
+        lie_speed: Likewise of lying down.
+        reference_timing: Whether a waypoint beyond the round is replaced by the released code's point, which weights the
+            ends the wrong way round.
+    """
+
+    history: Annotated[int, at_least(1)] = 10
+    blend: bool = True
+    hold: Annotated[int, at_least(0)] = 10
+    walk_speed: tuple[float, float] = (1.1, 1.4)
+    sit_speed: tuple[float, float] = (0.45, 0.6)
+    lie_speed: tuple[float, float] = (0.25, 0.3)
+    reference_timing: bool = False
+
+    def check(self) -> None:
+        """Refuse speeds that are not a rising pair above 0.
+
+        Raises:
+            InputError: Naming the pair.
+        """
+        for name in ("walk_speed", "sit_speed", "lie_speed"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise InputError(f"{name} must be two speeds, 0 < least <= most, got {low} and {high}")
+
+
+@dataclass(frozen=True)
+class CaseSet(Options):
+    """Cases of the testbed `motion`.
+
+    Attributes:
+        cases: Number of cases, walking and sitting in turn.
+        case_seed: Of the cases.
+        samples: Motions of each case.
+        clearance: Metres that ways keep from furniture; 0 is the hard variant.
+        seed: Of speeds and noise.
+    """
+
+    cases: Annotated[int, at_least(1)] = 8
+    case_seed: Annotated[int, at_least(0)] = 1
+    samples: Annotated[int, at_least(1)] = 1
+    clearance: Annotated[float, at_least(0)] = 0.3
+    seed: Annotated[int, at_least(0)] = 0
