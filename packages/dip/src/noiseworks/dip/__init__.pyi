@@ -1,4 +1,12 @@
+from .agent import MotionAgent as MotionAgent
+from .agent import Waypoint as Waypoint
+from .blending import blend as blend
+from .network import MotionModel as MotionModel
 from .options import Architecture as Architecture
 from .options import Fitting as Fitting
-from .network import MotionModel as MotionModel
+from .options import Sampling as Sampling
+from .policy import ImplicitPolicy as ImplicitPolicy
+from .rewards import Goals as Goals
+from .rewards import RewardSet as RewardSet
+from .sampling import DipSampler as DipSampler
 from .training import fit_motion as fit_motion

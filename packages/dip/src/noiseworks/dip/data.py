@@ -27,7 +27,7 @@ def clips_of(which: Clipset) -> dict[str, Tensor]:
         from noiseworks.bench.testbeds.motion import draw_clips
     except ImportError as error:
         raise InputError(NEEDS) from error
-    clips = draw_clips(which.clip_seed, which.clips)
+    clips = draw_clips(which.clip_seed, which.clips, kinds=which.kinds.split(","))
     return {"motion": clips.motion, "actions": clips.actions}
 
 
@@ -58,4 +58,3 @@ def cases_of(which: CaseSet) -> "Cases":
     except ImportError as error:
         raise InputError(NEEDS) from error
     return draw_cases(which.case_seed, which.cases, clearance=which.clearance)
-

@@ -1,8 +1,8 @@
 """The motion model and its control branch (MDM and OmniControl's, section 3.2).
 
-A token a frame and one in front for time and action; a post-norm transformer encoder. The control branch is a second encoder
-that reads the motion plus an embedding of where joints shall be; what its layers give is added to the base's layers
-through linear maps that start at 0, so that a new branch changes nothing.
+A token a frame and one in front for time and action; a post-norm transformer encoder. The control branch is a second
+encoder that reads the motion plus an embedding of where joints shall be; what its layers give is added to the base's
+layers through linear maps that start at 0, so that a new branch changes nothing.
 """
 
 import copy
@@ -91,7 +91,10 @@ class ControlBranch(nn.Module):
         width = sizes.width
         self.stem, self.layers = Stem(sizes), encoder_layers(sizes)
         self.hint = nn.Sequential(
-            nn.Linear(3 * COUNT, width), nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, width)
+            nn.Linear(3 * COUNT, width),
+            nn.Linear(width, width),
+            nn.Linear(width, width),
+            nn.Linear(width, width),
         )
         self.out = nn.ModuleList(nn.Linear(width, width) for _ in range(sizes.layers))
         for zero in (self.hint[-1], *self.out):
@@ -146,9 +149,6 @@ class MotionModel(nn.Module):
         self.stem, self.layers = Stem(architecture), encoder_layers(architecture)
         self.head = nn.Linear(architecture.width, NUMBERS)
         self.branch = ControlBranch(architecture) if control else None
-        alphas = motion_schedule().alphas_cumprod.float()
-        self.register_buffer("alpha", alphas.sqrt(), persistent=False)
-        self.register_buffer("sigma", (1 - alphas).sqrt(), persistent=False)
 
     def with_branch(self) -> "MotionModel":
         """Return a copy with a control branch that starts as a copy of the base and adds nothing."""
@@ -179,10 +179,7 @@ class MotionModel(nn.Module):
             tokens = layer(tokens)
             if added is not None:
                 tokens = tokens + added[index]
-        found = self.head(tokens[:, 1:])
-        if self.architecture.prediction == "sample":
-            return found
-        return self.alpha[t][:, None, None] * x - self.sigma[t][:, None, None] * found
+        return self.head(tokens[:, 1:])
 
     def config(self) -> dict[str, Any]:
         """Return what is needed besides weights to make the model again, as plain values."""
@@ -208,7 +205,9 @@ class MotionModel(nn.Module):
         return cls.from_parts(*load_artifact(path, KIND), path=path)
 
     @classmethod
-    def from_parts(cls, config: dict[str, Any], tensors: dict[str, Tensor], path: object = "it") -> "MotionModel":
+    def from_parts(
+        cls, config: dict[str, Any], tensors: dict[str, Tensor], path: object = "it"
+    ) -> "MotionModel":
         """Return a model of a config and weights.
 
         Raises:

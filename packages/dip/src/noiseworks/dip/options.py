@@ -21,8 +21,6 @@ class Architecture(Options):
         heads: Attention heads.
         feedforward: Channels inside a layer's feed-forward block.
         dropout: In training.
-        prediction: What the network's last layer gives: sample, the clean motion as in the paper; or v_prediction, from
-            which the clean motion follows, and which a small model learns sooner.
     """
 
     width: Annotated[int, at_least(8)] = 80
@@ -30,7 +28,6 @@ class Architecture(Options):
     heads: Annotated[int, at_least(1)] = 4
     feedforward: Annotated[int, at_least(8)] = 160
     dropout: Annotated[float, at_least(0), below(1)] = 0.0
-    prediction: Literal["sample", "v_prediction"] = "v_prediction"
 
     def check(self) -> None:
         """Refuse a width that heads or the position table cannot share.
@@ -49,11 +46,13 @@ class Clipset(Options):
     Attributes:
         clips: Number of synthetic clips.
         clip_seed: Of the synthetic clips.
+        kinds: Which of the synthetic clips, with commas between.
         data: .npz file of `motion` [N, F, 69] in local frames and `actions` [N] (0 walk, 1 sit, 2 lie) instead.
     """
 
     clips: Annotated[int, at_least(1)] = 4000
     clip_seed: Annotated[int, at_least(0)] = 0
+    kinds: str = "walk,turn,stand,sit,stand_up,lie"
     data: str | None = None
 
 
@@ -67,9 +66,9 @@ class Fitting(Fit):
         tuned: What the second stage trains: all weights, as in the paper, or the branch alone.
     """
 
-    batch_size: Annotated[int, at_least(1)] = 32
-    max_steps: Annotated[int, at_least(1)] = 3000
-    learning_rate: Annotated[float, above(0)] = 1e-3
+    batch_size: Annotated[int, at_least(1)] = 16
+    max_steps: Annotated[int, at_least(1)] = 6000
+    learning_rate: Annotated[float, above(0)] = 1.5e-3
     ema_decay: Annotated[float, at_least(0), below(1)] = 0.995
     tuned: Literal["all", "branch"] = "branch"
 
@@ -114,8 +113,9 @@ class Moving(Options):
         walk_speed: Metres a second of walking, least and most.
         sit_speed: Likewise of sitting down.
         lie_speed: Likewise of lying down.
-        reference_timing: Whether a waypoint beyond the round is replaced by the released code's point, which weights the
-            ends the wrong way round.
+        patience: A plan ends unfinished after this many times the rounds that its length needs.
+        reference_timing: Whether a waypoint beyond the round is replaced by the released code's point, which weights
+            the ends the wrong way round.
     """
 
     history: Annotated[int, at_least(1)] = 10
@@ -124,6 +124,7 @@ class Moving(Options):
     walk_speed: tuple[float, float] = (1.1, 1.4)
     sit_speed: tuple[float, float] = (0.45, 0.6)
     lie_speed: tuple[float, float] = (0.25, 0.3)
+    patience: Annotated[int, at_least(1)] = 2
     reference_timing: bool = False
 
     def check(self) -> None:

@@ -13,7 +13,6 @@ from noiseworks.kits.training import Average, Batches, Run, fit, warm_decay
 from torch import Tensor
 
 WARM_UP = 0.05
-HEAVIEST = 20.0  # of the weights by timestep of v_prediction
 
 
 def motion_loss(found: Tensor, target: Tensor, *, reference: bool = False) -> Tensor:
@@ -69,11 +68,7 @@ class MotionModule(L.LightningModule):
             with torch.no_grad():
                 joints, _ = self.body(clean)
             hint = self.model.embed(joints, draw_hints(*clean.shape[:2]).to(clean.device))
-        losses = motion_loss(self.model(x, t, action, hint), clean)
-        if self.model.architecture.prediction == "v_prediction":
-            # The network's own error is the clean motion's divided by sigma: weighed so, all timesteps count alike.
-            losses = losses * (1 / self.sigma[t].square()).clamp(max=HEAVIEST)
-        loss = losses.mean()
+        loss = motion_loss(self.model(x, t, action, hint), clean).mean()
         self.log("loss", loss.detach(), prog_bar=True)
         return loss
 
@@ -85,7 +80,9 @@ class MotionModule(L.LightningModule):
             self.model.requires_grad_(False)
             tuned = self.model.branch.requires_grad_(True)
         optimizer = torch.optim.AdamW(tuned.parameters(), options.learning_rate, weight_decay=0.0)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: share_of_rate(step, options.max_steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: share_of_rate(step, options.max_steps)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from noiseworks.core.checks import check_number
+from noiseworks.core.checks import check_choice, check_number
 from noiseworks.kits.motion import ProcBody, local_frame
 from noiseworks.kits.motion.body import ANKLE, BALL, COUNT, HIP, OFFSETS, SHIN, SOLE, THIGH
 from noiseworks.kits.motion.rotations import (
@@ -72,9 +72,14 @@ def draw_clips(
         start: Index of the first one.
         kinds: Which occur.
         frames: Length of each.
+
+    Raises:
+        InputError: When a kind is unknown.
     """
     check_number("seed", seed, low=0, integer=True)
     check_number("count", count, low=1, integer=True)
+    for kind in kinds:
+        check_choice("kind", kind, KINDS)
     shares = np.array([SHARES[KINDS.index(kind)] for kind in kinds])
     chosen, found = [], []
     for index in range(start, start + count):
