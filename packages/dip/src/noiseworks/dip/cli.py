@@ -2,10 +2,15 @@
 
 from noiseworks.core.cli import Command, make_app, run
 
+COMMANDS = "noiseworks.dip.commands"
 app = make_app(
     "dip",
     {
-        "blend": Command("noiseworks.dip.commands:blend_numbers", "Blend two numbers."),
+        "train": Command(f"{COMMANDS}:train", "Train a motion model, or a control branch on one."),
+        "plan": Command(f"{COMMANDS}:plan", "Find a way over a scene's floor."),
+        "generate": Command(f"{COMMANDS}:generate", "Generate motions in a scene."),
+        "eval": Command(f"{COMMANDS}:evaluate", "Evaluate motions on cases of the testbed."),
+        "compare": Command(f"{COMMANDS}:compare", "Compare DIP with its baselines."),
     },
 )
 

@@ -1,23 +1,184 @@
 """What `noiseworks-dip` runs: each verb is one of these functions."""
 
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from noiseworks.core.artifacts import check_writable
+from noiseworks.core.errors import InputError
 from noiseworks.core.options import Spread
-from noiseworks.dip.options import Blending
+from noiseworks.core.output import check_file, progress_bar, write_json
+from noiseworks.dip.options import Architecture, CaseSet, Clipset, Fitting, Moving, Sampling
+
+Way = Literal["inpainting", "control", "pure", "direct", "dip"]
+WAYS: tuple[Way, ...] = ("inpainting", "control", "pure", "direct", "dip")
 
 
-def blend_numbers(
-    *, first: float, second: float, blending: Spread[Blending] = Blending()
-) -> dict[str, float]:
-    """Blend two numbers.
+def train(
+    *,
+    out: Path,
+    model: str | None = None,
+    architecture: Spread[Architecture] = Architecture(),
+    clipset: Spread[Clipset] = Clipset(),
+    fitting: Spread[Fitting] = Fitting(),
+) -> dict[str, Any]:
+    """Train a motion model, or a control branch on one.
 
     Args:
-        first: The first number.
-        second: The second number.
-        blending: How they are blended.
+        out: Folder of the run; the model is its `model`. The same command goes on with a run that was stopped.
+        model: Folder of a base model that gets a control branch: the second stage. Without it, the first.
+        architecture: Sizes, of the first stage.
+        clipset: What it learns from.
+        fitting: Length, rate and bookkeeping.
 
     Returns:
-        The blend.
+        Where the model is, and its steps.
     """
-    import torch
-    from noiseworks.dip.blending import blend
+    check_writable(out)
+    if clipset.data is None and clipset.clips < fitting.batch_size:
+        raise InputError(f"{clipset.clips} clips are fewer than a batch of {fitting.batch_size}: raise clips")
+    from noiseworks.dip.data import clips_of
+    from noiseworks.dip.network import MotionModel
+    from noiseworks.dip.training import check_clips, fit_motion
+    from noiseworks.kits.training import open_run
 
-    return {"blend": float(blend(torch.tensor(first), torch.tensor(second), blending.weight))}
+    start = architecture if model is None else MotionModel.from_pretrained(model)
+    clips = clips_of(clipset)
+    check_clips(clips, fitting)
+    settings = {"architecture": architecture, "model": model, "clips": clipset, "fit": fitting}
+    with open_run(out, settings) as run:
+        made = fit_motion(clips, start, fitting, run)
+        made.about |= {"kinds": clipset.kinds, "clips": len(clips["motion"])}
+        made.save_pretrained(out / "model")
+    return {"model": str(out / "model"), "steps": fitting.max_steps}
+
+
+def plan(
+    *,
+    scene: Path,
+    start: tuple[float, float],
+    goal: tuple[float, float],
+    out: Path,
+    clearance: float = 0.3,
+) -> dict[str, Any]:
+    """Find a way over a scene's floor.
+
+    Args:
+        scene: A room (.json), a grid of distances (.npz) or a closed mesh (.obj).
+        start: x and y, metres.
+        goal: x and y, metres.
+        out: JSON file of the plan, which `generate` reads; further waypoints, with the actions sit and lie, may be added.
+        clearance: Metres that the way keeps from furniture and walls.
+
+    Returns:
+        Where the plan is, its waypoints and its length.
+    """
+    from noiseworks.core.checks import check_number
+
+    check_file(out, (".json",))
+    check_number("clearance", clearance, low=0)
+    from noiseworks.kits.motion import find_path, load_scene
+    from noiseworks.kits.motion.scenes import length_of
+
+    path = find_path(load_scene(scene), start, goal, clearance=clearance)
+    points = [{"place": [*map(float, point), 0.0], "action": "walk"} for point in path[1:]]
+    write_json(out, {"start": list(start), "waypoints": points})
+    return {"plan": str(out), "waypoints": len(points), "metres": round(length_of(path), 3)}
+
+
+def generate(
+    *,
+    model: str,
+    out: Path,
+    scene: Path | None = None,
+    plan: Path | None = None,
+    way: Way = "dip",
+    body: tuple[Path, Path] | None = None,
+    sampling: Spread[Sampling] = Sampling(),
+    moving: Spread[Moving] = Moving(),
+    case_set: Spread[CaseSet] = CaseSet(cases=2),
+) -> dict[str, Any]:
+    """Generate motions in a scene: numbers (.npz, .bvh) and films (.webp).
+
+    Args:
+        model: Folder of a model with a control branch.
+        out: Folder of the motions; those that it has already are kept.
+        scene: A room (.json), a grid of distances (.npz) or a closed mesh (.obj); without it, cases of the testbed.
+        plan: JSON file of a plan, for the scene.
+        way: dip, or a baseline.
+        body: A body of SMPL-X's form (.npz) and its markers (.json); without it, the synthetic one.
+        sampling: How rounds are denoised.
+        moving: How plans become rounds.
+        case_set: Which cases, and how many motions of each.
+
+    Returns:
+        For each motion its file, frames, rounds and whether its plan was done.
+    """
+    check_writable(out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"the output folder {out} is a file; name another folder")
+    if (scene is None) != (plan is None):
+        raise InputError("a scene needs a plan, and a plan a scene: name both or neither")
+    from noiseworks.dip.generation import generate_motions
+
+    with progress_bar("motions") as show:
+        return generate_motions(model, out, scene, plan, way, body, (sampling, moving, case_set), show)
+
+
+def evaluate(
+    *,
+    model: str,
+    way: Way = "dip",
+    video: Path | None = None,
+    sampling: Spread[Sampling] = Sampling(),
+    moving: Spread[Moving] = Moving(),
+    case_set: Spread[CaseSet] = CaseSet(),
+) -> dict[str, Any]:
+    """Evaluate motions on cases of the testbed `motion`.
+
+    Args:
+        model: Folder of a model with a control branch.
+        way: dip, or a baseline.
+        video: Animated WebP file of the first four motions.
+        sampling: How rounds are denoised.
+        moving: How plans become rounds.
+        case_set: Which cases, and how many motions of each.
+
+    Returns:
+        Means of success, distance, penetration, contact and the rest over all motions; and, where there are several a case,
+        over the best of each.
+    """
+    if video is not None:
+        check_file(video, (".webp",))
+    from noiseworks.dip.generation import evaluate_way
+
+    with progress_bar("motions") as show:
+        return evaluate_way(model, way, (sampling, moving, case_set), video, show)
+
+
+def compare(
+    *,
+    model: str,
+    video: Path | None = None,
+    sampling: Spread[Sampling] = Sampling(steps=25),
+    moving: Spread[Moving] = Moving(),
+    case_set: Spread[CaseSet] = CaseSet(cases=4),
+) -> dict[str, Any]:
+    """Compare DIP with inpainting, control alone, the policy alone, direct guidance, and rounds that are not blended.
+
+    Args:
+        model: Folder of a model with a control branch.
+        video: Animated WebP file of the first case in all ways.
+        sampling: How rounds are denoised.
+        moving: How plans become rounds.
+        case_set: Which cases, and how many motions of each.
+
+    Returns:
+        For each way: the figures of `eval`, and seconds of work a motion.
+    """
+    if video is not None:
+        check_file(video, (".webp",))
+    from noiseworks.dip.generation import compare_ways
+
+    with progress_bar("ways") as show:
+        return compare_ways(model, WAYS, (sampling, replace(moving, blend=True), case_set), video, show)
