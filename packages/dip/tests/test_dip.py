@@ -195,7 +195,7 @@ def policy(body=BODY, weights=None, **changes):
 
 @pytest.mark.parametrize(("frames", "length"), [(1, 0.2), (160, 0.00125)])
 def test_steps_have_a_fixed_length(frames, length):
-    direct = policy(Translation(), via="direct", policy_steps=1)
+    direct = policy(Translation(), way="direct", policy_steps=1)
     here = setting(1, 160, [(f, 0) for f in range(frames)], (3.0, 4.0, 0.0))
     motion = torch.zeros(1, 160, 69)
     moved = direct.optimise(motion, 1e-3, lambda x: x, here)
@@ -211,8 +211,8 @@ def test_steps_have_a_fixed_length(frames, length):
 def test_inversion_is_the_gradient_through_the_denoiser():
     here = setting()
     mu = standing() + 0.1 * torch.randn(1, 24, 69, generator=torch.Generator().manual_seed(0))
-    _, through = policy(via="inversion").slope(mu, lambda x: 0.7 * x, here)
-    _, direct = policy(via="direct").slope(0.7 * mu, lambda x: x, here)
+    _, through = policy(way="dip").slope(mu, lambda x: 0.7 * x, here)
+    _, direct = policy(way="direct").slope(0.7 * mu, lambda x: x, here)
     assert torch.allclose(through, 0.7 * direct, atol=1e-6)
     assert direct.abs().max() > 0
 
@@ -221,7 +221,7 @@ def test_the_policy_rests_where_nothing_is_wanted_and_needs_a_goal():
     here = setting(2)
     mu = torch.zeros(2, 24, 69)
     mu[1, 5, 66:] = torch.tensor((0.0, 1.0, 0.0))
-    moved = policy(Translation(), via="direct", tolerance=1e-3).optimise(mu, 0.0, lambda x: x, here)
+    moved = policy(Translation(), way="direct", tolerance=1e-3).optimise(mu, 0.0, lambda x: x, here)
     assert torch.equal(moved[1], mu[1])
     assert not torch.equal(moved[0], mu[0])
     with pytest.raises(InputError, match="at least one goal"):
@@ -236,7 +236,7 @@ def test_gradients_agree_with_differences():
     )
     here = setting(1, 6, [(2, 0), (4, 20)], action=1, scene=room)
     weights = {"sit": {**PAPER["sit"], "foot_contact": 0.1, "body_contact": 0.1}}
-    judge = policy(body, weights, via="direct")
+    judge = policy(body, weights, way="direct")
     mu = standing(1, 6).double() + 0.05 * torch.randn(
         1, 6, 69, generator=torch.Generator().manual_seed(0), dtype=F64
     )
@@ -275,10 +275,10 @@ def test_without_policy_and_key_poses_it_is_ancestral_sampling():
     assert sampler.grid[-1] == -1
 
 
-@pytest.mark.parametrize("via", ["inversion", "direct"])
-def test_a_batch_is_its_motions_alone(via):
-    made, options = model().double(), Sampling(steps=5, policy_steps=2, via=via)
-    sampler = DipSampler(made, policy(ProcBody().double(), PAPER, via=via, policy_steps=2), options)
+@pytest.mark.parametrize("way", ["dip", "direct"])
+def test_a_batch_is_its_motions_alone(way):
+    made, options = model().double(), Sampling(steps=5, policy_steps=2, way=way)
+    sampler = DipSampler(made, policy(ProcBody().double(), PAPER, way=way, policy_steps=2), options)
 
     def double(one):
         return replace(one, poses=one.poses.double(), hints=one.hints.double())
@@ -364,16 +364,16 @@ def test_blending_with_itself_and_with_full_turns():
 def test_waypoints_get_their_frames():
     plan = [Waypoint((0.0, 2.0, 0.0)), Waypoint((0.0, 4.0, 0.0)), Waypoint((0.0, 5.0, 0.0), "sit")]
     now = torch.tensor((0.0, 0.0, 0.9))
-    target = aim(plan, now, 1, 160, 40.0, 1.25, Moving(hold=5))
+    target = aim(plan, now, 1, 160, 1.25 / 40, Moving(hold=5))
     assert (target.frames, target.reached, target.kept, target.action) == ([64, 128], 2, 129, "walk")
     assert target.places[:, 2].tolist() == pytest.approx([0.9, 0.9])
     # The second waypoint lies beyond 110 frames: a point on the way to it, at frame 109.
-    short = aim(plan, now, 1, 110, 40.0, 1.25, Moving())
+    short = aim(plan, now, 1, 110, 1.25 / 40, Moving())
     assert short.frames == [64, 109]
     assert float(short.places[1, 1]) == pytest.approx(2.0 + 2.0 * 45 / 64)
-    wrong = aim(plan, now, 1, 110, 40.0, 1.25, Moving(reference_timing=True))
+    wrong = aim(plan, now, 1, 110, 1.25 / 40, Moving(reference_timing=True))
     assert float(wrong.places[1, 1]) == pytest.approx(2.0 + 2.0 * 19 / 64)
-    held = aim(plan[2:], torch.tensor((0.0, 4.5, 0.9)), 10, 160, 40.0, 0.5, Moving(hold=5))
+    held = aim(plan[2:], torch.tensor((0.0, 4.5, 0.9)), 10, 160, 0.5 / 40, Moving(hold=5))
     assert held.frames == list(range(held.frames[0], held.frames[0] + 6))
     assert held.kept == held.frames[-1] + 1
 
@@ -401,8 +401,8 @@ def test_long_plans_become_one_motion():
     history[..., 68] += 0.95
     history[1, :, 66] += 2.0
     plans = [[Waypoint((0.0, 3.0, 0.0))], [Waypoint((2.0, 0.6, 0.0)), Waypoint((2.0, 0.6, 0.6), "sit")]]
-    options = Sampling(steps=3, inpaint_until=0)
-    agent = make_agent(model(), BODY, "inpainting", options, Moving(history=6, hold=2))
+    options = Sampling("inpainting", steps=3, inpaint_until=0)
+    agent = make_agent(model(), BODY, options, Moving(history=6, hold=2))
     motions = agent.run(plans, history, None, generators_of(0, 2))
     assert [one.done for one in motions] == [1, 2]
     for index, one in enumerate(motions):
@@ -421,7 +421,7 @@ def test_long_plans_become_one_motion():
 
 
 def test_a_plan_that_is_never_reached_ends():
-    agent = make_agent(model(), BODY, "control", Sampling(steps=2), Moving(history=6))
+    agent = make_agent(model(), BODY, Sampling("control", steps=2), Moving(history=6))
     (motion,) = agent.run([[Waypoint((0.0, 9.0, 0.0))]], standing(1, 10), None, generators_of(0, 1))
     assert motion.done == 0 or len(motion.rounds) < 40
     assert len(motion.rounds) <= 2 * 13
@@ -430,7 +430,7 @@ def test_a_plan_that_is_never_reached_ends():
 def test_goals_can_be_inpainted():
     history = standing(1, 10)
     agent = make_agent(
-        model(False), BODY, "inpainting", Sampling(steps=4, inpaint_until=0), Moving(walk_speed=(1.2, 1.2))
+        model(False), BODY, Sampling("inpainting", steps=4, inpaint_until=0), Moving(walk_speed=(1.2, 1.2))
     )
     (motion,) = agent.run([[Waypoint((0.0, 0.5, 0.0))]], history, None, generators_of(0, 1))
     joints, _ = BODY(motion.frames)

@@ -119,13 +119,12 @@ def aim(
     pelvis: Tensor,
     history: int,
     length: int,
-    fps: float,
-    speed: float,
+    pace: float,
     options: Moving,
 ) -> Targets:
     """Return where the next waypoints of one action are in time.
 
-    Waypoint i is at frame floor(way to it / speed * fps) after the history. Where one lies beyond the round, a point on
+    Waypoint i is at frame floor(way to it / pace) after the history. Where one lies beyond the round, a point on
     the way to it is put on the last frame.
 
     Args:
@@ -133,8 +132,7 @@ def aim(
         pelvis: Where it is now, in the world, [3].
         history: Frames that the round shares.
         length: Frames of the round.
-        fps: Frames a second.
-        speed: Metres a second.
+        pace: Metres a frame.
         options: Holding, and the released code's way to interpolate.
     """
     action = plan[0].action
@@ -149,7 +147,7 @@ def aim(
         here = torch.tensor(point.place).to(pelvis)
         here = torch.cat((here[:2], pelvis[2:])) if action == "walk" else here
         way += float((here - before).norm())
-        frame = max(history - 1 + int(way / speed * fps + 1e-6), at + 1)
+        frame = max(history - 1 + int(way / pace + 1e-6), at + 1)
         if frame > length - 1:
             if at < length - 1:
                 share = (length - 1 - at) / (frame - at)
@@ -255,7 +253,7 @@ class MotionAgent:
             rest = motion.plan[motion.done :]
             low, high = getattr(options, f"{rest[0].action}_speed")
             speed = low + (high - low) * float(torch.rand((), generator=generator))
-            targets.append(aim(rest, pelvis, shared, model.frames, model.fps, speed, options))
+            targets.append(aim(rest, pelvis, shared, model.frames, speed / model.fps, options))
         local = frame.motion_to_local(recent, self.body.root.to(recent))
         made = self._setting(targets, frame.to_local(joints), local, frame, scene)
         sampled = self.sampler.sample(made, generators)

@@ -1,7 +1,6 @@
 """What the paper compares with, on the same model, goals, rewards and noise."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from noiseworks.dip.agent import MotionAgent
@@ -13,7 +12,6 @@ from noiseworks.dip.sampling import DipSampler, Round, draw
 from noiseworks.kits.motion.body import BodyModel
 from torch import Tensor
 
-WAYS = ("inpainting", "control", "pure", "direct", "dip")
 PURE = 2  # gradient steps without diffusion, for each that DIP takes: 500 at 50 steps of 5
 
 
@@ -36,30 +34,19 @@ class PureSampler(DipSampler):
 def make_agent(
     model: MotionModel,
     body: BodyModel,
-    way: str = "dip",
     options: Sampling = Sampling(),
     moving: Moving = Moving(),
     rewards: RewardSet | None = None,
 ) -> MotionAgent:
-    """Return an agent that works in one of the ways.
+    """Return an agent that works in the way of the options.
 
     Args:
-        model: With a control branch, except for inpainting and pure.
+        model: With a control branch, except for the ways inpainting and pure.
         body: The body.
-        way: `inpainting`, diffusion with key poses and waypoints inpainted; `control`, the control branch alone;
-            `pure`, the policy without diffusion; `direct`, guidance of the noisy motion itself; or `dip`.
-        options: Of the sampling; each way switches off what it does not have.
+        options: Way, steps, inpainting.
         moving: History, blending, speeds.
         rewards: By default the paper's, and penetration for walks as well.
     """
-    changes = {
-        "inpainting": {"control": False, "policy_steps": 0},
-        "control": {"policy_steps": 0},
-        "pure": {"via": "direct"},
-        "direct": {"via": "direct"},
-        "dip": {"via": "inversion"},
-    }[way]
-    options = replace(options, **changes)
     policy = ImplicitPolicy(rewards or RewardSet(CLUTTERED), body, options)
-    kind = PureSampler if way == "pure" else DipSampler
-    return MotionAgent(kind(model, policy, options), body, moving, inpaint_goals=way == "inpainting")
+    kind = PureSampler if options.way == "pure" else DipSampler
+    return MotionAgent(kind(model, policy, options), body, moving, inpaint_goals=options.way == "inpainting")

@@ -41,10 +41,9 @@ ARMS = (
 
 @dataclass
 class Shared:
-    """What the arms of a seed share: the models, the cases, the measure of naturalness, and motions that two arms need."""
+    """What the arms of a seed share: model, cases, measure of naturalness, and motions that two arms need."""
 
-    base: "MotionModel"
-    control: "MotionModel"
+    model: "MotionModel"
     cases: "Cases"
     body: "ProcBody"
     natural: "Naturalness"
@@ -75,14 +74,13 @@ def prepare(seed: int, context: Context) -> Shared:
         )
         context.progress(1, 2, "train the branch")
         control = fit_motion(clips, base, Fitting(max_steps=sizes["branch"], **fitting), progress=False)
-        # The branch was trained alone, so that the base is in both: it is shipped once.
+        # The branch was trained alone: without it, the model is the base.
         shipped.save(context.folder, "control", control.config(), control.state_dict())
     else:
         control = MotionModel.from_parts(*shipped.load(PACKAGE, "control"), path="control")
-        base = control
     cases = draw_cases(seed, sizes["cases"], clearance=CLEARANCE)
     recorded = draw_clips(seed, sizes["recorded"], kinds=("walk", "sit"))
-    return Shared(base, control, cases, body, Naturalness(body(recorded.motion)[0], FPS), seed)
+    return Shared(control, cases, body, Naturalness(body(recorded.motion)[0], FPS), seed)
 
 
 def motions_of(way: str, shared: Shared, sizes: dict[str, Any]) -> "tuple[list[Motion], float]":
@@ -94,9 +92,9 @@ def motions_of(way: str, shared: Shared, sizes: dict[str, Any]) -> "tuple[list[M
     from noiseworks.dip.options import Moving, Sampling
 
     if way not in shared.made:
-        sampling = Sampling(steps=sizes["steps"], policy_steps=sizes["policy"])
+        sampling = Sampling(way=way, steps=sizes["steps"], policy_steps=sizes["policy"])
         moving = Moving(history=HISTORY, sit_speed=(0.3, 0.4))
-        agent = make_agent(shared.control, shared.body, way, sampling, moving)
+        agent = make_agent(shared.model, shared.body, sampling, moving)
         begin = time.process_time()
         motions = carry_out(agent, shared.cases, samples=sizes["samples"], seed=shared.seed)
         shared.made[way] = motions, (time.process_time() - begin) / len(motions)

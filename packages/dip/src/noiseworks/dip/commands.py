@@ -2,16 +2,13 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from noiseworks.core.artifacts import check_writable
 from noiseworks.core.errors import InputError
 from noiseworks.core.options import Spread
 from noiseworks.core.output import check_file, progress_bar, write_json
-from noiseworks.dip.options import Architecture, CaseSet, Clipset, Fitting, Moving, Sampling
-
-Way = Literal["inpainting", "control", "pure", "direct", "dip"]
-WAYS: tuple[Way, ...] = ("inpainting", "control", "pure", "direct", "dip")
+from noiseworks.dip.options import Architecture, CaseSet, Clipset, Fitting, Moving, Place, Sampling
 
 
 def train(
@@ -67,7 +64,7 @@ def plan(
         scene: A room (.json), a grid of distances (.npz) or a closed mesh (.obj).
         start: x and y, metres.
         goal: x and y, metres.
-        out: JSON file of the plan, which `generate` reads; further waypoints, with the actions sit and lie, may be added.
+        out: JSON file of the plan, which `generate` reads; waypoints with the actions sit and lie may be added.
         clearance: Metres that the way keeps from furniture and walls.
 
     Returns:
@@ -90,10 +87,7 @@ def generate(
     *,
     model: str,
     out: Path,
-    scene: Path | None = None,
-    plan: Path | None = None,
-    way: Way = "dip",
-    body: tuple[Path, Path] | None = None,
+    place: Spread[Place] = Place(),
     sampling: Spread[Sampling] = Sampling(),
     moving: Spread[Moving] = Moving(),
     case_set: Spread[CaseSet] = CaseSet(cases=2),
@@ -103,10 +97,7 @@ def generate(
     Args:
         model: Folder of a model with a control branch.
         out: Folder of the motions; those that it has already are kept.
-        scene: A room (.json), a grid of distances (.npz) or a closed mesh (.obj); without it, cases of the testbed.
-        plan: JSON file of a plan, for the scene.
-        way: dip, or a baseline.
-        body: A body of SMPL-X's form (.npz) and its markers (.json); without it, the synthetic one.
+        place: A scene of your own, and a plan for it.
         sampling: How rounds are denoised.
         moving: How plans become rounds.
         case_set: Which cases, and how many motions of each.
@@ -117,18 +108,15 @@ def generate(
     check_writable(out)
     if out.exists() and not out.is_dir():
         raise InputError(f"the output folder {out} is a file; name another folder")
-    if (scene is None) != (plan is None):
-        raise InputError("a scene needs a plan, and a plan a scene: name both or neither")
     from noiseworks.dip.generation import generate_motions
 
     with progress_bar("motions") as show:
-        return generate_motions(model, out, scene, plan, way, body, (sampling, moving, case_set), show)
+        return generate_motions(model, out, place, (sampling, moving, case_set), show)
 
 
 def evaluate(
     *,
     model: str,
-    way: Way = "dip",
     video: Path | None = None,
     sampling: Spread[Sampling] = Sampling(),
     moving: Spread[Moving] = Moving(),
@@ -138,22 +126,21 @@ def evaluate(
 
     Args:
         model: Folder of a model with a control branch.
-        way: dip, or a baseline.
         video: Animated WebP file of the first four motions.
         sampling: How rounds are denoised.
         moving: How plans become rounds.
         case_set: Which cases, and how many motions of each.
 
     Returns:
-        Means of success, distance, penetration, contact and the rest over all motions; and, where there are several a case,
-        over the best of each.
+        Means of success, distance, penetration, contact and the rest over all motions; and over the
+        best of each case, where it has several.
     """
     if video is not None:
         check_file(video, (".webp",))
     from noiseworks.dip.generation import evaluate_way
 
     with progress_bar("motions") as show:
-        return evaluate_way(model, way, (sampling, moving, case_set), video, show)
+        return evaluate_way(model, (sampling, moving, case_set), video, show)
 
 
 def compare(
@@ -181,4 +168,4 @@ def compare(
     from noiseworks.dip.generation import compare_ways
 
     with progress_bar("ways") as show:
-        return compare_ways(model, WAYS, (sampling, replace(moving, blend=True), case_set), video, show)
+        return compare_ways(model, (sampling, replace(moving, blend=True), case_set), video, show)

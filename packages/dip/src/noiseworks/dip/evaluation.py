@@ -43,11 +43,10 @@ class Judged:
     seconds: np.ndarray
 
     def summary(self) -> dict[str, float]:
-        """Return the means; the joins' without motions that have none."""
+        """Return the means; the joins' over motions that have some, and left out where none has."""
         found = {one.name: getattr(self, one.name) for one in fields(self)}
         return {
-            name: float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
-            for name, values in found.items()
+            name: float(np.nanmean(values)) for name, values in found.items() if np.isfinite(values).any()
         }
 
     def best_of(self, samples: int) -> dict[str, float]:

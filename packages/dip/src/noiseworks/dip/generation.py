@@ -1,7 +1,8 @@
 """What the commands do with models, cases and files."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from noiseworks.dip.baselines import make_agent
 from noiseworks.dip.data import cases_of, opening, read_plan
 from noiseworks.dip.evaluation import carry_out, generators_of, judge, plans_of, unblended
 from noiseworks.dip.network import MotionModel
-from noiseworks.dip.options import CaseSet, Moving, Sampling
+from noiseworks.dip.options import WAYS, CaseSet, Moving, Place, Sampling
 from noiseworks.dip.pictures import films, write_motion
 from noiseworks.kits.motion import ProcBody, load_body, load_scene
 from noiseworks.kits.motion.body import BodyModel
@@ -23,7 +24,7 @@ Options = tuple[Sampling, Moving, CaseSet]
 Show = Callable[..., None]
 
 
-def load(model: str, way: str, body: BodyModel, options: Options) -> MotionAgent:
+def load(model: str, body: BodyModel, options: Options) -> MotionAgent:
     """Return an agent with a model of the user's.
 
     Raises:
@@ -31,30 +32,21 @@ def load(model: str, way: str, body: BodyModel, options: Options) -> MotionAgent
     """
     made = MotionModel.from_pretrained(model)
     sampling, moving, _ = options
-    if way not in ("inpainting", "pure") and sampling.control and made.branch is None:
+    if sampling.hinted and made.branch is None:
         raise InputError(
             f"{model} has no control branch: train one with --model {model}, or use --no-control"
         )
-    return make_agent(made, body, way, sampling, moving)
+    return make_agent(made, body, sampling, moving)
 
 
-def generate_motions(
-    model: str,
-    out: Path,
-    scene: Path | None,
-    plan: Path | None,
-    way: str,
-    body: tuple[Path, Path] | None,
-    options: Options,
-    show: Show,
-) -> dict[str, Any]:
+def generate_motions(model: str, out: Path, place: Place, options: Options, show: Show) -> dict[str, Any]:
     """Write motions; those that are there already are not made again."""
-    figure = ProcBody() if body is None else load_body(*body)
-    agent = load(model, way, figure, options)
+    figure = load_body(place.body, place.markers)
+    agent = load(model, figure, options)
     samples, seed = options[2].samples, options[2].seed
-    if scene is not None and plan is not None:
-        scenes = load_scene(scene)
-        start, points = read_plan(plan)
+    if place.scene is not None:
+        scenes = load_scene(place.scene)
+        start, points = read_plan(place.plan)
         first = next((one.place[:2] for one in points), start)
         plans, histories = [points], opening(figure, start, first)
     else:
@@ -83,10 +75,10 @@ def generate_motions(
     return {"motions": found}
 
 
-def evaluate_way(model: str, way: str, options: Options, video: Path | None, show: Show) -> dict[str, Any]:
-    """Return what motions of a way are worth, and write a film of some."""
+def evaluate_way(model: str, options: Options, video: Path | None, show: Show) -> dict[str, Any]:
+    """Return what motions of the options' way are worth, and write a film of some."""
     body = ProcBody()
-    agent, cases = load(model, way, body, options), cases_of(options[2])
+    agent, cases = load(model, body, options), cases_of(options[2])
     motions = _made(agent, cases, options, show)
     if video is not None:
         rows = [index // options[2].samples for index in range(min(4, len(motions)))]
@@ -94,15 +86,13 @@ def evaluate_way(model: str, way: str, options: Options, video: Path | None, sho
     return _figures(motions, cases, body, agent, options)
 
 
-def compare_ways(
-    model: str, ways: Sequence[str], options: Options, video: Path | None, show: Show
-) -> dict[str, Any]:
+def compare_ways(model: str, options: Options, video: Path | None, show: Show) -> dict[str, Any]:
     """Return what motions of all ways are worth, and write a film of the first case."""
     body, cases = ProcBody(), cases_of(options[2])
     found, first = {}, []
-    for number, way in enumerate(ways):
-        show(number, len(ways))
-        agent = load(model, way, body, options)
+    for number, way in enumerate(WAYS):
+        show(number, len(WAYS))
+        agent = load(model, body, (replace(options[0], way=way), *options[1:]))
         begin = time.process_time()
         motions = _made(agent, cases, options, None)
         seconds = (time.process_time() - begin) / len(motions)

@@ -7,7 +7,8 @@ from noiseworks.core.errors import InputError
 from noiseworks.core.options import Options, above, at_least, at_most, below
 from noiseworks.kits.training.options import Fit
 
-Action = Literal["walk", "sit", "lie"]
+Way = Literal["inpainting", "control", "pure", "direct", "dip"]
+WAYS: tuple[Way, ...] = ("inpainting", "control", "pure", "direct", "dip")
 ACTIONS = ("walk", "sit", "lie")
 
 
@@ -78,28 +79,44 @@ class Sampling(Options):
     """How a round of a motion is denoised.
 
     Attributes:
+        way: dip; inpainting, diffusion with key poses and waypoints inpainted; control, the control branch alone; pure,
+            the policy without diffusion; or direct, guidance of the noisy motion itself and not through the denoiser.
         steps: Denoising steps; 1000 is the whole schedule.
         eta: None for ancestral sampling, else DDIM with this share of its noise.
         inpaint_until: Frames with a key pose are replaced at timesteps from this one on.
         control: Whether the control branch sees the goals.
         policy_steps: Gradient steps of the policy after each denoising step; 0 switches it off.
         stop_below: No policy at timesteps below this one.
-        via: inversion, through the denoiser; or direct, on the noisy motion itself.
         strength: Length of a gradient step, before it is divided by the number of key frames.
         min_variance: Floor of the variance that a gradient step is scaled with.
         tolerance: The policy rests where a motion's loss is at most this.
     """
 
+    way: Way = "dip"
     steps: Annotated[int, at_least(1), at_most(1000)] = 50
     eta: Annotated[float, at_least(0), at_most(1)] | None = None
     inpaint_until: Annotated[int, at_least(0), at_most(1000)] = 50
     control: bool = True
     policy_steps: Annotated[int, at_least(0)] = 5
     stop_below: Annotated[int, at_least(0)] = 10
-    via: Literal["inversion", "direct"] = "inversion"
     strength: Annotated[float, above(0)] = 20.0
     min_variance: Annotated[float, at_least(0)] = 0.01
     tolerance: Annotated[float, at_least(0)] = 0.0
+
+    @property
+    def gradient_steps(self) -> int:
+        """Steps of the policy after a denoising step; none in ways without one."""
+        return 0 if self.way in ("inpainting", "control") else self.policy_steps
+
+    @property
+    def through_denoiser(self) -> bool:
+        """Whether the policy judges what the denoiser makes of a motion."""
+        return self.way not in ("direct", "pure")
+
+    @property
+    def hinted(self) -> bool:
+        """Whether the control branch has a part."""
+        return self.control and self.way not in ("inpainting", "pure")
 
 
 @dataclass(frozen=True)
@@ -137,6 +154,34 @@ class Moving(Options):
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise InputError(f"{name} must be two speeds, 0 < least <= most, got {low} and {high}")
+
+
+@dataclass(frozen=True)
+class Place(Options):
+    """A scene of the user's and what is to be done in it; without one, cases of the testbed.
+
+    Attributes:
+        scene: A room (.json), a grid of distances (.npz) or a closed mesh (.obj).
+        plan: JSON file of a plan, which the verb plan writes.
+        body: A body of SMPL-X's form (.npz); by default the synthetic one.
+        markers: JSON file of that body's markers, feet and buttocks.
+    """
+
+    scene: str | None = None
+    plan: str | None = None
+    body: str | None = None
+    markers: str | None = None
+
+    def check(self) -> None:
+        """Refuse a scene without a plan, and a body without markers.
+
+        Raises:
+            InputError: Naming what is missing.
+        """
+        if (self.scene is None) != (self.plan is None):
+            raise InputError("a scene needs a plan, and a plan a scene: name both or neither")
+        if (self.body is None) != (self.markers is None):
+            raise InputError("a body needs markers, and markers a body: name both or neither")
 
 
 @dataclass(frozen=True)

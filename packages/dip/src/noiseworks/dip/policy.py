@@ -1,8 +1,8 @@
 """The implicit policy: gradient steps on the noisy motion so that what the denoiser makes of it does better.
 
 As in the inversion of a generator, the motion that is judged is the denoiser's output, and what is moved is its
-input: the gradient runs through the denoiser, which keeps the result a motion that it knows. `direct` judges and moves
-the noisy motion itself, without the denoiser.
+input: the gradient runs through the denoiser, which keeps the result a motion that it knows. In the ways `direct` and
+`pure` the noisy motion itself is judged and moved.
 """
 
 from collections.abc import Callable
@@ -60,7 +60,7 @@ class ImplicitPolicy:
             / (setting.goals.key_frames().to(mu) + 1e-6)
             * max(variance, options.min_variance)
         )
-        for _ in range(options.policy_steps if steps is None else steps):
+        for _ in range(options.gradient_steps if steps is None else steps):
             loss, slope = self.slope(mu, denoise, setting)
             moving = loss > options.tolerance
             if not bool(moving.any()):
@@ -74,7 +74,7 @@ class ImplicitPolicy:
         """Return the loss [B] of what becomes of mu, and its gradient by mu [B, F, 69]; no other gradient is left."""
         with torch.enable_grad():
             x = mu.detach().requires_grad_(True)
-            motion = denoise(x) if self.options.via == "inversion" else x
+            motion = denoise(x) if self.options.through_denoiser else x
             loss = self.rewards(*self.body(motion), setting)
             (slope,) = torch.autograd.grad(loss.sum(), x)
         return loss.detach(), slope

@@ -113,7 +113,7 @@ class DipSampler:
         options, poses = self.options, round.poses
         x = draw(poses, generators)
         action = round.setting.actions
-        hint = self.model.embed(round.hints, round.hinted) if options.control else None
+        hint = self.model.embed(round.hints, round.hinted) if options.hinted else None
         for index, (t, s) in enumerate(zip(self.grid[:-1], self.grid[1:], strict=True)):
             clean = self.model(x, self._at(t, x), action, hint)
             if t >= options.inpaint_until:
@@ -124,7 +124,7 @@ class DipSampler:
             else:
                 step = ddim_step(x, clean, level, lower, eta=options.eta)
             mean = step.mean.to(x)
-            if self.policy is not None and options.policy_steps and t >= options.stop_below and s >= 0:
+            if self.policy is not None and options.gradient_steps and t >= options.stop_below and s >= 0:
                 # The posterior's variance also when steps are deterministic: it is the length of the gradient step.
                 variance = float(ddpm_step(x, clean, level, lower).std.max()) ** 2
                 at = self._at(s, x)
