@@ -155,7 +155,7 @@ CLAIM = Claim(
     ),
     scales={
         "smoke": Scale((500,), 120, scale(2, 1, 2, 3, 1, clips=32, width=16, recorded=20)),
-        "quick": Scale((500,), 180, scale(0, 0, 4, 20, 4)),
+        "quick": Scale((500,), 180, scale(60, 20, 2, 10, 3, clips=200)),
         "laptop": Scale((1000,), 1800, scale(6000, 2500, 24, 25, 5)),
     },
     prepare=prepare,
