@@ -8,7 +8,15 @@ from noiseworks.kits.policies.protocols import BatchEnv
 TABLETOP, METAWORLD, PUSHT = "tabletop", "metaworld:", "pusht"
 
 
-def make_env(name: str, num_envs: int, *, disturb: bool = False, latency: int = 0) -> BatchEnv:
+def make_env(
+    name: str,
+    num_envs: int,
+    *,
+    disturb: bool = False,
+    latency: int = 0,
+    image_size: int | None = None,
+    depth: bool = False,
+) -> BatchEnv:
     """Return environments that step together.
 
     Args:
@@ -17,11 +25,15 @@ def make_env(name: str, num_envs: int, *, disturb: bool = False, latency: int = 
         num_envs: How many.
         disturb: Whether free discs of `tabletop`, or the T of `pusht`, jump now and then.
         latency: Steps, 0 to 4, by which an action acts late on `tabletop`.
+        image_size: Side of the pictures that `tabletop` shows beside its state; None for none.
+        depth: Whether it shows depth maps as well.
 
     Raises:
         InputError: When the name is unknown, an option is not the environment's or a number is out of range.
     """
     kind, _, observation = name.partition(":")
+    if image_size is not None and name != TABLETOP:
+        raise InputError(f"cameras are tabletop's, got {name}")
     if kind == PUSHT:
         from noiseworks.bench.testbeds.pusht import PushTBatch
 
@@ -38,7 +50,7 @@ def make_env(name: str, num_envs: int, *, disturb: bool = False, latency: int = 
 
     if name != TABLETOP:
         check_choice("env", name, (TABLETOP, f"{METAWORLD}TASK", PUSHT))
-    return TabletopBatch(num_envs, disturb=disturb, latency=latency)
+    return TabletopBatch(num_envs, disturb=disturb, latency=latency, image_size=image_size, depth=depth)
 
 
 def load_demonstrations(name: str, episodes: int, seed: int = 0) -> Episodes:

@@ -9,7 +9,16 @@ from noiseworks.kits.policies.options import SHIPPED, TABLETOP
 from noiseworks.kits.policies.protocols import BatchEnv
 
 
-def make_env(name: str, num_envs: int, *, needs: str, disturb: bool = False, latency: int = 0) -> BatchEnv:
+def make_env(
+    name: str,
+    num_envs: int,
+    *,
+    needs: str,
+    disturb: bool = False,
+    latency: int = 0,
+    image_size: int | None = None,
+    depth: bool = False,
+) -> BatchEnv:
     """Return environments that step together; see `noiseworks.bench.testbeds.environments.make_env`.
 
     Args:
@@ -18,12 +27,15 @@ def make_env(name: str, num_envs: int, *, needs: str, disturb: bool = False, lat
         needs: The method that asks, for the sentence that names its extra.
         disturb: Whether free discs, or the T, jump now and then.
         latency: Steps by which an action acts late on the table.
+        image_size: Side of the pictures that the table shows beside its state; None for none.
+        depth: Whether it shows depth maps as well.
 
     Raises:
         InputError: When the testbeds are not installed, the name is unknown or a number is out of range.
     """
     rooms = testbed("environments", needs=needs)
-    return rooms.make_env(name, num_envs, disturb=disturb, latency=latency)
+    cameras = {"image_size": image_size, "depth": depth}
+    return rooms.make_env(name, num_envs, disturb=disturb, latency=latency, **cameras)
 
 
 def load_episodes(

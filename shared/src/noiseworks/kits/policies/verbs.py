@@ -46,6 +46,8 @@ def run[P: ReplanningPolicy](
     needs: str,
     video: Path | None = None,
     record: Path | None = None,
+    image_size: int | None = None,
+    depth: bool = False,
 ) -> Outcome[P]:
     """Run a policy in episodes.
 
@@ -55,11 +57,14 @@ def run[P: ReplanningPolicy](
         needs: The method, whose extra brings the environments.
         video: Animated WebP file of the first episode of each task of the table.
         record: npz file of the episodes, which `Episodes.load` reads.
+        image_size: Side of the pictures that the table shows beside its state; None for none.
+        depth: Whether it shows depth maps as well.
 
     Raises:
         InputError: When the environment is not installed or does not fit the policy.
     """
-    outcome = recorded(make, trials, needs=needs, record=video is not None or record is not None)
+    kept = video is not None or record is not None
+    outcome = recorded(make, trials, needs=needs, record=kept, image_size=image_size, depth=depth)
     if video is not None:
         write_video(film(outcome.report.observations[:: trials.episodes], needs=needs), video)
     if record is not None:
@@ -68,12 +73,24 @@ def run[P: ReplanningPolicy](
 
 
 def recorded[P: ReplanningPolicy](
-    make: Callable[[int], P], trials: Trials, *, needs: str, record: bool
+    make: Callable[[int], P],
+    trials: Trials,
+    *,
+    needs: str,
+    record: bool,
+    image_size: int | None = None,
+    depth: bool = False,
 ) -> Outcome[P]:
     """Run a policy in episodes as `run` does, and keep what it saw and did in its report where `record` says so."""
     tasks, seeds = episode_list(trials.task_ids, trials.episodes, trials.seed)
     env = make_env(
-        trials.env, min(BATCH, len(tasks)), needs=needs, disturb=trials.disturb, latency=trials.latency
+        trials.env,
+        min(BATCH, len(tasks)),
+        needs=needs,
+        disturb=trials.disturb,
+        latency=trials.latency,
+        image_size=image_size,
+        depth=depth,
     )
     policy = make(env.num_envs)
     return Outcome(evaluate(policy, env, tasks, seeds, record=record), policy)

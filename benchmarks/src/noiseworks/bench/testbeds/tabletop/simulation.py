@@ -22,6 +22,8 @@ PUSHED_Y, OPENED, CLOSED, GATHERED = 0.4, 0.37, 0.03, 0.22
 DISTURB_RATE, DISTURB_REACH = 0.02, 0.2
 MAX_STEPS, MAX_LATENCY = 100, 4
 STATE_DIM, ACTION_DIM = 21, 3
+POSE = slice(0, 3)  # of a state: position and gripper
+IMAGE_SIZES = (32, 48, 64)
 HANDLE = 3  # `held` is -1 for nothing, 0-2 for a disc, 3 for the handle
 
 ActionMode = Literal["velocity", "pose"]
@@ -39,6 +41,8 @@ class TabletopBatch:
         disturb: Whether, with probability 0.02 a step, a free disc jumps by up to 0.2.
         latency: Steps, 0 to 4, by which an action acts late; until then the gripper rests, open.
         max_steps: Steps after which an episode is truncated.
+        image_size: Side of the pictures that `observe` returns beside the state: 32, 48 or 64; None for none.
+        depth: Whether it returns depth maps as well.
 
     Raises:
         InputError: When an argument is out of range.
@@ -52,7 +56,15 @@ class TabletopBatch:
         disturb: bool = False,
         latency: int = 0,
         max_steps: int = MAX_STEPS,
+        image_size: int | None = None,
+        depth: bool = False,
     ) -> None:
+        if image_size not in (None, *IMAGE_SIZES):
+            raise InputError(f"image_size must be one of {', '.join(map(str, IMAGE_SIZES))}, got {image_size}")
+        if depth and image_size is None:
+            raise InputError("depth maps have the pictures' size: name an image_size as well")
+        self.image_size, self.depth = image_size, depth
+        self.goals = names.text_embeddings()[:, 0].astype(np.float32)
         check_number("num_envs", num_envs, low=1, integer=True)
         check_choice("action_mode", action_mode, ("velocity", "pose"))
         check_number("latency", latency, low=0, high=MAX_LATENCY, integer=True)
@@ -245,8 +257,24 @@ class TabletopBatch:
         return out
 
     def observe(self) -> dict[str, np.ndarray]:
-        """Return the policies' observation: `obs` float32 [N, 33], the state and the task's one-hot."""
-        return {"obs": policy_observation(self.state(), self.tasks)}
+        """Return the policies' observation: `obs` float32 [N, 33], the state and the task's one-hot.
+
+        With cameras also `image` uint8 [N, 3, S, S], `pose` float32 [N, 3], `goal` float32 [N, 32], the embedding of the
+        task's instruction, and perhaps `depth` float32 [N, 1, S, S], heights from -1 (the table) to 1.
+        """
+        states = self.state()
+        seen = {"obs": policy_observation(states, self.tasks)}
+        if self.image_size is None:
+            return seen
+        from noiseworks.bench.testbeds.tabletop.rendering import render, render_depth
+
+        seen["image"] = np.ascontiguousarray(render(states, self.image_size).transpose(0, 3, 1, 2))
+        seen["pose"] = states[:, POSE].astype(np.float32)
+        seen["goal"] = self.goals[self.tasks]
+        if self.depth:
+            heights = render_depth(states, self.image_size).transpose(0, 3, 1, 2)
+            seen["depth"] = (heights / np.float32(127.5) - 1).astype(np.float32)
+        return seen
 
 
 def policy_observation(states: np.ndarray, tasks: np.ndarray) -> np.ndarray:
