@@ -1,8 +1,7 @@
-"""Pad.
+"""PAD: future images and robot poses denoised together by one transformer (arXiv 2411.18179).
 
-Prediction with Action: Visual Policy Learning via Joint Denoising Process (NeurIPS 2024, arXiv 2411.18179)
-
-Read `blending` (eq. 1 and 2), then `claim`.
+Read `modalities` (what is denoised), `transformer` (tokens, views, heads), `diffusion` (noise, loss, sampling),
+`windows` (targets, co-training), `model`, `policy`, then `claim`.
 """
 
 from lazy_loader import attach_stub

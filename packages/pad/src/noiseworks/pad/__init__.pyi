@@ -1,3 +1,12 @@
-from .blending import blend as blend
-from .blending import distance as distance
-from .options import Blending as Blending
+from .model import PAD as PAD
+from .model import Shapes as Shapes
+from .modalities import Modality as Modality
+from .options import Architecture as Architecture
+from .options import Fitting as Fitting
+from .options import Sampling as Sampling
+from .options import Window as Window
+from .policy import PADPolicy as PADPolicy
+from .policy import PosePlanner as PosePlanner
+from .training import fit_pad as fit_pad
+from .transformer import PADTransformer as PADTransformer
+from .windows import Recording as Recording

@@ -27,7 +27,7 @@ def load_demonstrations(source: Demonstrations) -> Recording:
         if found.poses is None:
             raise InputError(f"{source.data} lacks poses.npy: name it as video, or add the poses")
         return found
-    return table_recording(source.episodes, source.data_seed, source.image_size, source.tasks, depth=source.depth)
+    return table_recording(source.episodes, source.data_seed, source.image_size, source.tasks, depth=source.depth_maps)
 
 
 def load_video(source: Video, demonstrations: Demonstrations) -> Recording | None:

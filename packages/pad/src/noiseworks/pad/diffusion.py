@@ -62,9 +62,12 @@ def bits(x0: Tensor, x: Tensor, t: Tensor, found: Prediction) -> Tensor:
     divergence = 0.5 * (
         log_variance - log_small - 1 + (log_small - log_variance).exp() + (true - mean) ** 2 * (-log_variance).exp()
     )
-    last = -_log_likelihood(x0, mean, 0.5 * log_variance)
-    chosen = torch.where(expand((t == 0).float(), x0) > 0, last, divergence)
-    return chosen.flatten(1).mean(1) / math.log(2)
+    found_bits = divergence.flatten(1).mean(1)
+    last = t == 0
+    if bool(last.any()):
+        likelihood = _log_likelihood(x0[last], mean[last], 0.5 * log_variance[last])
+        found_bits = found_bits.index_put((last,), -likelihood.flatten(1).mean(1))
+    return found_bits / math.log(2)
 
 
 def _log_likelihood(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:

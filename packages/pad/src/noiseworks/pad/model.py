@@ -11,12 +11,13 @@ from noiseworks.core.errors import ArtifactError, InputError
 from noiseworks.core.models import resolve_model
 from noiseworks.kits.policies.normalizer import LinearNormalizer
 from noiseworks.pad.diffusion import losses, sample
-from noiseworks.pad.modalities import world
+from noiseworks.pad.modalities import Modality, world
 from noiseworks.pad.options import Architecture, Sampling, Window
 from noiseworks.pad.transformer import PADTransformer
 from torch import Tensor, nn
 
 KIND = "pad/model"
+DEPTH_TOKENS = 4  # along a side
 
 
 class Shapes(NamedTuple):
@@ -53,6 +54,24 @@ class Future(NamedTuple):
     depth: Tensor | None
 
 
+def modalities_of(architecture: Architecture, window: Window, shapes: Shapes) -> tuple[Modality, ...]:
+    """Return what a model of these sizes sees and denoises; depth has 4 x 4 tokens, as the reference's.
+
+    Raises:
+        InputError: When sizes do not fit each other.
+    """
+    return world(
+        frames=window.frames,
+        patch=architecture.patch,
+        image=(shapes.channels, shapes.size),
+        pose=(window.poses * shapes.pose_dim, shapes.pose_dim),
+        depth=(shapes.depth, max(1, shapes.depth // DEPTH_TOKENS)) if shapes.depth else None,
+        predict=architecture.images,
+        isolated=architecture.isolated,
+        bounded=shapes.pixels,
+    )
+
+
 class PAD(nn.Module):
     """Prediction with action.
 
@@ -68,19 +87,8 @@ class PAD(nn.Module):
     ) -> None:
         super().__init__()
         self.architecture, self.window, self.shapes, self.normalizer = architecture, window, shapes, normalizer
-        depth = (shapes.depth, max(1, shapes.depth // 4)) if shapes.depth else None
-        modalities = world(
-            frames=window.frames,
-            patch=architecture.patch,
-            image=(shapes.channels, shapes.size),
-            pose=(window.poses * shapes.pose_dim, shapes.pose_dim),
-            depth=depth,
-            predict=architecture.images,
-            isolated=architecture.isolated,
-            bounded=shapes.pixels,
-        )
         self.network = PADTransformer(
-            modalities,
+            modalities_of(architecture, window, shapes),
             width=architecture.width,
             depth=architecture.depth,
             heads=architecture.heads,

@@ -89,7 +89,7 @@ class Demonstrations(Options):
         tasks: Its tasks, 0 to 11 with commas between; by default those with a gripper.
         data_seed: Which demonstrations, 0 to 99.
         image_size: Side of the table's pictures: 32, 48 or 64.
-        depth: Whether the table's heights are seen and predicted as well, as a depth camera would.
+        depth_maps: Whether depth is seen and predicted as well (heights over the table, or depth.npy).
     """
 
     data: str = TABLETOP
@@ -97,7 +97,7 @@ class Demonstrations(Options):
     tasks: Annotated[Wholes, at_least(0), at_most(11)] = GRIPPER_TASKS
     data_seed: Annotated[int, at_least(0), at_most(99)] = 0
     image_size: Literal[32, 48, 64] = 32
-    depth: bool = False
+    depth_maps: bool = False
 
 
 @dataclass(frozen=True)
@@ -165,3 +165,29 @@ class Sampling(Options):
     solver: Literal["ddim", "ddpm"] = "ddim"
     steps: Annotated[int, at_least(1), at_most(1000)] = 10
     clip: bool = True
+
+
+@dataclass(frozen=True)
+class Following(Options):
+    """How a plan's poses are followed.
+
+    Attributes:
+        reach: How far a velocity of 1 moves in a step.
+        position: How many entries of a pose, the first ones, are a position; what follows is passed on.
+    """
+
+    reach: Annotated[float, above(0)] = 0.06
+    position: Annotated[int, at_least(1)] = 2
+
+
+@dataclass(frozen=True)
+class Judging(Options):
+    """On how much a model is judged, and with which noise.
+
+    Attributes:
+        windows: Windows of the recording, evenly spread.
+        noise_seed: Of the noise.
+    """
+
+    windows: Annotated[int, at_least(1)] = 200
+    noise_seed: Annotated[int, at_least(0), below(2**62)] = 0

@@ -4,14 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from noiseworks.core.checks import check_number
 from noiseworks.kits.policies.protocols import Generators, Obs
 from noiseworks.kits.policies.replanning import ReplanningPolicy
 from noiseworks.pad.model import PAD
-from noiseworks.pad.options import Sampling
+from noiseworks.pad.options import Following, Sampling
 from torch import Tensor
-
-POSITION = 2  # the table's poses: x, y and the gripper
 
 
 class PosePlanner:
@@ -21,18 +18,17 @@ class PosePlanner:
     reference's division by a distance of zero does not occur.
 
     Args:
-        reach: How far a velocity of 1 moves in a step.
-        position: How many entries of a pose, the first ones, are a position.
+        following: Reach of a step, and which entries are a position.
     """
 
-    def __init__(self, reach: float = 0.06, position: int = POSITION) -> None:
-        check_number("reach", reach, low=0, low_open=True)
-        self.reach, self.position = reach, position
+    def __init__(self, following: Following | None = None) -> None:
+        self.following = following or Following()
 
     def act(self, pose: Tensor, target: Tensor) -> Tensor:
         """Return commands [B, D] at poses [B, D] towards targets [B, D]."""
-        velocity = ((target - pose)[:, : self.position] / self.reach).clamp(-1, 1)
-        return torch.cat((velocity, target[:, self.position :]), dim=1)
+        reach, position = self.following.reach, self.following.position
+        velocity = ((target - pose)[:, :position] / reach).clamp(-1, 1)
+        return torch.cat((velocity, target[:, position:]), dim=1)
 
 
 class PADPolicy(ReplanningPolicy):
@@ -48,6 +44,9 @@ class PADPolicy(ReplanningPolicy):
         num_envs: Environments that it acts in.
         n_action_steps: Steps between two plans; the model's own number by default.
         seed: Seed of the noise of environments whose reset names none.
+
+    Raises:
+        InputError: When a number is out of range.
     """
 
     def __init__(

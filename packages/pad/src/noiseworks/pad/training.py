@@ -94,18 +94,34 @@ def shapes_of(recording: Recording, depth: bool = False) -> Shapes:
     )
 
 
-def check_video(video: Recording, shapes: Shapes) -> None:
-    """Refuse video that the demonstrations' model cannot see.
+def training_rows(
+    recording: Recording,
+    shapes: Shapes,
+    window: Window,
+    video: Recording | None,
+    mixture: Video,
+    *,
+    images: bool = True,
+) -> Windows | Mixed:
+    """Return training windows, mixed with those of video where there is some.
 
     Raises:
-        InputError: Naming what differs.
+        InputError: When no window fits, the video is another camera's, or there is video for a model without images.
     """
+    side = shapes.depth or None
+    rows = Windows(recording, window, shapes.pose_dim, depth=side)
+    if video is None:
+        return rows
+    if not images:
+        raise InputError("video teaches images alone: predict images, or leave the video out")
     found = (video.frames.shape[1], video.frames.shape[2], video.goals.shape[1])
     if found != (shapes.channels, shapes.size, shapes.text_width):
         raise InputError(
             f"the video has {found[0]} channels, side {found[1]} and texts of {found[2]}, the demonstrations "
             f"{shapes.channels}, {shapes.size} and {shapes.text_width}"
         )
+    seen = Windows(video, window, shapes.pose_dim, labelled=False, stride=mixture.video_stride, depth=side)
+    return Mixed(rows, seen, mixture.video_share)
 
 
 def fit_pad(
@@ -137,17 +153,8 @@ def fit_pad(
         InputError: When data are missing or do not fit, or there are fewer windows than a batch.
         NonFiniteError: When the loss is not finite.
     """
-    shapes, mixture = shapes_of(recording, depth), mixture or Video()
-    side = shapes.depth or None
-    rows = Windows(recording, window, shapes.pose_dim, depth=side)
-    if video is not None:
-        if not architecture.images:
-            raise InputError("video teaches images alone: predict images, or leave the video out")
-        check_video(video, shapes)
-        seen = Windows(
-            video, window, shapes.pose_dim, labelled=False, stride=mixture.video_stride, depth=side
-        )
-        rows = Mixed(rows, seen, mixture.video_share)
+    shapes = shapes_of(recording, depth)
+    rows = training_rows(recording, shapes, window, video, mixture or Video(), images=architecture.images)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         normalizer = LinearNormalizer.fit(torch.from_numpy(np.asarray(recording.poses)))
