@@ -4,7 +4,14 @@ import hashlib
 
 import numpy as np
 import pytest
-from noiseworks.bench.testbeds.tabletop import TabletopBatch, film, render
+from noiseworks.bench.testbeds.tabletop import (
+    TabletopBatch,
+    film,
+    read_gripper,
+    render,
+    render_depth,
+    text_embeddings,
+)
 from noiseworks.bench.testbeds.tabletop import rendering as draw
 from noiseworks.bench.testbeds.tabletop import simulation as sim
 from noiseworks.core.errors import InputError
@@ -123,3 +130,46 @@ def test_a_film_shows_episodes_side_by_side_and_keeps_their_last_picture():
             shown = moving[number, 0 if number == 3 else step]
             np.testing.assert_array_equal(frame[top : top + 64, left : left + 64], render(shown[None])[0])
     assert (frames[0][64:, 192:] == 255).all()
+
+
+def test_heights_are_highest_at_the_gripper_and_zero_on_the_table():
+    scenes = states(2)
+    scenes[:, :2], scenes[:, 2], scenes[:, 7:13] = (0.0, -0.6), 1.0, 0.5
+    depth = render_depth(scenes, 32)
+    x, y = grid(32)
+    assert depth.shape == (2, 32, 32, 1)
+    assert (depth[0, np.hypot(x, y + 0.6) < 0.03] == 240).all()
+    assert (depth[0, np.hypot(x - 0.5, y - 0.5) < 0.04] == 120).all()
+    assert not depth[0, (np.abs(x) < 0.1) & (np.abs(y) < 0.1)].any()
+
+
+@pytest.mark.parametrize("size", draw.SIZES)
+def test_the_gripper_can_be_read_off_wherever_it_is(size):
+    scenes = TabletopBatch(200)
+    scenes.reset(np.arange(200), np.arange(200) % 12, np.arange(200))
+    found = scenes.state()
+    found[:, :2] = np.random.default_rng(0).uniform((-0.85, -0.6), 0.85, (200, 2))
+    found[::2, 2] = 1.0
+    away = np.linalg.norm(read_gripper(render(found, size)) - found[:, :2], axis=1) * size / 2
+    assert np.median(away) < 0.15
+    assert np.quantile(away, 0.95) < 0.8
+    assert np.isnan(read_gripper(np.full((1, size, size, 3), 220, np.uint8))).all()
+
+
+def test_cameras_show_what_the_states_are():
+    plain, seeing = TabletopBatch(3), TabletopBatch(3, image_size=32, depth=True)
+    for env in (plain, seeing):
+        env.reset(np.arange(3), np.array([0, 8, 11]), np.arange(3))
+    found = seeing.observe()
+    assert list(plain.observe()) == ["obs"]
+    assert next(iter(found)) == "obs"  # what recorded episodes keep
+    np.testing.assert_array_equal(found["obs"], plain.observe()["obs"])
+    np.testing.assert_array_equal(found["image"].transpose(0, 2, 3, 1), render(plain.state(), 32))
+    np.testing.assert_array_equal(found["pose"], found["obs"][:, :3])
+    np.testing.assert_allclose(found["goal"], text_embeddings()[[0, 8, 11], 0], rtol=1e-6)
+    heights = render_depth(plain.state(), 32).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose((found["depth"] + 1) * 127.5, heights, atol=1e-4)
+    with pytest.raises(InputError, match="image_size"):
+        TabletopBatch(1, image_size=33)
+    with pytest.raises(InputError, match="image_size"):
+        TabletopBatch(1, depth=True)

@@ -71,7 +71,9 @@ CONTRACT = Contract(
         f"train --episodes 1 --tasks 9 --depth-maps --out run {TINY} --patch 16": RUN,
         "eval --model {model} --episodes 1 --tasks 9 --windows 4 --steps 2": (),
         "predict --model {model} --episodes 1 --tasks 9 --windows 2 --steps 2 --out seen.png": ("seen.png",),
-        "rollout --model {model} --tasks 9 --episodes 1 --steps 2 --device cpu --video film.webp": ("film.webp",),
+        "rollout --model {model} --tasks 9 --episodes 1 --steps 2 --device cpu --video film.webp": (
+            "film.webp",
+        ),
     },
     bad=[
         (f"train {TINY} --out {{taken.txt}}/run", "taken.txt"),

@@ -23,7 +23,14 @@ def network(depth=None, *, isolated=True, zero_heads=True, predict=True, tokens=
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         parts = world(
-            frames=3, patch=2, image=(4, 8), pose=(12, 4), depth=depth, isolated=isolated, predict=predict, tokens=tokens
+            frames=3,
+            patch=2,
+            image=(4, 8),
+            pose=(12, 4),
+            depth=depth,
+            isolated=isolated,
+            predict=predict,
+            tokens=tokens,
         )
         return PADTransformer(parts, width=32, depth=2, heads=2, text_width=5, zero_heads=zero_heads)
 
@@ -96,7 +103,10 @@ def test_images_do_not_see_poses_and_poses_see_images():
 
 def test_attention_in_groups_is_attention_with_the_references_dense_mask():
     net = opened(network(DEPTH)).double()
-    attention, x = net.blocks[0].attn, torch.randn(2, 21, 32, generator=torch.Generator().manual_seed(0)).double()
+    attention, x = (
+        net.blocks[0].attn,
+        torch.randn(2, 21, 32, generator=torch.Generator().manual_seed(0)).double(),
+    )
     mask = torch.ones(21, 21, dtype=torch.bool)
     mask[:16, 16:] = False
     q, k, v = attention.qkv(x).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
@@ -135,11 +145,13 @@ def test_positions_of_depth_are_the_images_every_four():
 
 def test_several_pose_tokens_hold_a_frame_each():
     net = opened(network(tokens=3))
-    noisy, clean, t, text = inputs(net)
+    noisy, clean, *_ = inputs(net)
     assert net.embedders["action"].proj.weight.shape == (32, 4)
     assert "action" not in clean
     tokens = net.embedders["action"].noisy(noisy["action"])
-    torch.testing.assert_close(tokens[:, 1], F.linear(noisy["action"][:, 4:8], net.embedders["action"].proj.weight))
+    torch.testing.assert_close(
+        tokens[:, 1], F.linear(noisy["action"][:, 4:8], net.embedders["action"].proj.weight)
+    )
 
 
 def test_checkpointing_changes_no_gradient():
@@ -189,7 +201,9 @@ def test_depth_without_a_model_for_it_and_the_other_way_round_are_refused():
 def test_levels_and_grids_of_the_reference():
     betas, bars = schedule().betas, schedule().alphas_cumprod
     assert betas[[0, 499, 999]].tolist() == pytest.approx([1e-4, 0.01004004, 0.02])
-    assert bars[[0, 99, 499, 999]].tolist() == pytest.approx([0.9999, 0.897018, 0.0785872, 4.03583e-5], rel=2e-6)
+    assert bars[[0, 99, 499, 999]].tolist() == pytest.approx(
+        [0.9999, 0.897018, 0.0785872, 4.03583e-5], rel=2e-6
+    )
     fifty, more = (timesteps("linspace", 1000, n).flip(0).tolist() for n in (50, 75))
     assert fifty[:5] + fifty[-3:] == [0, 20, 41, 61, 82, 958, 979, 999]
     assert more[:5] + more[-3:] == [0, 14, 27, 40, 54, 972, 986, 999]
@@ -199,7 +213,9 @@ def test_the_bound_of_a_network_that_says_nothing():
     t = torch.tensor([0, 10, 500, 999]).repeat_interleave(200)
     x0, noise = torch.zeros(800, 48), torch.randn(800, 48, generator=torch.Generator().manual_seed(0))
     x = noised({"a": x0}, {"a": noise}, t)["a"]
-    found = bits(x0, x, t, Prediction(torch.zeros_like(x), torch.zeros_like(x))).unflatten(0, (4, 200)).mean(1)
+    found = (
+        bits(x0, x, t, Prediction(torch.zeros_like(x), torch.zeros_like(x))).unflatten(0, (4, 200)).mean(1)
+    )
     assert found[0] == pytest.approx(2.4, abs=0.3)
     assert found[1] == pytest.approx(0.11, abs=0.03)
     assert float(found[2:].max()) < 0.02
@@ -242,7 +258,9 @@ def test_balanced_weights_and_the_ramp():
     weights = error_weights()
     assert float(weights.mean()) == pytest.approx(1, abs=1e-5)
     ratio = float(weights[400] / weights[300])
-    assert ratio == pytest.approx(math.exp(-0.5 * float(schedule().log_snr(400) - schedule().log_snr(300))), rel=1e-5)
+    assert ratio == pytest.approx(
+        math.exp(-0.5 * float(schedule().log_snr(400) - schedule().log_snr(300))), rel=1e-5
+    )
     linear, step = (Fitting(action_weight=2, ramp=ramp, ramp_steps=100) for ramp in ("linear", "step"))
     assert [linear.action_at(s) for s in (0, 50, 100, 500)] == [0, 1, 2, 2]
     assert [step.action_at(s) for s in (0, 99, 100)] == [0, 0, 2]
@@ -298,7 +316,9 @@ def test_a_row_depends_on_its_own_generator_alone_and_ddim_on_its_start():
     net = opened(network())
     _, clean, _, text = inputs(net)
     for solver in ("ddim", "ddpm"):
-        both = sample(net, clean, text, Sampling(solver, 4), [torch.Generator().manual_seed(i) for i in (1, 2)])
+        both = sample(
+            net, clean, text, Sampling(solver, 4), [torch.Generator().manual_seed(i) for i in (1, 2)]
+        )
         alone = sample(
             net,
             {name: value[1:] for name, value in clean.items()},
@@ -379,5 +399,8 @@ def test_recordings_that_do_not_fit_together_are_refused():
 
 
 def test_an_arrived_robot_rests_and_each_axis_is_limited():
-    pose, target = torch.tensor([[0.0, 0.0, -1], [0.2, 0.2, 1]]), torch.tensor([[0.3, -0.03, 1], [0.2, 0.2, 1]])
+    pose, target = (
+        torch.tensor([[0.0, 0.0, -1], [0.2, 0.2, 1]]),
+        torch.tensor([[0.3, -0.03, 1], [0.2, 0.2, 1]]),
+    )
     assert torch.allclose(PosePlanner().act(pose, target), torch.tensor([[1, -0.5, 1], [0, 0, 1]]))

@@ -1,6 +1,6 @@
+from .modalities import Modality as Modality
 from .model import PAD as PAD
 from .model import Shapes as Shapes
-from .modalities import Modality as Modality
 from .options import Architecture as Architecture
 from .options import Fitting as Fitting
 from .options import Sampling as Sampling

@@ -1,7 +1,7 @@
 """What `noiseworks-pad` runs: each verb is one of these functions."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from noiseworks.core.artifacts import check_writable
 from noiseworks.core.errors import InputError
@@ -20,12 +20,15 @@ from noiseworks.pad.options import (
     Window,
 )
 
+if TYPE_CHECKING:
+    from noiseworks.pad.evaluation import Judged
+
 
 def train(
     *,
     out: Path,
     demonstrations: Spread[Demonstrations] = Demonstrations(),
-    video: Spread[Video] = Video(),
+    co_training: Spread[Video] = Video(),
     architecture: Spread[Architecture] = Architecture(),
     window: Spread[Window] = Window(),
     fitting: Spread[Fitting] = Fitting(),
@@ -35,7 +38,7 @@ def train(
     Args:
         out: Folder of the run; the model is its `model`. The same command goes on with a run that was stopped.
         demonstrations: Episodes with poses.
-        video: Episodes without.
+        co_training: Episodes without.
         architecture: Sizes of the transformer.
         window: What of the future is predicted.
         fitting: Length, rates and weights.
@@ -44,7 +47,7 @@ def train(
         Where the model is, its parameters and steps.
     """
     check_writable(out)
-    _check(demonstrations, video, architecture)
+    _check(demonstrations, co_training, architecture)
     from noiseworks.kits.training import Batches, check_run, open_run
     from noiseworks.pad.data import load_demonstrations, load_video
     from noiseworks.pad.model import modalities_of
@@ -52,16 +55,16 @@ def train(
 
     settings = {
         "demonstrations": demonstrations,
-        "video": video,
+        "co_training": co_training,
         "architecture": architecture,
         "window": window,
         "fit": fitting,
     }
     check_run(out, settings)
-    recording, seen = load_demonstrations(demonstrations), load_video(video, demonstrations)
+    recording, seen = load_demonstrations(demonstrations), load_video(co_training, demonstrations)
     shapes = shapes_of(recording, demonstrations.depth_maps)
     modalities_of(architecture, window, shapes)
-    Batches(training_rows(recording, shapes, window, seen, video), fitting.batch_size)
+    Batches(training_rows(recording, shapes, window, seen, co_training), fitting.batch_size)
     with open_run(out, settings) as run:
         model = fit_pad(
             recording,
@@ -69,7 +72,7 @@ def train(
             window,
             fitting,
             video=seen,
-            mixture=video,
+            mixture=co_training,
             depth=demonstrations.depth_maps,
             run=run,
         )
@@ -99,7 +102,7 @@ def evaluate(
         Distance of the positions and PSNR of the pictures at every frame and, on the table, the distance in pixels of
         the gripper in a predicted picture to the predicted pose.
     """
-    _, judged = _judged(model, demonstrations, sampling, judging, following)
+    judged = _judged(model, demonstrations, sampling, judging, following)
     found = judged.summary()
     if demonstrations.data == TABLETOP and judged.psnr is not None:
         import numpy as np
@@ -135,7 +138,7 @@ def predict(
     from noiseworks.kits.pictures import write_picture
     from noiseworks.pad.evaluation import picture
 
-    network, judged = _judged(model, demonstrations, sampling, judging, following)
+    judged = _judged(model, demonstrations, sampling, judging, following)
     if judged.psnr is None:
         raise InputError(f"{model} predicts no pixels: train one with images")
     write_picture(picture(judged, judging.windows), out)
@@ -203,8 +206,8 @@ def _check(demonstrations: Demonstrations, video: Video, architecture: Architect
 
 def _judged(
     model: str, source: Demonstrations, sampling: Sampling, judging: Judging, following: Following
-) -> tuple[Any, Any]:
-    """Return a model, and its futures."""
+) -> "Judged":
+    """Return a model's futures."""
     resolve_model(model)
     _check(source, Video(), Architecture(patch=1))
     from noiseworks.pad.data import load_demonstrations
@@ -212,4 +215,4 @@ def _judged(
     from noiseworks.pad.model import PAD
 
     network = PAD.from_pretrained(model)
-    return network, judge(network, load_demonstrations(source), sampling, judging, following.position)
+    return judge(network, load_demonstrations(source), sampling, judging, following.position)

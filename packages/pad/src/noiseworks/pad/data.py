@@ -27,7 +27,9 @@ def load_demonstrations(source: Demonstrations) -> Recording:
         if found.poses is None:
             raise InputError(f"{source.data} lacks poses.npy: name it as video, or add the poses")
         return found
-    return table_recording(source.episodes, source.data_seed, source.image_size, source.tasks, depth=source.depth_maps)
+    return table_recording(
+        source.episodes, source.data_seed, source.image_size, source.tasks, depth=source.depth_maps
+    )
 
 
 def load_video(source: Video, demonstrations: Demonstrations) -> Recording | None:
@@ -59,7 +61,9 @@ def table_recording(
     table = testbed(TABLETOP, needs=METHOD)
     found = table.demonstrations(episodes, seed, tasks=tuple(tasks))
     states = found.obs[:, : table.STATE_DIM]
-    wording = np.random.default_rng([seed, 2]).integers(table.text_embeddings().shape[1], size=len(found.tasks))
+    wording = np.random.default_rng([seed, 2]).integers(
+        table.text_embeddings().shape[1], size=len(found.tasks)
+    )
     return Recording(
         np.ascontiguousarray(table.render(states, size).transpose(0, 3, 1, 2)),
         table.text_embeddings()[found.tasks, wording].astype(np.float32),

@@ -60,7 +60,11 @@ def bits(x0: Tensor, x: Tensor, t: Tensor, found: Prediction) -> Tensor:
     mean = expand(of_x0, x0) * guess + expand(of_x, x0) * x
     true = expand(of_x0, x0) * x0 + expand(of_x, x0) * x
     divergence = 0.5 * (
-        log_variance - log_small - 1 + (log_small - log_variance).exp() + (true - mean) ** 2 * (-log_variance).exp()
+        log_variance
+        - log_small
+        - 1
+        + (log_small - log_variance).exp()
+        + (true - mean) ** 2 * (-log_variance).exp()
     )
     found_bits = divergence.flatten(1).mean(1)
     last = t == 0

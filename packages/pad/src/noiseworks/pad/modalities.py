@@ -38,9 +38,13 @@ class Modality:
         if self.sees is not None:
             object.__setattr__(self, "sees", tuple(self.sees))
         if self.noisy < 0 or self.clean < 0 or self.noisy + self.clean < 1:
-            raise InputError(f"{self.name} needs channels, got {self.noisy} noisy and {self.clean} clean ones")
+            raise InputError(
+                f"{self.name} needs channels, got {self.noisy} noisy and {self.clean} clean ones"
+            )
         if self.size % self.patch:
-            raise InputError(f"the {self.name}'s size {self.size} must be a multiple of its patch {self.patch}")
+            raise InputError(
+                f"the {self.name}'s size {self.size} must be a multiple of its patch {self.patch}"
+            )
         if self.noisy % self.split or self.clean % self.split:
             raise InputError(f"the {self.name}'s entries cannot be shared between {self.split} tokens")
 

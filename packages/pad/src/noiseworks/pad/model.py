@@ -86,7 +86,12 @@ class PAD(nn.Module):
         self, architecture: Architecture, window: Window, shapes: Shapes, normalizer: LinearNormalizer
     ) -> None:
         super().__init__()
-        self.architecture, self.window, self.shapes, self.normalizer = architecture, window, shapes, normalizer
+        self.architecture, self.window, self.shapes, self.normalizer = (
+            architecture,
+            window,
+            shapes,
+            normalizer,
+        )
         self.network = PADTransformer(
             modalities_of(architecture, window, shapes),
             width=architecture.width,
@@ -212,14 +217,18 @@ class PAD(nn.Module):
         return cls.from_parts(*load_artifact(path, KIND), path=path)
 
     @classmethod
-    def from_parts(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor], path: object = "it") -> "PAD":
+    def from_parts(
+        cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor], path: object = "it"
+    ) -> "PAD":
         """Return a model of a config and weights, in evaluation mode and float32.
 
         Raises:
             ArtifactError: When they are not whole.
         """
         try:
-            scale = LinearNormalizer(*(torch.tensor(config["normalizer"][key]) for key in ("scale", "offset")))
+            scale = LinearNormalizer(
+                *(torch.tensor(config["normalizer"][key]) for key in ("scale", "offset"))
+            )
             made = cls(
                 Architecture(**config["architecture"]),
                 Window(**config["window"]),

@@ -42,8 +42,8 @@ class Window(Options):
     Attributes:
         frames: Future frames k.
         stride: Steps s between them.
-        dense: Whether the poses of all steps up to the last frame are predicted (action chunks), not those at the frames
-            alone.
+        dense: Whether the poses of all steps up to the last frame are predicted (action chunks), not those at the
+            frames alone.
         execute: Steps between two plans; by default the stride.
         keep_ends: Whether windows begin also where the first frame would leave the episode; its last one is repeated.
     """

@@ -37,9 +37,7 @@ class PADModule(L.LightningModule):
         found = self.model.loss(batch, t, noise, self.options.balanced)
         total = found["action"].new_zeros(())
         for name, rows_loss in found.items():
-            weight = (
-                self.options.image_weight if name == "rgb" else self.options.action_at(self.global_step)
-            )
+            weight = self.options.image_weight if name == "rgb" else self.options.action_at(self.global_step)
             there = present.get(name)
             count = rows if there is None else there.sum().clamp(min=1)
             mean = rows_loss.sum() / count

@@ -188,9 +188,7 @@ class PADTransformer(nn.Module):
             {one.name: Embedding(one, width, _positions(one, modalities, width)) for one in modalities}
         )
         self.t_embedder, self.text_embedder = TimestepEmbedder(width), nn.Linear(text_width, width)
-        self.blocks = nn.ModuleList(
-            JointBlock(width, heads, int(mlp * width), groups) for _ in range(depth)
-        )
+        self.blocks = nn.ModuleList(JointBlock(width, heads, int(mlp * width), groups) for _ in range(depth))
         outputs = 2 if learn_sigma else 1
         self.heads = nn.ModuleDict(
             {
@@ -209,7 +207,11 @@ class PADTransformer(nn.Module):
                 if isinstance(layer, nn.Linear):
                     nn.init.xavier_uniform_(layer.weight)
                     nn.init.zeros_(layer.bias)
-        for weight in (self.t_embedder.mlp[0].weight, self.t_embedder.mlp[2].weight, self.text_embedder.weight):
+        for weight in (
+            self.t_embedder.mlp[0].weight,
+            self.t_embedder.mlp[2].weight,
+            self.text_embedder.weight,
+        ):
             nn.init.normal_(weight, std=0.02)
         for layer in (self.t_embedder.mlp[0], self.t_embedder.mlp[2], self.text_embedder):
             nn.init.zeros_(layer.bias)
@@ -247,7 +249,9 @@ class PADTransformer(nn.Module):
             InputError: When a modality is missing, unknown or of another shape, or the text has another width.
         """
         for kind, given in (("noisy", noisy), ("clean", clean)):
-            wanted = {one.name: one.shape(getattr(one, kind)) for one in self.modalities if getattr(one, kind)}
+            wanted = {
+                one.name: one.shape(getattr(one, kind)) for one in self.modalities if getattr(one, kind)
+            }
             if missing := sorted(wanted.keys() - given.keys()):
                 raise InputError(f"the model needs the {kind} {', '.join(missing)}")
             if unknown := sorted(given.keys() - wanted.keys()):
@@ -259,7 +263,9 @@ class PADTransformer(nn.Module):
                         f"{list(given[name].shape)}"
                     )
         if text.ndim != 2 or text.shape[1] != self.text_width:
-            raise InputError(f"text embeddings must have shape [B, {self.text_width}], got {list(text.shape)}")
+            raise InputError(
+                f"text embeddings must have shape [B, {self.text_width}], got {list(text.shape)}"
+            )
 
     def embed(self, clean: Values) -> dict[str, Tensor]:
         """Return the present's share of all tokens, which no step of a plan changes."""
@@ -279,7 +285,10 @@ class PADTransformer(nn.Module):
         if present is None or all(bool(rows.all()) for rows in present.values()):
             return None
         rows = next(iter(present.values()))
-        parts = [present.get(one.name, torch.ones_like(rows))[:, None].expand(-1, one.tokens) for one in self.modalities]
+        parts = [
+            present.get(one.name, torch.ones_like(rows))[:, None].expand(-1, one.tokens)
+            for one in self.modalities
+        ]
         return torch.cat(parts, dim=1)
 
     def denoise(

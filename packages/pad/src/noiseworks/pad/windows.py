@@ -68,7 +68,9 @@ class Recording:
             if not path.is_file():
                 if name in ("poses", "depth"):
                     continue
-                raise InputError(f"{folder} lacks {path.name}: a recording has frames, goals, ends and perhaps poses")
+                raise InputError(
+                    f"{folder} lacks {path.name}: a recording has frames, goals, ends and perhaps poses"
+                )
             try:
                 found[name] = np.load(path, mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError) as error:
@@ -86,7 +88,9 @@ def window_starts(ends: np.ndarray, stride: int, keep_ends: bool) -> np.ndarray:
     """
     firsts = np.concatenate(([0], ends[:-1]))
     last = ends - (0 if keep_ends else stride)
-    return np.concatenate([np.arange(a, b) for a, b in zip(firsts, last, strict=True)] or [np.zeros(0, np.int64)])
+    return np.concatenate(
+        [np.arange(a, b) for a, b in zip(firsts, last, strict=True)] or [np.zeros(0, np.int64)]
+    )
 
 
 def future(starts: np.ndarray, ends: np.ndarray, offsets: Sequence[int]) -> np.ndarray:
@@ -208,6 +212,8 @@ class Mixed(Dataset):
         rows = np.asarray(indices)
         chosen = (rows[rows >= self.of_second] - self.of_second, rows[rows < self.of_second])
         made = [
-            part.__getitems__(own % len(part)) for part, own in zip(self.parts, chosen, strict=True) if len(own)
+            part.__getitems__(own % len(part))
+            for part, own in zip(self.parts, chosen, strict=True)
+            if len(own)
         ]
         return {name: torch.cat([one[name] for one in made]) for name in made[0]}

@@ -33,10 +33,7 @@ COLORS = Palette(
 )
 # Heights over the table: pads are thin, discs and the button low, the gripper is above everything.
 HEIGHTS = Palette(
-    *(
-        np.array(value, np.float32)[..., None]
-        for value in (0, [10, 10], 20, 90, 60, 30, [120, 120, 120], 240)
-    )
+    *(np.array(value, np.float32)[..., None] for value in (0, [10, 10], 20, 90, 60, 30, [120, 120, 120], 240))
 )
 HANDLE_HALF = np.array([0.05, 0.07])
 # Widest reach of a shape over the table's edge.

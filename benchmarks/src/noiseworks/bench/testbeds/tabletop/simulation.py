@@ -60,7 +60,9 @@ class TabletopBatch:
         depth: bool = False,
     ) -> None:
         if image_size not in (None, *IMAGE_SIZES):
-            raise InputError(f"image_size must be one of {', '.join(map(str, IMAGE_SIZES))}, got {image_size}")
+            raise InputError(
+                f"image_size must be one of {', '.join(map(str, IMAGE_SIZES))}, got {image_size}"
+            )
         if depth and image_size is None:
             raise InputError("depth maps have the pictures' size: name an image_size as well")
         self.image_size, self.depth = image_size, depth
@@ -259,8 +261,8 @@ class TabletopBatch:
     def observe(self) -> dict[str, np.ndarray]:
         """Return the policies' observation: `obs` float32 [N, 33], the state and the task's one-hot.
 
-        With cameras also `image` uint8 [N, 3, S, S], `pose` float32 [N, 3], `goal` float32 [N, 32], the embedding of the
-        task's instruction, and perhaps `depth` float32 [N, 1, S, S], heights from -1 (the table) to 1.
+        With cameras also `image` uint8 [N, 3, S, S], `pose` float32 [N, 3], `goal` float32 [N, 32], the embedding of
+        the task's instruction, and perhaps `depth` float32 [N, 1, S, S], heights from -1 (the table) to 1.
         """
         states = self.state()
         seen = {"obs": policy_observation(states, self.tasks)}
