@@ -87,7 +87,7 @@ CONTRACT = Contract(
         ("train --data {data} --batch-size 500 --out run", "500"),
         ("train --data {data} --depth-maps --out run", "depth"),
         ("train --execute 20 --out run", "execute"),
-        ("train --video-share 1 --out run", "video-share"),
+        ("train --video-share 1 --out run", "video_share"),
         ("eval --model {empty}", "empty"),
         ("eval --model {model} --data {data}", "shape"),
         ("predict --model {model} --out seen.gif", ".png"),

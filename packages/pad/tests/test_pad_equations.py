@@ -274,7 +274,7 @@ class ExactGaussians:
 
     def __init__(self, moments):
         self.moments = moments
-        self.modalities = tuple(Modality(name, "vector", 1, 0, bounded=False) for name in moments)
+        self.modalities = tuple(Modality(name, "vector", 1, 0, bound=None) for name in moments)
 
     def check(self, *given):
         pass

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,12 +10,12 @@ from noiseworks.core.checks import check_number
 from noiseworks.core.noise import mix64
 from noiseworks.kits.policies.training import PolicyTrainer
 from noiseworks.kits.policies.transformer import optimizer_groups
-from noiseworks.kits.training import Average, power_decay
+from noiseworks.kits.training import Average, MuonWithAdamW, power_decay
 from noiseworks.mode.config import Recipe
 from noiseworks.mode.edm import edm_loss, sample_sigmas
 from noiseworks.mode.model import MoDEModel
 from noiseworks.mode.routing import Routing, load_balance, mean_over_layers, router_z_loss
-from torch import Tensor, nn
+from torch import Tensor
 
 WATCHED_STEPS, LEAST_USE = 1000, 0.01
 
@@ -44,60 +44,6 @@ def three_stage_rate(
         return 1.0
     share = min(1.0, (step - warm - hold) / max(1.0, total - warm - hold))
     return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * share))
-
-
-class MuonWithAdamW(torch.optim.Optimizer):
-    """Muon for the matrices inside the blocks and AdamW for the rest, as one optimizer with one rate.
-
-    It takes about half of AdamW's steps to the same loss on small models, which is why the shipped models use it;
-    the paper trains with AdamW. Source: Jordan et al. 2024; scale of updates: Liu et al. 2025, arXiv 2502.16982.
-
-    Args:
-        matrices: Two-dimensional weights of attention, routers and experts.
-        others: AdamW groups of everything else.
-        lr: Rate of both.
-        betas: Of AdamW.
-        weight_decay: Of the matrices.
-    """
-
-    def __init__(
-        self,
-        matrices: Iterable[nn.Parameter],
-        others: list[dict],
-        lr: float,
-        betas: tuple[float, float],
-        weight_decay: float,
-    ) -> None:
-        self.muon = torch.optim.Muon(
-            list(matrices), lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
-        self.adamw = torch.optim.AdamW(others, lr=lr, betas=betas)
-        super().__init__([*self.muon.param_groups, *self.adamw.param_groups], {})
-        self._share()
-
-    def _share(self) -> None:
-        # The same dictionaries, so that a schedule of the rate reaches both.
-        self.param_groups = [*self.muon.param_groups, *self.adamw.param_groups]
-
-    def step(self, closure: Any = None) -> Any:
-        """Step both; returns the closure's loss."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        self.muon.step()
-        self.adamw.step()
-        return loss
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the states of both."""
-        return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take the states of both."""
-        self.muon.load_state_dict(state_dict["muon"])
-        self.adamw.load_state_dict(state_dict["adamw"])
-        self._share()
 
 
 class MoDEModule(PolicyTrainer):

@@ -105,8 +105,8 @@ CLAIM = Claim(
     paper="Prediction with Action: Visual Policy Learning via Joint Denoising Process (NeurIPS 2024, arXiv 2411.18179)",
     statement=(
         "Where demonstrations are few, a policy that predicts pictures beside its poses succeeds more often than one "
-        "that does not, and action-free video makes it better still (paper, Meta-World: 43.6 without pictures, 59.2 without "
-        "co-training, 72.5 % with both)."
+        "that does not, and action-free video makes it better still (paper, Meta-World: 43.6 without pictures, 59.2 "
+        "without co-training, 72.5 % with both)."
     ),
     testbed="tabletop",
     arms=ARMS,

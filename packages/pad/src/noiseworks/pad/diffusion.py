@@ -168,8 +168,8 @@ def sample(
         for one in parts:
             epsilon, variance = found[one.name]
             guess = (x[one.name] - expand(now.sigma, epsilon) * epsilon) / expand(now.alpha, epsilon)
-            if sampling.clip and one.bounded:
-                guess = guess.clamp(-1, 1)
+            if sampling.clip and one.bound is not None:
+                guess = guess.clamp(-one.bound, one.bound)
             if sampling.solver == "ddim":
                 x[one.name] = ddim_step(x[one.name], guess, now, then).sample
                 continue

@@ -21,7 +21,7 @@ class Modality:
         patch: Side of a token's patch.
         split: Tokens of a vector, between which its entries are shared.
         sees: Modalities that its tokens attend to; None for all.
-        bounded: Whether clean values lie in [-1, 1], so that predictions of them may be clipped.
+        bound: Largest magnitude of clean values, to which predictions of them may be clipped; None for none.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Modality:
     patch: int = 1
     split: int = 1
     sees: tuple[str, ...] | None = None
-    bounded: bool = True
+    bound: float | None = 1.0
 
     def __post_init__(self) -> None:
         if self.sees is not None:
@@ -94,7 +94,7 @@ def world(
     predict: bool = True,
     isolated: bool = True,
     tokens: int = 1,
-    bounded: bool = True,
+    bound: float | None = 1.0,
 ) -> tuple[Modality, ...]:
     """Return the paper's modalities: images, poses and, where there are some, depth maps.
 
@@ -107,16 +107,16 @@ def world(
         predict: Whether images and depth are predicted, or only seen.
         isolated: Whether images attend to images alone (the reference's `attn_mask`).
         tokens: Tokens of the poses; several leave the present pose out, as the reference's `action_condition=False`.
-        bounded: Whether images are pixels in [-1, 1], not latents.
+        bound: Largest magnitude of what is predicted of images; None for latents.
     """
     channels, size = image
     noisy = frames if predict else 0
     sees = ("rgb",) if isolated else None
     made = [
-        Modality("rgb", "grid", noisy * channels, channels, size, patch, sees=sees, bounded=bounded),
+        Modality("rgb", "grid", noisy * channels, channels, size, patch, sees=sees, bound=bound),
         Modality("action", "vector", pose[0], pose[1] if tokens == 1 else 0, split=tokens),
     ]
     if depth is not None:
-        made.append(Modality("depth", "grid", noisy, 1, depth[0], depth[1]))
+        made.append(Modality("depth", "grid", noisy, 1, depth[0], depth[1], bound=bound))
     check_modalities(tuple(made))
     return tuple(made)

@@ -68,7 +68,7 @@ def modalities_of(architecture: Architecture, window: Window, shapes: Shapes) ->
         depth=(shapes.depth, max(1, shapes.depth // DEPTH_TOKENS)) if shapes.depth else None,
         predict=architecture.images,
         isolated=architecture.isolated,
-        bounded=shapes.pixels,
+        bound=(2.0 if window.changes else 1.0) if shapes.pixels else None,
     )
 
 
@@ -80,10 +80,16 @@ class PAD(nn.Module):
         window: What of the future it predicts.
         shapes: What the data are.
         normalizer: Maps poses to [-1, 1].
+        motions: Maps poses relative to the present one to [-1, 1]; of windows with relative poses alone.
     """
 
     def __init__(
-        self, architecture: Architecture, window: Window, shapes: Shapes, normalizer: LinearNormalizer
+        self,
+        architecture: Architecture,
+        window: Window,
+        shapes: Shapes,
+        normalizer: LinearNormalizer,
+        motions: LinearNormalizer | None = None,
     ) -> None:
         super().__init__()
         self.architecture, self.window, self.shapes, self.normalizer = (
@@ -101,6 +107,7 @@ class PAD(nn.Module):
             text_width=shapes.text_width,
             learn_sigma=architecture.learn_sigma,
             zero_heads=architecture.zero_heads,
+            small_start=architecture.small_start,
         )
 
     # --- What a replanning policy asks (a `DenoiserHost` without a scheduler) ---
@@ -158,17 +165,25 @@ class PAD(nn.Module):
         self, batch: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """Return futures, present, and which modalities each sample has, of a batch of `Windows`."""
-        pose, dim = self.normalizer.normalize(batch["pose"]), self.shapes.pose_dim
-        poses = self.normalizer.normalize(batch["poses"].unflatten(1, (-1, dim))).flatten(1)
-        values, clean = {"action": poses}, {"rgb": batch["image"], "action": pose}
+        pose, poses = batch["pose"], batch["poses"].unflatten(1, (-1, self.shapes.pose_dim))
+        if self.window.relative:
+            poses = self.motions.normalize(poses - pose[:, None])
+        else:
+            poses = self.normalizer.normalize(poses)
+        values = {"action": poses.flatten(1)}
+        clean = {"rgb": batch["image"], "action": self.normalizer.normalize(pose)}
         present = {"action": batch["labelled"]}
         if self.architecture.images:
-            values["rgb"] = batch["frames"]
+            values["rgb"] = batch["frames"] - self._kept(batch["image"])
         if self.shapes.depth:
             clean["depth"], present["depth"] = batch["depth"], batch["measured"]
             if self.architecture.images:
-                values["depth"] = batch["depths"]
+                values["depth"] = batch["depths"] - self._kept(batch["depth"])
         return values, clean, present
+
+    def _kept(self, now: Tensor) -> Tensor | float:
+        """Return what predicted pictures [B, k C, S, S] are changes of."""
+        return now.repeat(1, self.window.frames, 1, 1) if self.window.changes else 0.0
 
     def predict(
         self,
@@ -186,8 +201,14 @@ class PAD(nn.Module):
             generator: Noise: one for the batch, or one a row.
         """
         found = sample(self.network, clean, text, sampling or Sampling(), generator)
-        poses = self.normalizer.unnormalize(found["action"].unflatten(1, (-1, self.shapes.pose_dim)))
-        images, depth = found.get("rgb"), found.get("depth")
+        poses = found["action"].unflatten(1, (-1, self.shapes.pose_dim))
+        if self.window.relative:
+            poses = self.motions.unnormalize(poses) + self.normalizer.unnormalize(clean["action"])[:, None]
+        else:
+            poses = self.normalizer.unnormalize(poses)
+        images, depth = (
+            found[name] + self._kept(clean[name]) if name in found else None for name in ("rgb", "depth")
+        )
         frames = (self.window.frames, self.shapes.channels)
         return Future(poses, None if images is None else images.unflatten(1, frames), depth)
 
@@ -199,7 +220,7 @@ class PAD(nn.Module):
             "architecture": asdict(self.architecture),
             "window": asdict(self.window),
             "shapes": self.shapes._asdict(),
-            "normalizer": self.normalizer.record(),
+            "normalizers": [self.normalizer.record(), self.motions.record()],
         }
 
     def save_pretrained(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
@@ -226,14 +247,15 @@ class PAD(nn.Module):
             ArtifactError: When they are not whole.
         """
         try:
-            scale = LinearNormalizer(
-                *(torch.tensor(config["normalizer"][key]) for key in ("scale", "offset"))
-            )
+            scales = [
+                LinearNormalizer(*(torch.tensor(record[key]) for key in ("scale", "offset")))
+                for record in config["normalizers"]
+            ]
             made = cls(
                 Architecture(**config["architecture"]),
                 Window(**config["window"]),
                 Shapes(**config["shapes"]),
-                scale,
+                *scales,
             )
             made.load_state_dict({name: value.float() for name, value in tensors.items()})
         except (KeyError, TypeError, ValueError, RuntimeError, InputError) as error:

@@ -24,6 +24,8 @@ class Architecture(DiTArchitecture):
         images: Whether future images are predicted, or only the present one is seen.
         isolated: Whether image tokens attend to image tokens alone, so that poses cannot disturb them.
         zero_heads: Whether all heads begin at zero; the reference has only the image's so.
+        small_start: Whether timestep and text begin at DiT's deviation of 0.02, or at He et al.'s, from which small
+            models learn sooner what the text says.
     """
 
     depth: Annotated[int, at_least(1)] = 4
@@ -33,6 +35,7 @@ class Architecture(DiTArchitecture):
     images: bool = True
     isolated: bool = True
     zero_heads: bool = True
+    small_start: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Window(Options):
         dense: Whether the poses of all steps up to the last frame are predicted (action chunks), not those at the
             frames alone.
         execute: Steps between two plans; by default the stride.
+        relative: Whether poses are predicted relative to the present one, or as they are.
+        changes: Whether pictures are predicted as what changes from the present one, or as they are.
         keep_ends: Whether windows begin also where the first frame would leave the episode; its last one is repeated.
     """
 
@@ -52,6 +57,8 @@ class Window(Options):
     stride: Annotated[int, at_least(1)] = 4
     dense: bool = True
     execute: Annotated[int | None, at_least(1)] = None
+    relative: bool = True
+    changes: bool = True
     keep_ends: bool = True
 
     def check(self) -> None:
@@ -124,7 +131,8 @@ class Fitting(Fit):
     Attributes:
         max_steps: Optimiser steps of the whole run.
         batch_size: Windows of a batch, over all processes.
-        learning_rate: Of AdamW, without weight decay.
+        optimizer: adamw, the paper's; or muon for the matrices inside the blocks, which takes fewer steps.
+        learning_rate: Of both, without weight decay.
         cosine: Whether the rate falls to 0 along a cosine, or is constant as the paper's.
         ema: Largest decay of the average of the weights, which starts lower and rises; 0 for none.
         image_weight: Weight of the image loss.
@@ -136,7 +144,8 @@ class Fitting(Fit):
 
     max_steps: Annotated[int, at_least(1)] = 6000
     batch_size: Annotated[int, at_least(1)] = 64
-    learning_rate: Annotated[float, above(0)] = 1e-3
+    optimizer: Literal["adamw", "muon"] = "muon"
+    learning_rate: Annotated[float, above(0)] = 2e-3
     cosine: bool = True
     ema: Annotated[float, at_least(0), below(1)] = 0.999
     image_weight: Annotated[float, at_least(0)] = 1.0

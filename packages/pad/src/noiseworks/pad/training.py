@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from noiseworks.core.errors import InputError
 from noiseworks.kits.policies.normalizer import LinearNormalizer
-from noiseworks.kits.training import Average, Batches, Run, fit, warm_decay
+from noiseworks.kits.training import Average, Batches, MuonWithAdamW, Run, fit, warm_decay
 from noiseworks.pad.diffusion import STEPS
 from noiseworks.pad.model import PAD, Shapes
 from noiseworks.pad.options import Architecture, Fitting, Video, Window
@@ -47,9 +47,18 @@ class PADModule(L.LightningModule):
         return total
 
     def configure_optimizers(self) -> dict:
-        """Return AdamW at a rate that warms up over 100 steps, then is constant or falls along a cosine."""
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, self.options.learning_rate, weight_decay=0.0)
+        """Return the optimiser at a rate that warms up over 100 steps, then is constant or falls along a cosine."""
+        rate = self.options.learning_rate
+        if self.options.optimizer == "muon":
+            blocks = self.model.network.blocks
+            matrices = [p for p in blocks.parameters() if p.ndim == 2]
+            inside = set(matrices)
+            others = [
+                {"params": [p for p in self.model.parameters() if p not in inside], "weight_decay": 0.0}
+            ]
+            optimizer = MuonWithAdamW(matrices, others, rate, (0.9, 0.99), 0.0)
+        else:
+            optimizer = torch.optim.AdamW(self.model.parameters(), rate, weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -90,6 +99,17 @@ def shapes_of(recording: Recording, depth: bool = False) -> Shapes:
         recording.depth.shape[-1] if depth else 0,
         recording.frames.dtype == np.uint8,
     )
+
+
+def pose_scales(
+    recording: Recording, window: Window, pose_dim: int
+) -> tuple[LinearNormalizer, LinearNormalizer]:
+    """Return the maps to [-1, 1] of poses, and of poses of a window relative to its present."""
+    poses = torch.from_numpy(np.asarray(recording.poses, np.float32))
+    rows = Windows(recording, window, pose_dim)
+    every = rows.poses_of(np.arange(len(rows)))
+    motions = every["poses"].unflatten(1, (-1, pose_dim)) - every["pose"][:, None]
+    return LinearNormalizer.fit(poses), LinearNormalizer.fit(motions)
 
 
 def training_rows(
@@ -155,8 +175,8 @@ def fit_pad(
     rows = training_rows(recording, shapes, window, video, mixture or Video(), images=architecture.images)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        normalizer = LinearNormalizer.fit(torch.from_numpy(np.asarray(recording.poses)))
-        module = PADModule(PAD(architecture, window, shapes, normalizer), options)
+        scales = pose_scales(recording, window, shapes.pose_dim)
+        module = PADModule(PAD(architecture, window, shapes, *scales), options)
         batches = Batches(rows, options.batch_size, seed=options.seed)
         fit(module, batches, run=run, options=options, clip=1.0, progress=progress)
     return module.trained.eval().requires_grad_(False)

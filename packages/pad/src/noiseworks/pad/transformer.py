@@ -159,6 +159,7 @@ class PADTransformer(nn.Module):
         text_width: Width of a text embedding.
         learn_sigma: Whether the variance is learned.
         zero_heads: Whether the heads of all modalities begin at zero; the reference has only the image's so.
+        small_start: Whether the embedders of timestep and text begin at DiT's deviation of 0.02, or at He et al.'s.
 
     Attributes:
         gradient_checkpointing: Whether blocks are computed again in the backward pass instead of kept.
@@ -178,6 +179,7 @@ class PADTransformer(nn.Module):
         text_width: int = 512,
         learn_sigma: bool = True,
         zero_heads: bool = True,
+        small_start: bool = True,
     ) -> None:
         super().__init__()
         check_modalities(modalities)
@@ -199,21 +201,19 @@ class PADTransformer(nn.Module):
                 if one.noisy
             }
         )
-        self._initialise(zero_heads)
+        self._initialise(zero_heads, small_start)
 
-    def _initialise(self, zero_heads: bool) -> None:
+    def _initialise(self, zero_heads: bool, small_start: bool) -> None:
         for part in (*self.blocks, *self.heads.values()):
             for layer in part.modules():
                 if isinstance(layer, nn.Linear):
                     nn.init.xavier_uniform_(layer.weight)
                     nn.init.zeros_(layer.bias)
-        for weight in (
-            self.t_embedder.mlp[0].weight,
-            self.t_embedder.mlp[2].weight,
-            self.text_embedder.weight,
-        ):
-            nn.init.normal_(weight, std=0.02)
         for layer in (self.t_embedder.mlp[0], self.t_embedder.mlp[2], self.text_embedder):
+            if small_start:
+                nn.init.normal_(layer.weight, std=0.02)
+            else:
+                nn.init.kaiming_normal_(layer.weight)
             nn.init.zeros_(layer.bias)
         closed = [part.adaLN_modulation[1] for part in self.blocks]
         first = self.modalities[0].name

@@ -156,7 +156,7 @@ class Windows(Dataset):
             "goal": torch.from_numpy(np.asarray(recording.goals[self.episode[rows]], np.float32)),
             "labelled": torch.full((len(rows),), self.labelled),
         }
-        found |= self._poses(rows)
+        found |= self.poses_of(rows)
         if self.depth is not None:
             seen = self.recording.depth is not None
             for name, steps in (("depth", starts[:, None]), ("depths", self.frames[rows])):
@@ -165,7 +165,8 @@ class Windows(Dataset):
             found["measured"] = torch.full((len(rows),), seen)
         return found
 
-    def _poses(self, rows: np.ndarray) -> dict[str, Tensor]:
+    def poses_of(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """Return `pose` and `poses` of windows, without reading images."""
         window, dim = self.window, self.pose_dim
         if not self.labelled:
             shape = (len(rows), window.poses * dim)

@@ -12,6 +12,7 @@ from .loop import Loop as Loop
 from .loop import make_fabric as make_fabric
 from .loop import rounds as rounds
 from .metrics import MetricsFile as MetricsFile
+from .muon import MuonWithAdamW as MuonWithAdamW
 from .options import Fit as Fit
 from .position import Position as Position
 from .state import load_parameters as load_parameters
