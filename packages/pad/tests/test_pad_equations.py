@@ -8,10 +8,25 @@ import torch
 import torch.nn.functional as F
 from noiseworks.core.errors import InputError
 from noiseworks.core.grids import timesteps
-from noiseworks.pad import Modality, PADTransformer, PosePlanner, Recording, Sampling, Window
+from noiseworks.kits.policies.normalizer import LinearNormalizer
+from noiseworks.pad import (
+    PAD,
+    Architecture,
+    Fitting,
+    Modality,
+    PADPolicy,
+    PADTransformer,
+    PosePlanner,
+    Recording,
+    Sampling,
+    Shapes,
+    Window,
+)
 from noiseworks.pad.diffusion import bits, error_weights, losses, noised, sample, schedule
 from noiseworks.pad.modalities import world
-from noiseworks.pad.options import Fitting
+from noiseworks.pad.model import Future
+from noiseworks.pad.options import Following
+from noiseworks.pad.training import PADModule
 from noiseworks.pad.transformer import Prediction
 from noiseworks.pad.windows import Mixed, Windows, future, window_starts
 
@@ -404,3 +419,58 @@ def test_an_arrived_robot_rests_and_each_axis_is_limited():
         torch.tensor([[0.3, -0.03, 1], [0.2, 0.2, 1]]),
     )
     assert torch.allclose(PosePlanner().act(pose, target), torch.tensor([[1, -0.5, 1], [0, 0, 1]]))
+
+
+# --- The model ---
+
+
+def tiny(**window):
+    shapes = Shapes(3, 4, 1, 2)
+    scale = LinearNormalizer(torch.tensor([0.02]), torch.tensor([-1.0]))
+    motion = LinearNormalizer(torch.tensor([0.1]), torch.tensor([0.0]))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        sizes = Architecture(width=8, depth=1, heads=2, patch=2)
+        return PAD(sizes, Window(frames=2, **window), shapes, scale, motion).eval()
+
+
+@pytest.mark.parametrize("relative", [True, False])
+@pytest.mark.parametrize("changes", [True, False])
+def test_targets_come_back_as_poses_and_pictures(relative, changes, monkeypatch):
+    model = tiny(relative=relative, changes=changes)
+    batch = Windows(recording(), model.window, 1).__getitems__([1, 8])
+    values, clean, present = model.targets(batch)
+    first = 0.1 * (2.0 - 1.0) if relative else 0.02 * 2 - 1
+    assert float(values["action"][0, 0]) == pytest.approx(first)
+    assert float(values["rgb"][0, 0, 0, 0]) == pytest.approx(4 / 127.5 if changes else 5 / 127.5 - 1)
+    assert present["action"].all()
+    monkeypatch.setattr("noiseworks.pad.model.sample", lambda *given: values)
+    found = model.predict(clean, batch["goal"])
+    torch.testing.assert_close(found.poses.flatten(1), batch["poses"])
+    torch.testing.assert_close(found.images.flatten(1, 2), batch["frames"])
+
+
+def test_a_policy_follows_its_plan_and_holds_a_frames_pose_in_between(monkeypatch):
+    model = tiny(dense=False, stride=3)
+    plans = torch.tensor([[[10.0], [20.0]]])
+    monkeypatch.setattr(model, "predict", lambda *given: Future(plans, None, None))
+    policy = PADPolicy(model, planner=PosePlanner(Following(reach=100.0, position=1)), n_action_steps=4)
+    image, goal = torch.zeros(1, 3, 4, 4, dtype=torch.uint8), torch.zeros(1, 2)
+    taken = [
+        float(policy.act({"image": image, "goal": goal, "pose": torch.tensor([[pose]])}))
+        for pose in (0.0, 5.0, 10.0, 10.0)
+    ]
+    assert taken == pytest.approx([0.1, 0.05, 0.0, 0.1], abs=1e-5)
+    assert policy.stats.nfes == [Sampling().steps]
+
+
+def test_muon_trains_the_blocks_and_adamw_the_rest():
+    module = PADModule(tiny(), Fitting(max_steps=10))
+    optimizer = module.configure_optimizers()["optimizer"]
+    of_muon, of_adamw = (
+        {id(p) for g in o.param_groups for p in g["params"]} for o in (optimizer.muon, optimizer.adamw)
+    )
+    network = module.model.network
+    assert id(network.blocks[0].attn.qkv.weight) in of_muon
+    assert id(network.heads["rgb"].linear.weight) in of_adamw
+    assert of_muon | of_adamw == {id(p) for p in module.model.parameters()}

@@ -92,12 +92,9 @@ class PAD(nn.Module):
         motions: LinearNormalizer | None = None,
     ) -> None:
         super().__init__()
-        self.architecture, self.window, self.shapes, self.normalizer = (
-            architecture,
-            window,
-            shapes,
-            normalizer,
-        )
+        self.architecture, self.window, self.shapes = architecture, window, shapes
+        self.normalizer = normalizer
+        self.motions = motions or LinearNormalizer.identity(shapes.pose_dim)
         self.network = PADTransformer(
             modalities_of(architecture, window, shapes),
             width=architecture.width,
