@@ -20,6 +20,7 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
         "tuning": "Tuning image models",
         "backbones": "Backbones",
         "protection": "Image protection",
+        "theory": "Theory",
     }
 )
 OTHERS = "Others"

@@ -137,6 +137,82 @@ class Canvas:
         return "\n".join([*parts, "</svg>\n"])
 
 
+PALETTE: Sequence[Color] = (
+    BLUE,
+    RED,
+    (51, 137, 67),
+    (214, 128, 33),
+    (117, 82, 160),
+    (64, 158, 170),
+    (120, 120, 120),
+)
+
+
+def line_plot(
+    path: str | Path,
+    series: "Mapping[str, tuple[Sequence[float], Sequence[float]]]",
+    axes: tuple[str, str],
+    *,
+    log: tuple[bool, bool] = (False, False),
+) -> Path:
+    """Draw curves with two labelled axes and a legend.
+
+    Args:
+        path: A file that ends in .svg, .png or .webp.
+        series: Name -> (x, y); points that are not finite, or have no logarithm where one is asked for, are left out.
+        axes: Labels of x and y.
+        log: Whether x, and y, are on a logarithmic scale.
+
+    Raises:
+        InputError: When the file ends otherwise or cannot be written.
+    """
+    left, top, width, height = 70, 20, 420, 260
+    curves = {name: _placed(x, y, log) for name, (x, y) in series.items()}
+    points = [point for curve in curves.values() for point in curve] or [(0.0, 0.0)]
+    lows = [min(point[side] for point in points) for side in (0, 1)]
+    highs = [max(point[side] for point in points) for side in (0, 1)]
+    spans = [high - low or 1.0 for low, high in zip(lows, highs, strict=True)]
+    canvas = Canvas(left + width + 230, top + height + 50)
+    corners = [(left, top), (left, top + height), (left + width, top + height)]
+    canvas.line(corners, FRAME)
+    for part in range(5):
+        shown = [
+            f"{10**value if logarithmic else value:.3g}"
+            for value, logarithmic in zip(
+                (low + span * part / 4 for low, span in zip(lows, spans, strict=True)), log, strict=True
+            )
+        ]
+        canvas.word(left + width * part / 4 - 10, top + height + 6, shown[0], FRAME)
+        canvas.word(left - LETTER * len(shown[1]) - 8, top + height * (1 - part / 4) - 6, shown[1], FRAME)
+    canvas.word(left + width / 2 - LETTER * len(axes[0]) / 2, top + height + 26, axes[0])
+    canvas.word(4, 2, axes[1])
+    for index, (name, curve) in enumerate(curves.items()):
+        color = PALETTE[index % len(PALETTE)]
+        place = [
+            (left + width * (x - lows[0]) / spans[0], top + height * (1 - (y - lows[1]) / spans[1]))
+            for x, y in curve
+        ]
+        canvas.line(place, color)
+        for x, y in place if len(place) <= 24 else ():
+            canvas.box(x - 2, y - 2, 4, 4, color)
+        canvas.box(left + width + 12, top + 6 + LINE_HEIGHT * index, 8, 8, color)
+        canvas.word(left + width + 26, top + 4 + LINE_HEIGHT * index, name)
+    return canvas.write(path)
+
+
+def _placed(x: Sequence[float], y: Sequence[float], log: tuple[bool, bool]) -> list[tuple[float, float]]:
+    """Return the points of a curve in the units of the plot."""
+    found = []
+    for pair in zip(x, y, strict=True):
+        if all(
+            math.isfinite(value) and (value > 0 or not side) for value, side in zip(pair, log, strict=True)
+        ):
+            found.append(
+                tuple(math.log10(value) if side else value for value, side in zip(pair, log, strict=True))
+            )
+    return found
+
+
 def _hex(color: Color) -> str:
     return "#{:02x}{:02x}{:02x}".format(*color)
 

@@ -1,0 +1,12 @@
+from .diagnosis import diagnose as diagnose
+from .experiments import run as run
+from .guidance import guided as guided
+from .guidance import reward_pull as reward_pull
+from .laws import Cube as Cube
+from .laws import Empirical as Empirical
+from .laws import Mixture as Mixture
+from .laws import Subspace as Subspace
+from .options import SIZES as SIZES
+from .options import Diagnosis as Diagnosis
+from .reward import RewardDirected as RewardDirected
+from .samplers import integrate as integrate
