@@ -209,7 +209,8 @@ def test_diagnosis_finds_the_plane_and_what_memorises():
     assert found["intrinsic dimension"] == pytest.approx(2, rel=0.2)
     assert found["components for 99 % of the variance"] == 2
     assert found["score error bound, exponent of n"]["intrinsic"] == pytest.approx(-2 / 7, rel=0.1)
-    assert found["steps that are enough"]["heun"] <= found["steps that are enough"]["ddim"]
+    assert curves["steps"]["heun"][1][-1] < curves["steps"]["ddim"][1][-1] < curves["steps"]["em"][1][-1]
+    assert found["steps that are enough"]["ddim"] <= found["steps that are enough"]["em"]
     assert 0 < found["memorising below time"] < 0.1
     atoms = curves["memorisation"]["points that share a denoised one (median)"][1]
     assert atoms[0] < 2 < 100 < atoms[-1]

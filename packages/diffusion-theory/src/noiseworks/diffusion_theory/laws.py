@@ -78,7 +78,7 @@ class Cube:
         mass = torch.special.log_ndtr(high) + torch.log1p(
             -torch.exp(torch.special.log_ndtr(low) - torch.special.log_ndtr(high))
         )
-        return low, high, torch.where(flip, -1.0, 1.0).to(x) * torch.exp(-mass), mass
+        return low, high, torch.where(flip, -1.0, 1.0).to(x), mass
 
     def log_prob(self, x: Tensor, t: float) -> Tensor:
         """Return log p_t at x, (B,)."""
@@ -87,9 +87,9 @@ class Cube:
 
     def score(self, x: Tensor, t: float) -> Tensor:
         """Return the score of p_t at x, (B, d)."""
-        low, high, over_mass, _ = self._edges(x, t)
-        density = (torch.exp(-(high**2) / 2) - torch.exp(-(low**2) / 2)) / math.sqrt(2 * math.pi)
-        return density * over_mass / level(t).sigma
+        low, high, sign, mass = self._edges(x, t)
+        top, bottom = (torch.exp(-(edge**2) / 2 - mass) for edge in (high, low))
+        return sign * (top - bottom) / (math.sqrt(2 * math.pi) * level(t).sigma)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Return n clean samples, (n, d)."""
