@@ -1,0 +1,11 @@
+from .diffusers import PipelineDrawing as PipelineDrawing
+from .fitting import FIND as FIND
+from .fitting import best_noise as best_noise
+from .fitting import cross_entropy as cross_entropy
+from .noise import NoisePolicy as NoisePolicy
+from .noise import RewardCalibrator as RewardCalibrator
+from .objective import Weights as Weights
+from .objective import centred_ranks as centred_ranks
+from .objective import find_policy_loss as find_policy_loss
+from .options import Fitting as Fitting
+from .options import Objective as Objective
