@@ -86,7 +86,7 @@ CONTRACT = Contract(
         (f"{FIT} --devices 2 --out run", "devices"),
         (f"{FIT} --out {{full}}", "thesis.tex"),
         (FIT.replace("brightness", "beauty") + " --out run", "unknown reward"),
-        (FIT.replace("brightness", "math:sqrt") + " --out run", "math:sqrt"),
+        (FIT.replace("brightness", "math:beauty") + " --out run", "math:beauty"),
         (FIT.replace("'a red circle'", "' '") + " --out run", "prompt"),
         (FIT.replace("'a red circle'", "{two.txt}") + " --out run", "2 prompts"),
         (FIT.replace("{model}", "{dit}") + " --out run", "dit"),

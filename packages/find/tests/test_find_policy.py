@@ -124,7 +124,8 @@ def fit_of(worth, n=64, objective=Objective(), **changes):
 def test_it_finds_the_best_noise_of_a_quadratic(reference):
     a = torch.randn(64, generator=torch.Generator().manual_seed(0))
     found = fit_of(
-        lambda z, seeds: -(z.flatten(1) - a).square().mean(1), objective=Objective(ratio_reference=reference)
+        lambda z, seeds: -(z.flatten(1) - a).square().mean(1),
+        objective=Objective(ratio_reference=reference, advantage="ranks"),
     )
     found.fit(progress=False)
     mean = found.policy.mean.detach().flatten()

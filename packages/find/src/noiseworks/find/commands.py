@@ -152,9 +152,11 @@ def compare(
     from noiseworks.find.reports import compared, opened
 
     drawing = opened(model, text, rollout, Hardware(fitting.device))
-    figures, picture = compared(drawing, choice.reward, fitting, objective, contest)
-    from noiseworks.kits.pictures import write_picture
+    figures, images = compared(drawing, choice.reward, fitting, objective, contest)
+    from noiseworks.kits.pictures import grid, to_pixels, write_picture
 
+    rows = {name: to_pixels(one) for name, one in images.items()}
+    picture = grid(rows, scale=max(1, 64 // rows["find"].shape[1]))
     with results(out, COMPARISON, {"model": model, "prompt": text, "figures": figures}) as folder:
         write_picture(picture, folder / "images.png")
     return figures

@@ -7,8 +7,8 @@ that no arm has seen.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
-import numpy as np
 import torch
 from noiseworks.bench.claims import Context, Measurement
 from noiseworks.bench.testbeds import shapes
@@ -87,7 +87,7 @@ def prepare(seed: int, context: Context) -> Shared:
         found.append(float((share_right(images, drawing.prompt) == 1).float().mean()))
     order = sorted(range(len(found)), key=lambda i: abs(found[i] - WANTED))
     chosen = order[: int(settings["prompts"])]
-    return Shared(seed, [drawings[i] for i in chosen], float(np.mean([found[i] for i in chosen])))
+    return Shared(seed, [drawings[i] for i in chosen], fmean(found[i] for i in chosen))
 
 
 def fitted(arm: str, drawing: PipelineDrawing, seed: int, budget: int) -> tuple[Source, Scored]:
@@ -109,7 +109,7 @@ def measured(arm: str, label: str, shared: Shared, context: Context) -> Measurem
         source: Source = None
         if arm != "standard":
             began = time.perf_counter()
-            source, worth = fitted(arm, drawing, mix64(shared.seed, number) >> 2, budget)
+            source, worth = fitted(arm, drawing, 100 * shared.seed + number, budget)
             metrics.setdefault("seconds", []).append(time.perf_counter() - began)
             if arm != "best_noise":  # whose images are of many noises until the last one is chosen
                 metrics.setdefault("images", []).append(float(worth.images_until(shared.base + GAIN)))

@@ -4,7 +4,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from noiseworks.core.errors import InputError
 from noiseworks.core.memory import peak_mib
@@ -17,7 +16,6 @@ from noiseworks.kits.diffusers_hosts import load_pipeline
 from noiseworks.kits.diffusers_hosts.options import Hardware
 from noiseworks.kits.image_tuning import Reward, Rollout, diversity, named_reward, score
 from noiseworks.kits.image_tuning.options import FAMILIES
-from noiseworks.kits.pictures import grid, to_pixels
 from torch import Tensor
 
 SHOWN = 8
@@ -93,10 +91,11 @@ def measured(
 
 def compared(
     drawing: PipelineDrawing, reward: str, fitting: Fitting, objective: Objective, contest: Contest
-) -> tuple[dict[str, Any], np.ndarray]:
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return what `measured` says of standard normal noise, the best noise, the cross-entropy method and FIND.
 
-    All score equally many images before; seconds are of that, `peak_mib` of drawing a row of images.
+    All score equally many images before; seconds are of that, `peak_mib` of drawing a row of images. Some images of each
+    are returned as well.
     """
     found = fit_of(drawing, reward, fitting, objective)
     budget = (fitting.max_steps * fitting.batch_size, fitting.seed)
@@ -114,7 +113,5 @@ def compared(
     figures, images = measured(drawing, sources, named_reward(reward, "find"), contest)
     for name, row in figures.items():
         row["fit_seconds"] = seconds[name]
-    rows = {name: to_pixels(one[:SHOWN]) for name, one in images.items()}
-    height = next(iter(rows.values())).shape[1]
     _, memory = peak_mib(lambda: images_from(drawing, found.policy, SHOWN, 0), drawing.policy.device)
-    return figures | {"peak_mib": memory}, grid(rows, scale=max(1, 64 // height))
+    return figures | {"peak_mib": memory}, {name: one[:SHOWN] for name, one in images.items()}
