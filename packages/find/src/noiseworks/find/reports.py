@@ -94,8 +94,8 @@ def compared(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return what `measured` says of standard normal noise, the best noise, the cross-entropy method and FIND.
 
-    All score equally many images before; seconds are of that, `peak_mib` of drawing a row of images. Some images of each
-    are returned as well.
+    All score equally many images before; seconds are of that, `peak_mib` of drawing a row of images. Some images of
+    each are returned as well.
     """
     found = fit_of(drawing, reward, fitting, objective)
     budget = (fitting.max_steps * fitting.batch_size, fitting.seed)
