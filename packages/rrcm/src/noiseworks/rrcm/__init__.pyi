@@ -1,0 +1,11 @@
+from .encoder import NoisyClassifier as NoisyClassifier
+from .encoder import RrcmEncoder as RrcmEncoder
+from .finetuning import finetune as finetune
+from .options import Finetuning as Finetuning
+from .options import Network as Network
+from .options import Pretraining as Pretraining
+from .options import Smoothing as Smoothing
+from .pretraining import pretrain as pretrain
+from .purifying import DenoiseThenClassify as DenoiseThenClassify
+from .smoothing import Certificate as Certificate
+from .smoothing import SmoothedClassifier as SmoothedClassifier

@@ -1,0 +1,93 @@
+"""Levels, schedules and losses against the numbers that the formulas give."""
+
+import math
+
+import pytest
+import torch
+from noiseworks.rrcm import Network, Pretraining, RrcmEncoder
+from noiseworks.rrcm.contrast import consistency_regulariser, info_nce
+from noiseworks.rrcm.pretraining import RrcmPretrain
+from noiseworks.rrcm.trajectory import (
+    input_scale,
+    levels,
+    nearest_level,
+    scale_curriculum,
+    target_decay,
+    time_waves,
+)
+
+SIZES = Network(depth=1, width=16, heads=2, patch=4, hidden=8, projected=8)
+
+
+def test_levels_fall_evenly_in_their_seventh_root():
+    assert levels(81)[:3].tolist() == pytest.approx([80, 74.69760, 69.69934], abs=1e-5)
+    assert float(levels(81)[-1]) == pytest.approx(0.002)
+    places = {81: (53, 48, 42), 41: (26, 24, 21), 21: (13, 12, 11)}
+    for count, expected in places.items():
+        grid = levels(count)
+        assert tuple(int((grid - t).abs().argmin()) for t in (0.5, 1, 2)) == expected
+    assert [nearest_level(s) for s in (0.25, 0.5, 1)] == pytest.approx(
+        [0.492707, 0.965417, 2.003647], abs=1e-6
+    )
+    assert nearest_level(0.0) == pytest.approx(0.002)
+
+
+def test_curriculum_and_target_decay():
+    assert [scale_curriculum(k, 600_000) for k in (0, 1, 258_406, 258_407, 600_000)] == [21, 41, 41, 81, 81]
+    found = [target_decay(k, 600_000) for k in (0, 60_000, 150_000, 300_000, 600_000, 900_000)]
+    last = 0.99989910
+    assert found == pytest.approx([0.99, 0.99459244, 0.99841094, 0.99976911, last, last], abs=1e-8)
+    found = [target_decay(k, 300_000, sharpness=15) for k in (30_000, 150_000, 300_000)]
+    assert found == pytest.approx([0.99630785, 0.99988926, 0.99989999], abs=1e-8)
+
+
+def test_what_the_network_is_told_of_the_noise():
+    assert float(input_scale(torch.tensor(2.0))) == pytest.approx(0.48507125)
+    waves = time_waves(torch.tensor([1.0, 2.0, 0.002, 0.0]), 8)
+    turned = torch.tensor([0.0, 173.28680, -1553.65202])
+    assert waves[:3, 0].tolist() == pytest.approx(turned.cos().tolist(), abs=1e-3)
+    assert torch.equal(waves[2], waves[3])  # clamped, not -inf
+    assert waves.shape == (4, 8)
+
+
+def test_contrast_is_the_loop_over_pairs():
+    same = torch.eye(4, dtype=torch.float64)
+    assert info_nce(same, same).tolist() == pytest.approx([math.log(1 + 3 * math.exp(-5))] * 4)
+    f, g = torch.randn(2, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    g = torch.cat([g, -f])
+    for i, found in enumerate(info_nce(f, g, 0.3).tolist()):
+        close = [float(f[i] @ row / (f[i].norm() * row.norm())) / 0.3 for row in g]
+        assert found == pytest.approx(math.log(sum(map(math.exp, close))) - close[i])
+    assert torch.allclose(info_nce(3 * f, 7 * g, 0.3), info_nce(f, g, 0.3))
+
+
+def test_agreement_of_draws():
+    apart = torch.tensor([[[math.log(3), 0.0]], [[0.0, math.log(3)]]])
+    assert float(consistency_regulariser(apart, 1, 0)) == pytest.approx(0.143841, abs=1e-6)
+    assert float(consistency_regulariser(apart, 0, 1)) == pytest.approx(math.log(2))
+    assert float(consistency_regulariser(apart, 10, 0.5)) == pytest.approx(1.784984, abs=1e-6)
+    same = apart[:1].expand(2, -1, -1)
+    assert float(consistency_regulariser(same, 1, 0)) == pytest.approx(0, abs=1e-7)
+    p, mean = torch.tensor([0.75, 0.25]), torch.tensor([0.5, 0.5])
+    assert float(consistency_regulariser(apart, 1, 0, "mse")) == pytest.approx(
+        float((p - mean).square().sum())
+    )
+    cross = float(-(mean * p.log()).sum())
+    assert float(consistency_regulariser(apart, 1, 0, "xent")) == pytest.approx(cross)
+
+
+def test_no_gradient_reaches_targets():
+    torch.manual_seed(0)
+    module = RrcmPretrain(RrcmEncoder(SIZES, image_size=8, channels=1), SIZES, Pretraining())
+    first, second = torch.randn(2, 4, 1, 8, 8)
+    module.contrastive(first, second).mean().backward()
+    assert all(p.grad is None for p in module.target.parameters())
+    assert all(p.grad is not None for p in module.online["projector"].parameters())
+    module.zero_grad()
+    high, low = torch.tensor(1.0), torch.tensor(0.5)
+    module.consistency(first, high, second, low).mean().backward()
+    found = module.online["encoder"].patch_embed.proj.weight.grad.clone()
+    module.zero_grad()
+    fixed = module.online["encoder"](second, low).detach()
+    info_nce(module.online["encoder"](first, high), fixed, 0.2).mean().backward()
+    assert torch.allclose(found, module.online["encoder"].patch_embed.proj.weight.grad)
