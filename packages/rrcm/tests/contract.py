@@ -102,10 +102,9 @@ def finetuned(folder: Path, stop_after: int | None) -> Any:
         return made.state_dict()
 
 
-PRETRAIN = (
-    "pretrain --depth 1 --width 16 --heads 2 --patch 4 --hidden 8 --projected 8 --max-steps 2 --batch-size 8 "
-    "--device cpu --out run"
-)
+RUN = "--max-steps 2 --device cpu --out run"
+SMALL = "--depth 1 --hidden 8 --projected 8"
+PRETRAIN = f"pretrain {SMALL} {RUN} --width 16 --heads 2 --patch 4 --batch-size 8"
 FINETUNE = "finetune --max-steps 2 --batch-size 8 --device cpu --out tuned"
 CERTIFY = "certify --model {classifier} --images 2 --n 20 --n0 5 --device cpu --out table"
 CONTRACT = Contract(
@@ -119,18 +118,18 @@ CONTRACT = Contract(
         "report --tables {table.tsv} --radii 0 --radii 0.5 --picture curves.svg": ("curves.svg",),
     },
     bad=[
-        (f"{PRETRAIN} --patch 3", "multiple of patch"),
-        (f"{PRETRAIN} --width 20 --heads 4", "heads"),
+        (f"pretrain {SMALL} {RUN} --width 16 --heads 2 --patch 3 --batch-size 8", "multiple of patch"),
+        (f"pretrain {SMALL} {RUN} --width 20 --heads 4", "heads"),
         (f"{PRETRAIN} --most-scales 4", "most_scales"),
         (f"{PRETRAIN} --last-decay 0.5", "last_decay"),
-        (f"{PRETRAIN} --batch-size 100000", "batch_size"),
+        (f"pretrain {SMALL} {RUN} --width 16 --heads 2 --batch-size 100000", "batch_size"),
         (f"{PRETRAIN} --data nowhere", "nowhere"),
         (f"{FINETUNE} --model nowhere", "nowhere"),
         (f"{FINETUNE} --model {{encoder}} --sigma 0", "sigma"),
         (f"{FINETUNE} --model {{encoder}} --task linear --sigma 0.5", "clean images"),
         (f"{FINETUNE} --model {{encoder}} --freeze-head", "freeze_head"),
         (f"{FINETUNE} --model {{encoder}} --data {{odd.npz}}", "side 8"),
-        (f"{CERTIFY} --n0 30", "n0"),
+        ("certify --model {classifier} --n 20 --n0 30 --out table", "n0"),
         (f"{CERTIFY} --alpha 0.6", "alpha"),
         ("certify --model {classifier} --n 5 --n0 5 --out table", "certifies nothing"),
         ("certify --model {encoder} --out table", "rrcm/classifier"),

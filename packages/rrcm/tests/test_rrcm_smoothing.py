@@ -65,7 +65,7 @@ def test_the_certified_radius_of_a_half_space_stays_below_the_exact_one():
     exact = float((images[0].flatten() @ w - 1.8) / w.norm())
     found = {}
     for draws in (100, 3000):
-        smoothed = SmoothedClassifier(HalfSpace(w, -1.8), 2, 0.5, Smoothing(n=draws, n0=10))
+        smoothed = SmoothedClassifier(HalfSpace(w, -1.8).eval(), 2, 0.5, Smoothing(n=draws, n0=10))
         certificates = smoothed.certify(images)
         found[draws] = np.mean([one.radius for one in certificates])
         assert sum(one.radius > exact for one in certificates) <= 1
@@ -77,22 +77,24 @@ def test_votes_do_not_depend_on_batches_and_selection_draws_are_not_used_again()
     images = torch.rand(3, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     ids = [7, 8, 30]
     votes = [
-        SmoothedClassifier(Fixed(), 3, 0.7, Smoothing(n=60, n0=20, rows=rows)).votes(images, ids, 20, 60)
+        SmoothedClassifier(Fixed().eval(), 3, 0.7, Smoothing(n=60, n0=20, rows=rows)).votes(
+            images, ids, 20, 60
+        )
         for rows in (1000, 60, 17, 1)
     ]
     assert all(torch.equal(votes[0], other) for other in votes)
-    alone = SmoothedClassifier(Fixed(), 3, 0.7, Smoothing(n=60, n0=20)).votes(images[1:2], [8], 20, 60)
+    alone = SmoothedClassifier(Fixed().eval(), 3, 0.7, Smoothing(n=60, n0=20)).votes(images[1:2], [8], 20, 60)
     assert torch.equal(alone[0], votes[0][1])
-    together = SmoothedClassifier(Fixed(), 3, 0.7, Smoothing(n=80)).votes(images, ids, 0, 80)
-    first = SmoothedClassifier(Fixed(), 3, 0.7, Smoothing(n=80)).votes(images, ids, 0, 20)
+    together = SmoothedClassifier(Fixed().eval(), 3, 0.7, Smoothing(n=80, n0=20)).votes(images, ids, 0, 80)
+    first = SmoothedClassifier(Fixed().eval(), 3, 0.7, Smoothing(n=80, n0=20)).votes(images, ids, 0, 20)
     assert torch.equal(first + votes[0], together)
 
 
 def test_prediction_needs_a_clear_lead():
     assert binomtest(60, 100, 0.5).pvalue == pytest.approx(0.0568879, abs=1e-7)
     image = torch.zeros(1, 1, 1, 1)
-    sure = SmoothedClassifier(HalfSpace(torch.ones(1), 1.0), 2, 0.5, Smoothing(n=100))
-    unsure = SmoothedClassifier(HalfSpace(torch.ones(1), 0.0), 2, 0.5, Smoothing(n=100))
+    sure = SmoothedClassifier(HalfSpace(torch.ones(1), 1.0).eval(), 2, 0.5, Smoothing(n=100))
+    unsure = SmoothedClassifier(HalfSpace(torch.ones(1), 0.0).eval(), 2, 0.5, Smoothing(n=100))
     assert sure.predict(image) == [1]
     assert unsure.predict(image) == [-1]
 
@@ -102,7 +104,7 @@ def test_what_would_void_a_certificate_is_refused():
     with pytest.raises(InputError, match="training mode"):
         SmoothedClassifier(nn.Sequential(nn.Dropout()).train(), 2, 0.5)
     with pytest.raises(InputError, match="sigma"):
-        SmoothedClassifier(HalfSpace(torch.ones(4), 0.0), 2, 0.0)
+        SmoothedClassifier(HalfSpace(torch.ones(4), 0.0).eval(), 2, 0.0)
     smoothed = SmoothedClassifier(HalfSpace(torch.ones(4), 0.0).eval(), 2, 0.5, Smoothing(n=20, n0=5))
     for wrong in (image - 1, image + 2, image.long(), image * torch.nan):
         with pytest.raises(InputError):
@@ -116,7 +118,7 @@ def test_what_would_void_a_certificate_is_refused():
 
 def test_a_stopped_table_goes_on_to_the_same_rows(tmp_path):
     images, labels = torch.rand(9, 1, 2, 2, generator=torch.Generator().manual_seed(1)), torch.ones(9).long()
-    smoothed = SmoothedClassifier(HalfSpace(torch.ones(4), -1.5), 2, 0.5, Smoothing(n=40, n0=10))
+    smoothed = SmoothedClassifier(HalfSpace(torch.ones(4), -1.5).eval(), 2, 0.5, Smoothing(n=40, n0=10))
     whole = certify_images(smoothed, images, labels, tmp_path / "whole.tsv", chosen=evenly(9, 4))
     assert evenly(9, 4) == [0, 2, 4, 6]
     text = (tmp_path / "whole.tsv").read_text()

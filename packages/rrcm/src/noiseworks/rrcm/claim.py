@@ -60,8 +60,8 @@ CLAIM = Claim(
         at_least("radius", "rrcm", "cohen", difference=0.02),
         no_worse("radius", "rrcm", "consistent", by=0.01, name="radius against consistency from scratch"),
         at_least("radius", "rrcm", "denoise", difference=0.0, name="radius against one-step denoising"),
-        at_most("seconds", "rrcm", "denoise", ratio=0.75, name="time against one-step denoising"),
-        at_most("seconds", "rrcm", "purify", ratio=0.2, name="time against ten-step purification"),
+        at_most("milliseconds", "rrcm", "denoise", ratio=0.75, name="time against one-step denoising"),
+        at_most("milliseconds", "rrcm", "purify", ratio=0.2, name="time against ten-step purification"),
     ),
     scales={
         "smoke": Scale((500,), 120, sizes((1, 16), (2, 2, 2), 16, 20, 2)),
@@ -80,6 +80,6 @@ CLAIM = Claim(
         "radius": "average certified radius",
         "certified": "certified and right",
         "certified_half": "at a radius of 0.5",
-        "seconds": "seconds an image",
+        "milliseconds": "milliseconds a draw",
     },
 )

@@ -34,9 +34,10 @@ def pretrain_encoder(
     """
     check_writable(out)
     from noiseworks.kits.backbones.images import load_images
+    from noiseworks.rrcm.inputs import check_sizes
 
     images, _ = load_images(data, needs="rrcm")
-    _check_sizes(len(images), pretraining.batch_size, images.shape[-1], network.patch)
+    check_sizes(len(images), pretraining.batch_size, images.shape[-1], network.patch)
     from noiseworks.kits.training import open_run
     from noiseworks.rrcm.pretraining import pretrain
     from noiseworks.rrcm.saving import save_encoder
@@ -69,13 +70,14 @@ def finetune_classifier(
     """
     check_writable(out)
     from noiseworks.rrcm.finetuning import check_task, finetune
+    from noiseworks.rrcm.inputs import check_sizes, kind_of, shaped_images
     from noiseworks.rrcm.saving import CLASSIFIER, load_classifier, load_encoder, save_classifier
 
-    headed = _kind(model) == CLASSIFIER
+    headed = kind_of(model) == CLASSIFIER
     check_task(finetuning, sigma, headed)
     loaded, network, shape = load_classifier(model) if headed else load_encoder(model)
-    images, labels = _images(data, shape, "train")
-    _check_sizes(len(images), finetuning.batch_size)
+    images, labels = shaped_images(data, shape, "train")
+    check_sizes(len(images), finetuning.batch_size)
     classes = int(labels.max()) + 1
     if headed and loaded.head.out_features != classes:
         raise InputError(f"{model} has {loaded.head.out_features} classes, {data} has {classes}")
@@ -119,6 +121,7 @@ def certify(
     check_writable(out)
     from noiseworks.core.output import progress_bar
     from noiseworks.rrcm.encoder import NoisyClassifier
+    from noiseworks.rrcm.inputs import shaped_images
     from noiseworks.rrcm.saving import load_classifier
     from noiseworks.rrcm.smoothing import SmoothedClassifier
     from noiseworks.rrcm.tables import certify_images, evenly, open_table
@@ -131,7 +134,7 @@ def certify(
     base.head = loaded.head
     device = place.torch_device()
     smoothed = SmoothedClassifier(base.to(device).eval(), base.head.out_features, sigma, smoothing)
-    pictures, labels = _images(data, shape, "test")
+    pictures, labels = shaped_images(data, shape, "test")
     settings = {"model": str(model), "data": data, "sigma": sigma, "images": images}
     settings |= {
         "stop_if_wrong": stop_if_wrong,
@@ -188,28 +191,3 @@ def report(
         }
     best = {f"{radius:g}": max(table.accuracy(radius) for table in read.values()) for radius in radii}
     return {"tables": found, "best": best}
-
-
-def _kind(model: Path) -> str:
-    from noiseworks.core.artifacts import read_json
-
-    return str(read_json(Path(model) / "config.json", "model").get("kind"))
-
-
-def _images(data: str, shape: tuple[int, int], split: str) -> tuple:
-    from noiseworks.kits.backbones.images import load_images
-
-    images, labels = load_images(data, needs="rrcm", split=split)
-    found = (images.shape[1], images.shape[-1])
-    if found != shape:
-        raise InputError(
-            f"the model takes images of {shape[0]} channels and side {shape[1]}, {data} has {found}"
-        )
-    return (images / 2 + 0.5).clamp(0, 1), labels
-
-
-def _check_sizes(rows: int, batch: int, side: int = 1, patch: int = 1) -> None:
-    if side % patch:
-        raise InputError(f"image_size must be a multiple of patch ({patch}), got {side}")
-    if rows < batch:
-        raise InputError(f"batch_size must be at most the number of images ({rows}), got {batch}")
