@@ -120,6 +120,21 @@ def test_a_new_branch_changes_nothing_and_hints_are_told_by_the_mask():
     )
 
 
+def test_layers_see_numbers_of_deviation_one_at_any_noise():
+    made, clips = (
+        model(control=False),
+        3 * torch.randn(200, 24, 69, generator=torch.Generator().manual_seed(0)) + 2,
+    )
+    made.standardise(clips)
+    noise = torch.randn(clips.shape, generator=torch.Generator().manual_seed(1))
+    for t in (5, 500, 990):
+        alphas = motion_schedule().alphas_cumprod[t].float()
+        seen = made.scaled(alphas.sqrt() * clips + (1 - alphas).sqrt() * noise, torch.full((200,), t))
+        assert seen.mean().abs() < 0.01
+        assert seen.std((0, 1)).tolist() == pytest.approx([1.0] * 69, abs=0.05)
+    assert model(control=False).std.tolist() == [1.0] * 69  # a new model has the paper's units
+
+
 # --- rewards ---
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from noiseworks.kits.motion import Naturalness, ProcBody
 
 PACKAGE = "noiseworks.dip"
-KINDS = "walk,turn,stand,sit,stand_up"
+KINDS = "walk,sit"
 CLEARANCE, HISTORY = 0.15, 10
 ARMS = (
     Arm("inpainting", "waypoints inpainted", "baseline"),

@@ -20,6 +20,7 @@ from noiseworks.kits.motion.body import COUNT, NUMBERS
 from torch import Tensor, nn
 
 KIND = "dip/motion-model"
+LEAST_DEVIATION = 0.05
 NUM_STEPS = 1000  # of the schedule: cosine, the clean end at index -1
 
 
@@ -149,6 +150,23 @@ class MotionModel(nn.Module):
         self.stem, self.layers = Stem(architecture), encoder_layers(architecture)
         self.head = nn.Linear(architecture.width, NUMBERS)
         self.branch = ControlBranch(architecture) if control else None
+        self.register_buffer("mean", torch.zeros(NUMBERS))
+        self.register_buffer("std", torch.ones(NUMBERS))
+        self.register_buffer("alphas", motion_schedule().alphas_cumprod.float(), persistent=False)
+
+    def standardise(self, clips: Tensor) -> None:
+        """Take mean and deviation of each number from clips [N, F, 69]; deviations below 0.05 count as that.
+
+        Metres of translation would drown the angles in the layers' normalisation. Noise and diffusion stay in metres
+        and radians; only what the layers see and give is scaled.
+        """
+        self.mean.copy_(clips.mean((0, 1)))
+        self.std.copy_(clips.std((0, 1)).clamp(min=LEAST_DEVIATION))
+
+    def scaled(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return noisy motions with mean 0 and deviation 1 in each number, at any noise."""
+        alphas = self.alphas[t][:, None, None]
+        return (x - alphas.sqrt() * self.mean) / (alphas * self.std.square() + 1 - alphas).sqrt()
 
     def with_branch(self) -> "MotionModel":
         """Return a copy with a control branch that starts as a copy of the base and adds nothing."""
@@ -173,13 +191,14 @@ class MotionModel(nn.Module):
             action: Indices of the actions, [B].
             hint: From `embed`; None leaves the branch out.
         """
+        x = self.scaled(x, t)
         added = None if hint is None or self.branch is None else self.branch(x, t, action, hint)
         tokens = self.stem(x, t, action)
         for index, layer in enumerate(self.layers):
             tokens = layer(tokens)
             if added is not None:
                 tokens = tokens + added[index]
-        return self.head(tokens[:, 1:])
+        return self.mean + self.std * self.head(tokens[:, 1:])
 
     def config(self) -> dict[str, Any]:
         """Return what is needed besides weights to make the model again, as plain values."""

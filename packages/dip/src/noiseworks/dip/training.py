@@ -68,7 +68,9 @@ class MotionModule(L.LightningModule):
             with torch.no_grad():
                 joints, _ = self.body(clean)
             hint = self.model.embed(joints, draw_hints(*clean.shape[:2]).to(clean.device))
-        loss = motion_loss(self.model(x, t, action, hint), clean).mean()
+        # In deviations of each number, as the layers see them: in metres and radians, translation would be most of it.
+        scale = self.model.std
+        loss = motion_loss(self.model(x, t, action, hint) / scale, clean / scale).mean()
         self.log("loss", loss.detach(), prog_bar=True)
         return loss
 
@@ -129,6 +131,7 @@ def fit_motion(
             model = start.with_branch().requires_grad_(True)
         else:
             model = MotionModel(start, frames=clips["motion"].shape[1])
+            model.standardise(clips["motion"])
         batches = Batches(clips, options.batch_size, seed=options.seed)
         module = MotionModule(model.train(), options, body or ProcBody())
         fit(module, batches, run=run, options=options, clip=1.0, progress=progress)
