@@ -18,6 +18,7 @@ from noiseworks.bench.testbeds.shapes import recipes as shared
 from noiseworks.bench.testbeds.shapes.scenes import BACKGROUNDS, Scene, caption, render, sample_scenes
 from noiseworks.core.models import resolve_model
 from noiseworks.ldm.conditioning.conditioners import Condition, TextConditioner
+from noiseworks.ldm.diffusion.trainer import LatentDiffusionTrainer
 
 if TYPE_CHECKING:
     import lightning as L
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 ROWS, RATE = 12_000, 1.5e-3
 FULL_CAPTIONS = 0.1  # the others name shape and background only
-STEPS, GUIDANCE = 20, 4.0
+MOST, KEPT = 20.0, 3.0  # of the weights of the loss
+STEPS, GUIDANCE = 20, 2.0
 
 
 class InpaintConditioner(TextConditioner):
@@ -95,14 +97,26 @@ def widened(unet: "UNet2DConditionModel") -> "UNet2DConditionModel":
     return wide
 
 
+class InpaintTrainer(LatentDiffusionTrainer):
+    """The latent diffusion loss, counted as what the object's colour is learned from.
+
+    The colour of what is kept is settled at high noise, where the error of a noise prediction is the latent's error
+    divided by the noise-to-signal ratio and so hardly counts.
+    """
+
+    def weighted(self, error: torch.Tensor, abar: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
+        """Return the errors times the noise-to-signal ratio within [1, `MOST`], and more in the region that is kept."""
+        ratio = ((1 - abar) / abar).clamp(1, MOST)[:, None, None, None]
+        return error * ratio * (1 + KEPT * (1 - batch["maps"][:, :1].float()))
+
+
 def build_inpainting(data: dict[str, torch.Tensor]) -> "L.LightningModule":
     """Return the shipped `shapes` with a widened U-Net under the latent diffusion loss; its captions stay frozen."""
     from diffusers import DiffusionPipeline
-    from noiseworks.ldm.diffusion.trainer import LatentDiffusionTrainer
 
     pipe = DiffusionPipeline.from_pretrained(resolve_model("testbed:shapes"))
     conditioner = InpaintConditioner(pipe.text_encoder.eval(), pipe.tokenizer, trained=False)
-    return LatentDiffusionTrainer(
+    return InpaintTrainer(
         widened(pipe.unet),
         pipe.vae,
         conditioner,

@@ -189,7 +189,17 @@ class LatentDiffusionTrainer(L.LightningModule):
         predicted = run_unet(unet, add_noise(latents, noise, level), timesteps, condition).float()
         error = predicted - from_x0_epsilon(latents, noise, level, self.prediction_type)
         error = error.abs() if self.loss_kind == "l1" else error.square()
-        return error.flatten(1).mean(1).mean()
+        return self.weighted(error, abar, batch).flatten(1).mean(1).mean()
+
+    def weighted(self, error: Tensor, abar: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        """Return the errors `[B, C, h, w]` as the loss counts them; here as they are (equation 2).
+
+        Args:
+            error: Of each value.
+            abar: The cumulative product of the alphas at each row's timestep, `[B]`.
+            batch: See the class.
+        """
+        return error
 
     def condition(self, batch: Mapping[str, Any], drop: Tensor | None, *, ema: bool = False) -> Condition:
         """Return the condition of a batch, from the averaged conditioner when `ema`."""
