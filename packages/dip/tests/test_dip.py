@@ -19,7 +19,7 @@ from noiseworks.dip import (
     Waypoint,
     blend,
 )
-from noiseworks.dip.agent import aim, check_plan
+from noiseworks.dip.agent import aim, arrived, check_plan
 from noiseworks.dip.baselines import make_agent
 from noiseworks.dip.evaluation import Judged, generators_of, unblended
 from noiseworks.dip.network import motion_schedule
@@ -391,6 +391,18 @@ def test_waypoints_get_their_frames():
     held = aim(plan[2:], torch.tensor((0.0, 4.5, 0.9)), 10, 160, 0.5 / 40, Moving(hold=5))
     assert held.frames == list(range(held.frames[0], held.frames[0] + 6))
     assert held.kept == held.frames[-1] + 1
+
+
+def test_a_waypoint_is_done_where_the_body_got_near_it():
+    plan = [Waypoint((0.0, 1.0, 0.0)), Waypoint((0.0, 2.0, 0.0))]
+    target = aim(plan, torch.tensor((0.0, 0.0, 0.9)), 1, 80, 0.06, Moving())
+    way = torch.zeros(80, 3)
+    way[:, 1] = torch.linspace(0.0, 1.6, 80)
+    assert target.reached == 2
+    assert arrived(target, way, 0.15) == 1
+    assert arrived(target, way, 0.5) == 2
+    assert arrived(target, way + 1.0, 0.15) == 0
+    assert arrived(target, way, None) == 2
 
 
 def test_plans_without_way_are_refused():

@@ -168,6 +168,20 @@ def aim(
     return Targets(frames, torch.stack(places), joints, action, reached, frames[-1] + 1)
 
 
+def arrived(target: Targets, way: Tensor, near: float | None) -> int:
+    """Return how many of a round's waypoints are done: for walks, the first ones that the pelvis got near, in turn.
+
+    Args:
+        target: What the round aimed at.
+        way: Of the pelvis over the frames that are kept, in the world, [n, 3].
+        near: Metres; None takes all as done.
+    """
+    if near is None or target.action != "walk":
+        return target.reached
+    apart = torch.cdist(target.places[: target.reached, :2], way[:, :2]).amin(1) <= near
+    return int(apart.cumprod(0).sum())
+
+
 class MotionAgent:
     """Carries out plans.
 
@@ -258,7 +272,8 @@ class MotionAgent:
         made = self._setting(targets, frame.to_local(joints), local, frame, scene)
         sampled = self.sampler.sample(made, generators)
         world = frame.motion_to_world(sampled, self.body.root.to(recent))
-        for motion, target, found in zip(motions, targets, world, strict=True):
+        ways = self.body(world)[0][:, :, 0]
+        for motion, target, found, way in zip(motions, targets, world, ways, strict=True):
             kept = found[: target.kept]
             motion.rounds.append(kept)
             motion.joins.append(len(motion.frames))
@@ -266,7 +281,7 @@ class MotionAgent:
                 motion.frames = blend(motion.frames, kept, shared)
             else:
                 motion.frames = torch.cat((motion.frames, kept[shared:]))
-            motion.done += target.reached
+            motion.done += arrived(target, way[shared : target.kept], options.arrive)
 
     def _setting(
         self, targets: list[Targets], joints: Tensor, local: Tensor, frame: object, scene: Scene | None

@@ -93,7 +93,7 @@ def motions_of(way: str, shared: Shared, sizes: dict[str, Any]) -> "tuple[list[M
 
     if way not in shared.made:
         sampling = Sampling(way=way, steps=sizes["steps"], policy_steps=sizes["policy"])
-        moving = Moving(history=HISTORY, sit_speed=(0.3, 0.4))
+        moving = Moving(history=HISTORY, sit_speed=(0.3, 0.4), patience=1)
         agent = make_agent(shared.model, shared.body, sampling, moving)
         begin = time.process_time()
         motions = carry_out(agent, shared.cases, samples=sizes["samples"], seed=shared.seed)
@@ -155,7 +155,7 @@ CLAIM = Claim(
     ),
     scales={
         "smoke": Scale((500,), 120, scale(2, 1, 2, 3, 1, clips=32, width=16, recorded=20)),
-        "quick": Scale((500,), 180, scale(60, 20, 2, 10, 3, clips=200)),
+        "quick": Scale((500,), 180, scale(0, 0, 2, 12, 3)),
         "laptop": Scale((1000,), 1800, scale(6000, 2500, 24, 25, 5)),
     },
     prepare=prepare,

@@ -130,6 +130,8 @@ class Moving(Options):
         walk_speed: Metres a second of walking, least and most.
         sit_speed: Likewise of sitting down.
         lie_speed: Likewise of lying down.
+        arrive: A walk's waypoint is done when the pelvis got this near, metres, and else aimed at again from where
+            the round ended; None takes it as done at its frame, wherever the body is, as the paper does.
         patience: A plan ends unfinished after this many times the rounds that its length needs.
         reference_timing: Whether a waypoint beyond the round is replaced by the released code's point, which weights
             the ends the wrong way round.
@@ -141,6 +143,7 @@ class Moving(Options):
     walk_speed: tuple[float, float] = (1.1, 1.4)
     sit_speed: tuple[float, float] = (0.45, 0.6)
     lie_speed: tuple[float, float] = (0.25, 0.3)
+    arrive: Annotated[float, above(0)] | None = 0.15
     patience: Annotated[int, at_least(1)] = 2
     reference_timing: bool = False
 
