@@ -70,7 +70,7 @@ def trained_branch(folder: Path, stop_after: int | None) -> Any:
 
 TINY = "--max-steps 1 --batch-size 4 --device cpu"
 SHAPE = "--width 16 --layers 1 --heads 2 --feedforward 16"
-FAST = "--steps 2 --policy-steps 1"
+FAST = "--steps 2 --policy-steps 1 --patience 1"
 CONTRACT = Contract(
     files=files,
     good={
@@ -87,8 +87,8 @@ CONTRACT = Contract(
         f"generate --model {{base}} --way inpainting --cases 1 {FAST} --no-blend --out cases": (
             "cases/motion_000.npz",
         ),
-        f"eval --model {{model}} --cases 2 --samples 2 {FAST} --eta 0 --video eval.webp": ("eval.webp",),
-        f"compare --model {{model}} --cases 2 {FAST} --video all.webp": ("all.webp",),
+        f"eval --model {{model}} --cases 1 --samples 2 {FAST} --eta 0 --video eval.webp": ("eval.webp",),
+        f"compare --model {{model}} --cases 1 {FAST} --video all.webp": ("all.webp",),
     },
     bad=[
         (f"train {TINY} --clips 2 --out run", "clips"),

@@ -454,16 +454,6 @@ def test_a_plan_that_is_never_reached_ends():
     assert len(motion.rounds) <= 2 * 13
 
 
-def test_goals_can_be_inpainted():
-    history = standing(1, 10)
-    agent = make_agent(
-        model(False), BODY, Sampling("inpainting", steps=4, inpaint_until=0), Moving(walk_speed=(1.2, 1.2))
-    )
-    (motion,) = agent.run([[Waypoint((0.0, 0.5, 0.0))]], history, None, generators_of(0, 1))
-    joints, _ = BODY(motion.frames)
-    assert joints[-1, 0, :2].tolist() == pytest.approx([0.0, 0.5], abs=1e-4)
-
-
 def test_best_of_several_samples_is_said_separately():
     distance, none = np.array((0.5, 0.1, 0.3, 0.2)), np.zeros(4)
     judged = Judged((distance < 0.25).astype(float), distance, none, none, none, none * np.nan, none)
