@@ -5,7 +5,8 @@
 - `hooks`: `around_blocks`, which gives a method every block of a DiT together with the timesteps.
 - `windows`: sliding windows of channels by timestep.
 - `experts`: affine experts of whole samples, by grouped products; folded into one matrix where one gate serves all.
-- `training`, `options`: one recipe for class-conditional denoisers, on `kits.training`.
+- `masking`: random masks of patches, and tokens back in their places.
+- `training`, `options`: a recipe for class-conditional denoisers and one for any loss, on `kits.training`.
 - `sampling`, `noise_bank`: samples with guidance; held-out losses on noise that all methods share.
 - `metrics`, `probes`: Frechet distance and classifier score in features trained in place; probes.
 """

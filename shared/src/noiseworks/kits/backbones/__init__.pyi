@@ -10,6 +10,14 @@ from .experts import grouped_linear as grouped_linear
 from .hooks import around_blocks as around_blocks
 from .hooks import blocks_of as blocks_of
 from .images import load_images as load_images
+from .masking import Masks as Masks
+from .masking import gather_tokens as gather_tokens
+from .masking import keep_count as keep_count
+from .masking import masked_mean as masked_mean
+from .masking import random_masks as random_masks
+from .masking import restore_tokens as restore_tokens
+from .masking import to_images as to_images
+from .masking import to_patches as to_patches
 from .metrics import FeatureNet as FeatureNet
 from .metrics import Moments as Moments
 from .metrics import classifier_score as classifier_score
@@ -20,6 +28,7 @@ from .options import SIZES as SIZES
 from .options import Architecture as Architecture
 from .options import DiTConfig as DiTConfig
 from .options import Draw as Draw
+from .options import LossRecipe as LossRecipe
 from .options import Recipe as Recipe
 from .probes import knn_probe as knn_probe
 from .probes import linear_probe as linear_probe
@@ -30,5 +39,6 @@ from .saving import save_dit as save_dit
 from .training import DenoiserModule as DenoiserModule
 from .training import drop_labels as drop_labels
 from .training import fit_denoiser as fit_denoiser
+from .training import fit_loss as fit_loss
 from .vit import ViT as ViT
 from .windows import window_starts as window_starts

@@ -53,6 +53,13 @@ class PatchEmbed(nn.Module):
         """Return the tokens (B, N, D) of images (B, C, H, W), row by row."""
         return self.proj(x).flatten(2).transpose(1, 2)
 
+    def embed(self, patches: Tensor) -> Tensor:
+        """Return the tokens (B, K, D) of patches (B, K, patch² C) in (row, column, channel) order.
+
+        Only the patches that an encoder sees are embedded so.
+        """
+        return F.linear(patches, self.proj.weight.permute(0, 2, 3, 1).flatten(1), self.proj.bias)
+
 
 def sinusoids(positions: Tensor, width: int) -> Tensor:
     """Return [sin, cos] of positions (N,) at width/2 frequencies from 1 down to almost 1/10000, float64 (N, width)."""

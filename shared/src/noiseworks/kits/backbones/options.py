@@ -122,6 +122,35 @@ class Recipe(Fit):
 
 
 @dataclass(frozen=True)
+class LossRecipe(Fit):
+    """How a model learns by a loss of its own: AdamW, a linear warm-up, then half a cosine down to 0.
+
+    Attributes:
+        max_steps: Optimiser steps of the whole run.
+        batch_size: Images of a batch, over all processes.
+        lr: Largest learning rate.
+        warmup: Share of the steps in which it rises.
+        weight_decay: Of all weights but biases and single tokens.
+        beta2: Decay of AdamW's second moment; 0.95 for long pre-training, 0.999 for fine-tuning.
+        clip: Largest norm of the gradients.
+        ema: Largest decay of the average of the weights, which is what comes out; 0 for the last weights.
+        crop: Least share of the area that random crops keep; 1 for no crops.
+        flip: Whether half of the images are mirrored.
+    """
+
+    max_steps: Annotated[int, at_least(1)] = 2000
+    batch_size: Annotated[int, at_least(1)] = 64
+    lr: Annotated[float, above(0)] = 1e-3
+    warmup: Annotated[float, at_least(0), below(1)] = 0.05
+    weight_decay: Annotated[float, at_least(0)] = 0.05
+    beta2: Annotated[float, above(0), below(1)] = 0.95
+    clip: Annotated[float, above(0)] = 1.0
+    ema: Annotated[float, at_least(0), below(1)] = 0.0
+    crop: Annotated[float, above(0), at_most(1)] = 1.0
+    flip: bool = False
+
+
+@dataclass(frozen=True)
 class Draw(Options):
     """What is sampled.
 

@@ -25,7 +25,7 @@ def draw_classes(model: "nn.Module", schedule: str, draw: Draw, path: Path) -> "
         draw: How many, and how.
         path: A file that ends in .png or .webp.
     """
-    labels = torch.arange(draw.n) % model.null_label
+    labels = torch.arange(draw.n) % max(1, model.null_label)
     images = sample(
         model,
         labels,

@@ -24,8 +24,11 @@ def sample(
     steps: int = 50,
     guidance_scale: float = 1.0,
     seeds: Sequence[int] | None = None,
+    timesteps: Sequence[int] | None = None,
+    eta: float = 0.0,
+    clip: bool = True,
 ) -> Tensor:
-    """Return images (B, C, H, W), clipped to [-1, 1].
+    """Return images (B, C, H, W), or latents.
 
     Args:
         model: A `DiT`, or a model with its `config` and `forward`.
@@ -34,14 +37,22 @@ def sample(
         steps: Network calls; with guidance each has twice the rows.
         guidance_scale: w of `ε_∅ + w (ε_y - ε_∅)`; 1 for none.
         seeds: One for each image, by default 0 to B - 1.
+        timesteps: Instead of `steps` evenly spaced ones, those of the network calls, falling; after the last one the
+            predicted clean image comes out.
+        eta: 0 is deterministic, 1 has the variance of DDPM.
+        clip: Whether predicted clean images are clipped to [-1, 1]; not so for latents.
     """
     config, device = model.config, next(model.parameters()).device
     shape = (config.channels, config.image_size, config.image_size)
-    keys = torch.cat([SeedSpec(seed).keys([0]) for seed in (range(len(labels)) if seeds is None else seeds)])
-    x, labels = normal(keys, shape).to(device), labels.to(device)
+    seeds = range(len(labels)) if seeds is None else seeds
+
+    def drawn(stream: int) -> Tensor:
+        return normal(torch.cat([SeedSpec(seed, stream).keys([0]) for seed in seeds]), shape).to(device)
+
+    x, labels = drawn(0), labels.to(device)
     both = torch.cat([labels, torch.full_like(labels, model.null_label)])
-    times = spaced_timesteps(schedule.num_steps, steps)
-    for now, then in zip(times, [*times[1:], -1], strict=True):
+    times = list(timesteps or spaced_timesteps(schedule.num_steps, steps))
+    for number, (now, then) in enumerate(zip(times, [*times[1:], -1], strict=True), start=1):
         if guidance_scale == 1:
             epsilon = model(x, torch.full_like(labels, now), labels)[:, : config.channels]
         else:
@@ -49,6 +60,8 @@ def sample(
             with_label, without = model(x.repeat(2, 1, 1, 1), doubled, both)[:, : config.channels].chunk(2)
             epsilon = without + guidance_scale * (with_label - without)
         level, after = schedule.level(now), schedule.level(then)
-        clean = to_x0(epsilon, x, level, "epsilon").clamp(-1, 1)
-        x = ddim_step(x, clean, level, after).sample.to(x.dtype)
-    return x.clamp(-1, 1)
+        clean = to_x0(epsilon, x, level, "epsilon")
+        clean = clean.clamp(-1, 1) if clip else clean
+        noise = drawn(number) if eta and then >= 0 else None
+        x = ddim_step(x, clean, level, after, eta=eta, noise=noise).sample.to(x.dtype)
+    return x.clamp(-1, 1) if clip else x

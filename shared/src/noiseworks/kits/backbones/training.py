@@ -1,22 +1,26 @@
-"""One recipe for class-conditional denoisers, so that methods and their baselines train in the same way.
+"""Two recipes, so that methods and their baselines train in the same way.
 
-AdamW at a constant rate, a uniform timestep for each image, the squared error of the noise, dropped labels, and an
-average of the weights that is what comes out. The order of the data, timesteps and noise depend on the seed alone.
+`fit_denoiser`, for class-conditional denoisers: AdamW at a constant rate, a uniform timestep for each image, the squared
+error of the noise, dropped labels. `fit_loss`, for a loss of the method's own: AdamW with warm-up and half a cosine. Both
+return an average of the weights. The order of the data and all that is drawn depend on the seed alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import lightning as L  # noqa: TID253
 import torch
+from diffusers.optimization import get_cosine_schedule_with_warmup
 from noiseworks.core.errors import InputError
 from noiseworks.core.schedules import TableSchedule, add_noise, table_schedule
-from noiseworks.kits.backbones.options import Recipe
+from noiseworks.kits.backbones.augmenting import crop_and_flip
+from noiseworks.kits.backbones.options import LossRecipe, Recipe
 from noiseworks.kits.training import Average, Batches, Run, fit, warm_decay
 from torch import Tensor, nn
 
 SNR_LIMIT = 5.0
 ExtraLoss = Callable[[nn.Module, Tensor], Tensor]
+Loss = Callable[[nn.Module, dict[str, Tensor], int], dict[str, Tensor]]
 
 
 def drop_labels(
@@ -44,7 +48,25 @@ def loss_weight(log_snr: Tensor, weighting: str) -> Tensor:
             return torch.ones_like(log_snr)
 
 
-class DenoiserModule(L.LightningModule):
+class AveragedModule(L.LightningModule):
+    """A model that trains and the average of its weights.
+
+    Args:
+        model: The model.
+        ema: Largest decay of the average, which starts lower and rises; 0 copies the weights.
+    """
+
+    def __init__(self, model: nn.Module, ema: float) -> None:
+        super().__init__()
+        self.model, self.average = model, Average(model, warm_decay(ema))
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then move the average: before the checkpoint of the step is written."""
+        super().optimizer_step(*args, **kwargs)
+        self.average.update(self.model)
+
+
+class DenoiserModule(AveragedModule):
     """The loss of the recipe, its optimiser and its average.
 
     Args:
@@ -54,10 +76,9 @@ class DenoiserModule(L.LightningModule):
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe, extra_loss: ExtraLoss | None = None) -> None:
-        super().__init__()
-        self.model, self.recipe, self.extra_loss = model, recipe, extra_loss
+        super().__init__(model, recipe.ema)
+        self.recipe, self.extra_loss = recipe, extra_loss
         self.schedule: TableSchedule = table_schedule(recipe.schedule)
-        self.average = Average(model, warm_decay(recipe.ema))
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         """Return the loss of a batch of images `x` and labels `y`."""
@@ -80,10 +101,45 @@ class DenoiserModule(L.LightningModule):
         trained = [p for p in self.model.parameters() if p.requires_grad]
         return torch.optim.AdamW(trained, self.recipe.lr, weight_decay=0.0, fused=True)
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, then move the average: before the checkpoint of the step is written."""
-        super().optimizer_step(*args, **kwargs)
-        self.average.update(self.model)
+
+class LossModule(AveragedModule):
+    """A model that trains by a loss of the method's own.
+
+    Args:
+        model: The model.
+        recipe: The recipe.
+        loss: (model, batch, step) -> figures, of which `loss` is minimised and all are logged.
+        undecayed: Names of parameters without weight decay, beside all biases.
+    """
+
+    def __init__(
+        self, model: nn.Module, recipe: LossRecipe, loss: Loss, undecayed: Collection[str] = ()
+    ) -> None:
+        super().__init__(model, recipe.ema)
+        self.recipe, self.loss, self.undecayed = recipe, loss, frozenset(undecayed)
+
+    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
+        """Return the loss of a batch."""
+        figures = self.loss(self.model, batch, self.global_step)
+        self.log_dict({name: value for name, value in figures.items() if name != "loss"})
+        self.log("loss", figures["loss"], prog_bar=True)
+        return figures["loss"]
+
+    def configure_optimizers(self) -> tuple[list, list]:
+        """Return AdamW and its rate by step."""
+        free, decayed = [], []
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                last = name.rpartition(".")[2]
+                (free if last == "bias" or last in self.undecayed else decayed).append(parameter)
+        groups = [
+            {"params": decayed, "weight_decay": self.recipe.weight_decay},
+            {"params": free, "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, self.recipe.lr, betas=(0.9, self.recipe.beta2), fused=True)
+        steps = self.recipe.max_steps
+        rate = get_cosine_schedule_with_warmup(optimizer, int(self.recipe.warmup * steps), steps)
+        return [optimizer], [{"scheduler": rate, "interval": "step"}]
 
 
 def fit_denoiser(
@@ -126,4 +182,48 @@ def fit_denoiser(
         finally:
             if attached is not None:
                 attached.detach()
+    return module.average.model
+
+
+def fit_loss(
+    model: nn.Module,
+    rows: Mapping[str, Tensor],
+    loss: Loss,
+    recipe: LossRecipe,
+    *,
+    run: Run | None = None,
+    undecayed: Collection[str] = (),
+    unused_parameters: bool = False,
+    progress: bool = True,
+) -> nn.Module:
+    """Train a model by a loss, and return its average, in evaluation mode and without gradients.
+
+    Args:
+        model: The model.
+        rows: Name -> tensor of one row an image; crops and mirror images are made of `x`, (n, C, H, W) in [-1, 1].
+        loss: See `LossModule`; what it draws must come from the global random state.
+        recipe: Length, rates and bookkeeping.
+        run: The open run, or None to keep nothing.
+        undecayed: See `LossModule`.
+        unused_parameters: Whether some parameters have no part in the loss.
+        progress: Whether to show a bar.
+
+    Raises:
+        InputError: With fewer rows than a batch.
+        NonFiniteError: When the loss is not finite.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        module = LossModule(model, recipe, loss, undecayed)
+        transform = crop_and_flip(recipe.crop, recipe.flip)
+        batches = Batches(rows, recipe.batch_size, seed=recipe.seed, transform=transform)
+        fit(
+            module,
+            batches,
+            run=run,
+            options=recipe,
+            clip=recipe.clip,
+            unused_parameters=unused_parameters,
+            progress=progress,
+        )
     return module.average.model

@@ -1,0 +1,12 @@
+from .features import features_of as features_of
+from .features import few_shot as few_shot
+from .mixture import mixture_loss as mixture_loss
+from .model import UMD as UMD
+from .options import FineTuning as FineTuning
+from .options import Mixture as Mixture
+from .options import Pretraining as Pretraining
+from .options import UMDConfig as UMDConfig
+from .sampling import draw as draw
+from .training import finetune_model as finetune_model
+from .training import load_model as load_model
+from .training import pretrain_model as pretrain_model
