@@ -2,10 +2,17 @@
 
 from noiseworks.core.cli import Command, make_app, run
 
+_HOME = "noiseworks.umd.commands"
+
 app = make_app(
     "umd",
     {
-        "blend": Command("noiseworks.umd.commands:blend_numbers", "Blend two numbers."),
+        "pretrain": Command(f"{_HOME}:pretrain", "Train an auto-encoder on images without labels."),
+        "finetune": Command(f"{_HOME}:finetune", "Train it further to draw images of a class."),
+        "sample": Command(f"{_HOME}:sample", "Draw images with a fine-tuned model, the classes in turn."),
+        "probe": Command(f"{_HOME}:probe", "Measure what its frozen features know."),
+        "reconstruct": Command(f"{_HOME}:reconstruct", "Show images, their masks and what the model fills in."),
+        "eval": Command(f"{_HOME}:evaluate", "Measure samples: Fréchet distance and classes."),
     },
 )
 

@@ -2,7 +2,6 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from noiseworks.core.artifacts import load_artifact, save_artifact
@@ -107,24 +106,19 @@ def save_model(path: str | Path, model: UMD, *, schedule: str, mixture: Mixture)
     save_artifact(path, KIND, config, model.state_dict())
 
 
-def load_model(path: str | Path, network: dict[str, Any] | None = None) -> tuple[UMD, str, Mixture]:
+def load_model(path: str | Path) -> tuple[UMD, str, Mixture]:
     """Read a model that `save_model` wrote.
 
     Args:
         path: The folder.
-        network: Sizes that the caller expects.
 
     Returns:
         The model in evaluation mode, the kind of its schedule, and its mixture.
 
     Raises:
         ArtifactError: When the folder holds no such model.
-        InputError: When it has other sizes than expected.
     """
     config, tensors = load_artifact(path, KIND)
-    for name, wanted in (network or {}).items():
-        if config["model"].get(name) != wanted:
-            raise InputError(f"{path} has {name} {config['model'].get(name)}, asked for was {wanted}")
     try:
         model = UMD(UMDConfig(**config["model"]))
         mixture, schedule = Mixture(**config["mixture"]), config["schedule"]
@@ -133,5 +127,7 @@ def load_model(path: str | Path, network: dict[str, Any] | None = None) -> tuple
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ArtifactError(f"{path} holds weights of another network than its config.json says") from error
+        raise ArtifactError(
+            f"{path} holds weights of another network (depth, width or classes) than its config.json says"
+        ) from error
     return model.eval(), schedule, mixture

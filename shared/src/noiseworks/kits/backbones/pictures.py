@@ -1,15 +1,17 @@
-"""Pictures that methods on backbones share: samples by class, and maps side by side."""
+"""Pictures that methods on backbones share: samples by class, masked images, and maps side by side."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from noiseworks.core.schedules import table_schedule
+from noiseworks.kits.backbones.masking import to_images
 from noiseworks.kits.backbones.options import Draw
 from noiseworks.kits.backbones.sampling import sample
 from noiseworks.kits.pictures import Canvas, grid, to_pixels, write_picture
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
 
 COLUMNS, SMALLEST = 10, 48  # images a row, and the side in pixels to which small images are blown up
@@ -34,11 +36,38 @@ def draw_classes(model: "nn.Module", schedule: str, draw: Draw, path: Path) -> "
         guidance_scale=draw.guidance_scale,
         seeds=range(draw.seed, draw.seed + draw.n),
     ).cpu()
-    colours = images if images.shape[1] == 3 else images[:, :1].expand(-1, 3, -1, -1)
-    pixels = to_pixels((colours + 1) / 2)
-    rows = {f"from {first}": pixels[first : first + COLUMNS] for first in range(0, draw.n, COLUMNS)}
-    write_picture(grid(rows, scale=max(1, SMALLEST // images.shape[-1])), path)
+    write_classes(images, path)
     return images
+
+
+def write_classes(images: "Tensor", path: Path) -> None:
+    """Write images (n, C, H, W) in [-1, 1] as one picture, ten a row."""
+    pixels = _pixels(images)
+    rows = {f"from {first}": pixels[first : first + COLUMNS] for first in range(0, len(images), COLUMNS)}
+    write_picture(grid(rows, scale=max(1, SMALLEST // images.shape[-1])), path)
+
+
+def masked_pictures(
+    images: "Tensor", filled: "Tensor", removed: "Tensor", patch: int, path: Path
+) -> None:
+    """Write images, what is left of them, and what a model made of that, as three rows of one picture.
+
+    Args:
+        images: (n, C, H, W) in [-1, 1].
+        filled: The same, with predictions in removed patches.
+        removed: bool (n, N).
+        patch: Side of a patch in pixels.
+        path: A file that ends in .png or .webp.
+    """
+    hidden = removed[..., None].expand(-1, -1, patch**2 * images.shape[1]).to(images.dtype)
+    seen = images * (1 - to_images(hidden, patch, images.shape[1]))
+    rows = {"image": _pixels(images), "kept": _pixels(seen), "filled": _pixels(filled)}
+    write_picture(grid(rows, scale=max(1, SMALLEST // images.shape[-1])), path)
+
+
+def _pixels(images: "Tensor") -> "np.ndarray":
+    colours = images if images.shape[1] == 3 else images[:, :1].expand(-1, 3, -1, -1)
+    return to_pixels((colours.clamp(-1, 1) + 1) / 2)
 
 
 def two_maps(path: Path, first: "Tensor", about_first: str, second: "Tensor", about_second: str) -> None:

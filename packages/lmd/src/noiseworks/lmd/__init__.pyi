@@ -1,3 +1,0 @@
-from .blending import blend as blend
-from .blending import distance as distance
-from .options import Blending as Blending
