@@ -15,7 +15,14 @@ def network(classes: int = 0) -> Any:
         torch.manual_seed(0)
         return UMD(
             UMDConfig(
-                depth=1, decoder_depth=1, width=16, heads=2, patch=2, image_size=8, channels=1, classes=classes
+                depth=1,
+                decoder_depth=1,
+                width=16,
+                heads=2,
+                patch=2,
+                image_size=8,
+                channels=1,
+                classes=classes,
             )
         )
 
@@ -73,7 +80,9 @@ def trained(folder: Path, stop_after: int | None) -> Any:
     )
     images, _ = load_images("digits", needs="umd")
     with open_run(folder, {"fit": recipe}) as run, stopping(stop_after):
-        return pretrain_model(network().config, images, Mixture(), recipe, run=run, progress=False).state_dict()
+        return pretrain_model(
+            network().config, images, Mixture(), recipe, run=run, progress=False
+        ).state_dict()
 
 
 def tuned(folder: Path, stop_after: int | None) -> Any:
@@ -121,7 +130,10 @@ CONTRACT = Contract(
         (f"{FINETUNE} --data shapes", "shape"),
         ("finetune --model {deeper} --data digits --out run", "depth"),
         ("finetune --model {empty} --data digits --out run", "empty"),
-        ("sample --model {model} --n 3 --steps 2 --guidance-scale 2 --device cpu --out a.png", "without labels"),
+        (
+            "sample --model {model} --n 3 --steps 2 --guidance-scale 2 --device cpu --out a.png",
+            "without labels",
+        ),
         ("sample --model {labelled} --out a.txt", ".png"),
         ("probe --model {model} --data digits --shots 5000", "shots"),
         ("reconstruct --model {model} --data digits --mask 1 --out a.png", "mask ratio"),

@@ -76,7 +76,10 @@ def test_masked_encoding_sees_kept_patches_only():
         assert torch.equal(first[0], second[0])
         # With everything kept, in whatever order, the outputs are those without a mask.
         whole = random_masks(3, 16, 16, generator=torch.Generator().manual_seed(2))
-        shuffled, plain = model.predict(model.patches(x), times, None, whole), model.predict(model.patches(x), times)
+        shuffled, plain = (
+            model.predict(model.patches(x), times, None, whole),
+            model.predict(model.patches(x), times),
+        )
     torch.testing.assert_close(shuffled[0], plain[0], atol=1e-5, rtol=1e-5)
 
 
@@ -142,7 +145,7 @@ def test_labels_are_fresh_and_all_else_stays():
     assert {name.split(".")[0] for name in theirs.keys() - own.keys()} == {"label_table", "label_trunk"}
     condition = made.condition(torch.tensor([4, 4]), torch.tensor([0, made.null_label]))
     assert not torch.equal(condition[0], condition[1])
-    assert torch.equal(condition[1:], made.condition(torch.tensor([4])))
+    torch.testing.assert_close(condition[1:], made.condition(torch.tensor([4])))
 
 
 def test_guidance_of_one_is_the_conditional_output_and_samples_have_seeds_of_their_own():
@@ -161,7 +164,10 @@ def test_ddim_with_eta_one_is_diffusers():
     from noiseworks.core.steps import ddim_step
 
     host = DDIMScheduler(
-        trained_betas=COSINE.betas.float().numpy(), clip_sample=True, set_alpha_to_one=True, prediction_type="epsilon"
+        trained_betas=COSINE.betas.float().numpy(),
+        clip_sample=True,
+        set_alpha_to_one=True,
+        prediction_type="epsilon",
     )
     host.set_timesteps(timesteps := 125)
     x, noise, z = (torch.randn(2, 2, 4, 4, generator=torch.Generator().manual_seed(i)) for i in range(3))
@@ -169,7 +175,9 @@ def test_ddim_with_eta_one_is_diffusers():
         level, after = COSINE.level(now), COSINE.level(now - 1000 // timesteps)
         clean = to_x0(noise, x, level, "epsilon").clamp(-1, 1)
         own = ddim_step(x, clean, level, after, eta=1.0, noise=z).sample
-        theirs = host.step(noise, now, x, eta=1.0, use_clipped_model_output=True, variance_noise=z).prev_sample
+        theirs = host.step(
+            noise, now, x, eta=1.0, use_clipped_model_output=True, variance_noise=z
+        ).prev_sample
         torch.testing.assert_close(own, theirs, atol=2e-4, rtol=1e-3)
 
 
@@ -185,7 +193,7 @@ def test_tokens_instead_of_modulation_and_checkpointing():
         deep.encoder.gradient_checkpointing = deep.decoder.gradient_checkpointing = checkpointed
         deep.zero_grad()
         deep(images(2), t).square().sum().backward()
-        found.append([p.grad.clone() for p in deep.parameters()])
+        found.append([p.grad.clone() for p in deep.parameters() if p.grad is not None])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
@@ -201,7 +209,12 @@ def test_it_learns_both_losses_and_fine_tuning_keeps_what_it_learned(tmp_path):
     assert after["clean"] < 0.5 * before["clean"]
     assert after["noisy"] < 0.8 * before["noisy"]
     tuned = finetune_model(
-        model, x, labels, Mixture().fine_tuning(), FineTuning(max_steps=2, batch_size=16, device="cpu"), "cosine",
+        model,
+        x,
+        labels,
+        Mixture().fine_tuning(),
+        FineTuning(max_steps=2, batch_size=16, device="cpu"),
+        "cosine",
         progress=False,
     )
     assert tuned.config.classes == 2

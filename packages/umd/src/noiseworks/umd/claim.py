@@ -149,7 +149,9 @@ CLAIM = Claim(
             ),
         ),
         "quick": Scale(
-            (500,), 180, sizes(60, 40, scenes=1200, classifier_steps=60, shots=30, samples=72, sampling_steps=10)
+            (500,),
+            180,
+            sizes(60, 40, scenes=1200, classifier_steps=60, shots=30, samples=72, sampling_steps=10),
         ),
         "laptop": Scale((1000, 1001, 1002), 1800, sizes(1500, 1000)),
     },

@@ -11,7 +11,9 @@ app = make_app(
         "finetune": Command(f"{_HOME}:finetune", "Train it further to draw images of a class."),
         "sample": Command(f"{_HOME}:sample", "Draw images with a fine-tuned model, the classes in turn."),
         "probe": Command(f"{_HOME}:probe", "Measure what its frozen features know."),
-        "reconstruct": Command(f"{_HOME}:reconstruct", "Show images, their masks and what the model fills in."),
+        "reconstruct": Command(
+            f"{_HOME}:reconstruct", "Show images, their masks and what the model fills in."
+        ),
         "eval": Command(f"{_HOME}:evaluate", "Measure samples: Fréchet distance and classes."),
     },
 )

@@ -40,9 +40,7 @@ def untrained(model: UMD, seed: int = 0) -> UMD:
     return made.eval()
 
 
-def few_shot(
-    train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], shots: int, seeds: int = 3
-) -> float:
+def few_shot(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], shots: int, seeds: int = 3) -> float:
     """Return the accuracy of the few-shot protocol, the mean over draws of the shots.
 
     Ridge regression with penalty 1024 on standardised features to targets of ±1.
@@ -57,7 +55,8 @@ def few_shot(
         InputError: When a class has fewer images.
     """
     found = [
-        ridge_probe(train, test, shots=shots, penalties=(PENALTY,), seed=seed)[PENALTY] for seed in range(seeds)
+        ridge_probe(train, test, shots=shots, penalties=(PENALTY,), seed=seed)[PENALTY]
+        for seed in range(seeds)
     ]
     return sum(found) / len(found)
 
@@ -70,4 +69,6 @@ def check_shots(labels: Tensor, shots: tuple[int, ...]) -> None:
     """
     smallest = int(labels.bincount().min())
     if max(shots) > smallest:
-        raise InputError(f"shots must be at most {smallest}, the images of the smallest class, got {max(shots)}")
+        raise InputError(
+            f"shots must be at most {smallest}, the images of the smallest class, got {max(shots)}"
+        )

@@ -106,7 +106,9 @@ class Mixture(Options):
     def values(self) -> tuple[float, float, float]:
         """The numbers r0, ρ0 and ρ."""
         given = (self.r0, self.rho0, self.rho)
-        chosen = [own if own is not None else its for own, its in zip(given, PRESETS[self.preset], strict=True)]
+        chosen = [
+            own if own is not None else its for own, its in zip(given, PRESETS[self.preset], strict=True)
+        ]
         return chosen[0], chosen[1], chosen[2]
 
     def clean_rows(self, batch: int) -> int:

@@ -18,7 +18,7 @@ def time_list(num_steps: int, steps: int) -> list[int]:
         steps: S, from 1 to T.
     """
     check_number("steps", steps, low=1, high=num_steps, integer=True)
-    return [*range(num_steps - 1, 0, -(-num_steps // steps)), 0]
+    return [*range(num_steps - 1, 0, -num_steps // steps), 0]  # // rounds down, so that s is rounded up
 
 
 def draw(

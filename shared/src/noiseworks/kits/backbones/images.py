@@ -66,7 +66,9 @@ def _scenes(split: str, needs: str) -> "tuple[np.ndarray, np.ndarray]":
 
     shapes = testbed(SHAPES, needs=needs)
     scenes = [scene for scene in shapes.sample_scenes(SCENES[split], 0, split) if scene.kind == "single"]
-    classes = {name: number for number, name in enumerate(testbed("shapes.architectures", needs=needs).CLASSES)}
+    classes = {
+        name: number for number, name in enumerate(testbed("shapes.architectures", needs=needs).CLASSES)
+    }
     labels = [classes[f"{scene.objects[0].color} {scene.objects[0].shape}"] for scene in scenes]
     return shapes.render(scenes) * 2 - 1, np.array(labels)
 

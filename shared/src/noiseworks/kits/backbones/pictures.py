@@ -47,9 +47,7 @@ def write_classes(images: "Tensor", path: Path) -> None:
     write_picture(grid(rows, scale=max(1, SMALLEST // images.shape[-1])), path)
 
 
-def masked_pictures(
-    images: "Tensor", filled: "Tensor", removed: "Tensor", patch: int, path: Path
-) -> None:
+def masked_pictures(images: "Tensor", filled: "Tensor", removed: "Tensor", patch: int, path: Path) -> None:
     """Write images, what is left of them, and what a model made of that, as three rows of one picture.
 
     Args:
