@@ -157,8 +157,8 @@ class Features(Options):
     """Which features are probed.
 
     Attributes:
-        time: Time that the network is told: 0 for clean images, t + 1 for images noised to timestep t (51 is the paper's
-            for models without noise-free samples).
+        time: Time that the network is told: 0 for clean images, t + 1 for images noised to timestep t (51 is the
+            paper's for models without noise-free samples).
         tokens: cls, the mean of the learned tokens, or patches, the mean of the patches' tokens.
     """
 

@@ -1,8 +1,8 @@
 """Two recipes, so that methods and their baselines train in the same way.
 
-`fit_denoiser`, for class-conditional denoisers: AdamW at a constant rate, a uniform timestep for each image, the squared
-error of the noise, dropped labels. `fit_loss`, for a loss of the method's own: AdamW with warm-up and half a cosine. Both
-return an average of the weights. The order of the data and all that is drawn depend on the seed alone.
+`fit_denoiser`, for class-conditional denoisers: AdamW at a constant rate, a uniform timestep for each image, the
+squared error of the noise, dropped labels. `fit_loss`, for a loss of the method's own: AdamW with warm-up and half a
+cosine. Both return an average of the weights. The order of the data and all that is drawn depend on the seed alone.
 """
 
 from collections.abc import Callable, Collection, Mapping
