@@ -35,14 +35,24 @@ def mask_weights(module: nn.Module, masks: Mapping[str, Mask], name: str) -> Att
         raise InputError("no layer to mask: the masks are empty")
     parts = []
     for path, mask in masks.items():
-        layer = _layer(module, path)
+        layer = linear_of(module, path)
         if isinstance(mask, Tensor):
             _check_shape(path, layer, mask)
         parts.append(Wrap(layer, _masked(path, layer, mask)))
     return attach(name, parts)
 
 
-def _layer(module: nn.Module, path: str) -> nn.Linear:
+def linear_of(module: nn.Module, path: str) -> nn.Linear:
+    """Return a linear layer by its path: the base layer where peft has wrapped it.
+
+    Args:
+        module: The module that holds it.
+        path: Its qualified name.
+
+    Raises:
+        InputError: When there is no such layer.
+        UnsupportedHostError: When it is no linear layer with floating-point weights (a quantised one, for example).
+    """
     try:
         layer = module.get_submodule(path)
     except AttributeError:

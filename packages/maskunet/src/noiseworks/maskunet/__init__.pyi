@@ -1,0 +1,12 @@
+from .masking import MaskNet as MaskNet
+from .masking import Recorder as Recorder
+from .masking import fold as fold
+from .optimising import optimise_masks as optimise_masks
+from .options import MaskConfig as MaskConfig
+from .options import RandomMasks as RandomMasks
+from .options import RewardSchedule as RewardSchedule
+from .options import Training as Training
+from .random_masks import attach_random as attach_random
+from .training import Examples as Examples
+from .training import encode_images as encode_images
+from .training import train_masks as train_masks

@@ -1,0 +1,275 @@
+"""A linear layer whose weights have a mask of their own for each batch row: the plain form, and one without masks in memory.
+
+Logits of a row are low-rank, L = A P' + c with A [out, k] and P [in, k] (eq. 4), or given as they are. The plain form
+makes logits, noise, masks and masked weights of all rows, [rows, out, in] each. The fused one goes through them in tiles
+that fit a core's cache: logits, one comparison, masked weights, product. With V = exp(-E) uniform on (0, 1] a weight is
+kept iff V > exp(-exp(L - cut)), so no Gumbel noise is drawn, which costs six times as much on a CPU. Nothing of a tile
+outlives it; the way back computes it again from the noise's seeds.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from noiseworks.maskunet.gumbel import cut, gumbel_sigmoid
+from torch import Tensor
+
+TILE = 1 << 15  # weights that are looked at together: 128 KiB in float32
+# Above this value of L - cut exp(-exp(.)) is below the smallest V that float32 draws, 2^-24: such a weight is never off.
+_SURE = 2.9
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Logits of the weights of one layer, one set a batch row or one for all rows.
+
+    Attributes:
+        a: A [B, out, k], or the logits themselves [B, out, in] where `p` is None.
+        p: P [1 or B, in, k], or None.
+        c: Added to all rows of the weight [in], or a scalar.
+    """
+
+    a: Tensor
+    p: Tensor | None = None
+    c: Tensor | float = 0.0
+
+    @property
+    def rows(self) -> int:
+        """Number of sets."""
+        return self.a.shape[0]
+
+    def whole(self) -> Tensor:
+        """Return the logits [B, out, in] in float32."""
+        found = self.a if self.p is None else self.a @ self.p.transpose(1, 2)
+        return found.float() + self.c
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How bits are made of logits.
+
+    Attributes:
+        tau: Temperature of the gradient.
+        threshold: delta.
+        seed: Of the noise, or None for none.
+        first_row: Number of the first row's stream, or all numbers.
+        hard: Whether masks are bits or the soft values themselves.
+    """
+
+    tau: float = 1.0
+    threshold: float = 0.5
+    seed: int | None = None
+    first_row: int | Sequence[int] = 0
+    hard: bool = True
+
+    @property
+    def cut(self) -> float:
+        """Where l + g is compared."""
+        return cut(self.tau, self.threshold)
+
+    def fill(self, out: Tensor, tile: "Tile") -> Tensor:
+        """Fill a tile's [b, outs, in] with V, uniform on (0, 1], each row from a generator of its own."""
+        first = self.first_row
+        for number, row in enumerate(out, tile.rows.start):
+            stream = first + number if isinstance(first, int) else first[number]
+            seed = (self.seed + stream + (tile.outs.start << 32)) % 2**63
+            row.uniform_(generator=torch.Generator(out.device).manual_seed(seed))
+        return out.neg_().add_(1)
+
+    def noise(self, shape: Sequence[int], device: torch.device) -> Tensor | None:
+        """Return the noise E = -ln V of all rows, [B, out, in], as the tiles draw V; None without a seed."""
+        if self.seed is None:
+            return None
+        found = torch.empty(tuple(shape), device=device)
+        for tile in tiles(shape):
+            self.fill(found[tile.index], tile)
+        return found.log_().neg_()
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A part of the weights of all rows: some rows as a whole, or some output channels of one."""
+
+    rows: slice
+    outs: slice
+
+    @property
+    def index(self) -> tuple[slice, slice]:
+        """Index of the part."""
+        return self.rows, self.outs
+
+
+def tiles(shape: Sequence[int]) -> Iterator[Tile]:
+    """Yield the tiles of [B, out, in] in their order.
+
+    At most a quarter of the rows are in one. The channels of a tile depend on the layer alone, so that the noise of a
+    row is the same in every batch.
+    """
+    count, outs, ins = shape
+    if outs * ins <= TILE:
+        size = max(1, min(TILE // (outs * ins), -(-count // 4)))
+        yield from (
+            Tile(slice(first, min(first + size, count)), slice(0, outs)) for first in range(0, count, size)
+        )
+        return
+    size = max(1, TILE // ins)
+    for row in range(count):
+        yield from (
+            Tile(slice(row, row + 1), slice(first, min(first + size, outs))) for first in range(0, outs, size)
+        )
+
+
+def naive_masked_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, logits: Logits, draw: Draw, noise: Tensor | None = None
+) -> Tensor:
+    """Return x W_b' + bias with W_b = W * mask_b for each batch row (eq. 5), by way of all masks; the definition.
+
+    Args:
+        x: Inputs [B, ..., in].
+        weight: W [out, in].
+        bias: [out], never masked, or None.
+        logits: Of each row, or of all.
+        draw: How masks are made of them.
+        noise: E [B, out, in], by default that of `draw`.
+    """
+    found = logits.whole()
+    mask = gumbel_sigmoid(
+        found,
+        draw.noise(found.shape, found.device) if noise is None else noise,
+        tau=draw.tau,
+        threshold=draw.threshold,
+        hard=draw.hard,
+    )
+    masked = weight * mask.to(weight)
+    out = _flat(x, len(masked)) @ masked.transpose(1, 2)
+    out = out if bias is None else out + bias
+    return out.reshape(*x.shape[:-1], len(weight))
+
+
+def masked_linear(x: Tensor, weight: Tensor, bias: Tensor | None, logits: Logits, draw: Draw) -> Tensor:
+    """Return what `naive_masked_linear` does without making masks of all rows; where no weight is off, the plain layer.
+
+    Differentiable in x, weight, bias and logits. The result of a layer none of whose weights is off is bit for bit that
+    of `F.linear`.
+    """
+    c = logits.c if isinstance(logits.c, Tensor) else x.new_tensor(logits.c, dtype=torch.float32)
+    flat = _flat(x, logits.rows)
+    needs = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (flat, weight, logits.a, logits.p, c)
+    )
+    if not needs:
+        with torch.no_grad():
+            out, whole = _forward(flat, weight, logits.a, logits.p, c, draw)
+            if whole:
+                return F.linear(x, weight, bias)
+            out = out if bias is None else out.add_(bias)
+            return out.reshape(*x.shape[:-1], len(weight))
+    out = _Fused.apply(flat, weight, logits.a, logits.p, c, draw)
+    out = out if bias is None else out + bias
+    return out.reshape(*x.shape[:-1], len(weight))
+
+
+def _flat(x: Tensor, rows: int) -> Tensor:
+    """Return inputs as [rows, n, in]: rows of the batch, or all of it behind one mask."""
+    return x.reshape(rows, -1, x.shape[-1])
+
+
+def _logits(a: Tensor, p: Tensor | None, c: Tensor, tile: Tile) -> Tensor:
+    part = a[tile.index]
+    if p is None:
+        return part.float() + c
+    own = p[tile.rows] if len(p) > 1 else p.expand(len(part), -1, -1)
+    base = c if c.ndim else c.expand(p.shape[1])
+    return torch.baddbmm(base.to(part), part, own.transpose(1, 2)).float()
+
+
+def _bits(found: Tensor, noise: Tensor | None, draw: Draw) -> Tensor:
+    """Return l + g > cut in place of the logits, as numbers."""
+    if noise is None:
+        return torch.gt(found, draw.cut, out=found)
+    return torch.gt(noise, found.sub_(draw.cut).exp_().neg_().exp_(), out=found)
+
+
+def _noise(found: Tensor, tile: Tile, draw: Draw) -> Tensor | None:
+    return None if draw.seed is None else draw.fill(torch.empty_like(found), tile)
+
+
+def _soft(found: Tensor, noise: Tensor | None, draw: Draw) -> Tensor:
+    moved = found if noise is None else found - noise.log().neg_().log_()
+    return torch.sigmoid(moved / draw.tau)
+
+
+def _forward(
+    flat: Tensor, weight: Tensor, a: Tensor, p: Tensor | None, c: Tensor, draw: Draw
+) -> tuple[Tensor, bool]:
+    """Return the products [rows, n, out], and whether no weight of any row was off."""
+    whole = draw.hard
+    out = flat.new_empty(len(flat), flat.shape[1], len(weight))
+    for tile in tiles((len(a), *weight.shape)):
+        found = _logits(a, p, c, tile)
+        if draw.hard and float(found.amin()) - draw.cut > _SURE:
+            out[tile.rows, :, tile.outs] = flat[tile.rows] @ weight[tile.outs].T
+            continue
+        drawn = _noise(found, tile, draw)
+        mask = _bits(found, drawn, draw) if draw.hard else _soft(found, drawn, draw)
+        whole = whole and bool(mask.all())  # is not asked again after the first weight that is off
+        masked = mask.mul_(weight[tile.outs]).to(flat)
+        out[tile.rows, :, tile.outs] = torch.bmm(flat[tile.rows], masked.transpose(1, 2))
+    return out, whole
+
+
+class _Fused(torch.autograd.Function):
+    """The product tile by tile; saves its inputs only, and draws the same noise again on the way back."""
+
+    @staticmethod
+    def forward(ctx, flat, weight, a, p, c, draw):
+        """Return [rows, n, out]."""
+        ctx.save_for_backward(flat, weight, a, p, c)
+        ctx.draw = draw
+        return _forward(flat, weight, a, p, c, draw)[0]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        """Return the gradients of inputs, weight and logits; masks pass theirs straight through to the sigmoid."""
+        flat, weight, a, p, c = ctx.saved_tensors
+        draw: Draw = ctx.draw
+        need_x, need_w, need_a, need_p, need_c, _ = ctx.needs_input_grad
+        dx = torch.zeros_like(flat) if need_x else None
+        dw = torch.zeros_like(weight, dtype=torch.float32) if need_w else None
+        da = torch.zeros_like(a) if need_a else None
+        dp = torch.zeros_like(p) if need_p else None
+        dc = torch.zeros(weight.shape[1], device=c.device) if need_c else None
+        for tile in tiles((len(a), *weight.shape)):
+            part, own = gradient[tile.rows, :, tile.outs], weight[tile.outs]
+            found = _logits(a, p, c, tile)
+            drawn = _noise(found, tile, draw)
+            soft = _soft(found, drawn, draw)
+            mask = _bits(found, drawn, draw) if draw.hard else soft
+            if need_x:
+                dx[tile.rows] += torch.bmm(part, (mask * own).to(part))
+            if not (need_w or need_a or need_p or need_c):
+                continue
+            product = torch.bmm(part.transpose(1, 2), flat[tile.rows]).float()
+            if need_w:
+                dw[tile.outs] += (product * mask).sum(0)
+            slope = product.mul_(own).mul_(soft * (1 - soft) / draw.tau)
+            if need_c:
+                dc += slope.sum((0, 1))
+            if p is None:
+                if need_a:
+                    da[tile.index] = slope.to(a)
+                continue
+            factor = (p[tile.rows] if len(p) > 1 else p.expand(len(slope), -1, -1)).float()
+            if need_a:
+                da[tile.index] = torch.bmm(slope, factor).to(a)
+            if need_p:
+                back = torch.bmm(slope.transpose(1, 2), a[tile.index].float()).to(p)
+                if len(p) > 1:
+                    dp[tile.rows] += back
+                else:
+                    dp += back.sum(0, keepdim=True)
+        if need_c and not c.ndim:
+            dc = dc.sum()
+        return dx, None if dw is None else dw.to(weight), da, dp, dc, None
