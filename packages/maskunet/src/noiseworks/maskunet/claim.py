@@ -1,4 +1,4 @@
-"""The claim: masks improve a frozen model, trained ones as LoRA of as many numbers does, optimised ones above best of n.
+"""The claim: masks improve a frozen model, trained ones beyond LoRA, optimised ones beyond best of n.
 
 What is trained and measured stands in `evidence`.
 """
@@ -65,8 +65,8 @@ CLAIM = Claim(
     method="maskunet",
     paper="Not All Parameters Matter: Masking Diffusion Models for Enhancing Generation Ability (CVPR 2025, arXiv "
     "2505.03097)",
-    statement="Masks on a frozen model's weights improve it: trained ones beyond LoRA, ones optimised for an image beyond "
-    "best of n at equal network calls.",
+    statement="Masks on a frozen model's weights improve it: trained ones beyond LoRA, ones optimised for an image "
+    "beyond best of n at equal network calls.",
     testbed="shapes",
     arms=ARMS,
     targets=(

@@ -1,4 +1,4 @@
-"""What the claim trains and measures on the testbed `shapes`: masks beside LoRA of as many numbers, and optimised masks.
+"""What the claim trains and measures on `shapes`: masks beside LoRA of as many numbers, and optimised masks.
 
 Training scenes are drawn under a seed of their own; validation noises and captions are those of test scenes. The reader
 that images are optimised for is trained here on rendered scenes, and the oracle that judges has no part in it.
@@ -6,6 +6,7 @@ that images are optimised for is trained here on rendered scenes, and the oracle
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -63,7 +64,7 @@ class SceneReader(nn.Module):
         super().__init__()
         widths = (3, 24, 48, 64)
         layers: list[nn.Module] = []
-        for ins, outs in zip(widths, widths[1:], strict=False):
+        for ins, outs in pairwise(widths):
             layers += [nn.Conv2d(ins, outs, 3, stride=2, padding=1), nn.SiLU()]
         self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 16, 96), nn.SiLU())
         self.heads = nn.Linear(96, sum(map(len, VALUES)))
@@ -81,7 +82,7 @@ class SceneReader(nn.Module):
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Return the mean log-probability of what the prompts state, [n]."""
-        stated = statements([shapes.read_caption(prompt) for prompt in prompts])
+        stated = statements([shapes.read_caption(prompt)[0] for prompt in prompts])
         return -self.losses(images, stated.to(images.device))
 
 
@@ -214,7 +215,8 @@ def measure(arm: str, label: str, shared: Shared, context: Context) -> Measureme
     elif arm == "random":
         with attach_random(pipe, RandomMasks(keep=0.95, random_seed=shared.seed)):
             images = draw_images(pipe, captions, drawn)
-            metrics = trained_arm(shared, images) | {"few": oracle_scores(images[: len(few)], few)}
+        scores = oracle_scores(images, shared.scenes)
+        metrics = {"score": scores, "few": scores[: len(few)]}
     elif arm == "masks":
         training = Training(
             max_steps=sizes["steps"], batch_size=BATCH, learning_rate=RATE, seed=shared.seed, ema=0.98,

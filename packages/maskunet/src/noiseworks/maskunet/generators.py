@@ -123,8 +123,8 @@ def key_of(path: str) -> str:
 class Expander(nn.Module):
     """L = (P_o M + b_o) P_i' + b_i + b (eq. 4).
 
-    `released` begins at P = 0 and b_o = b_i = 5, so that neither P_o nor the generator ever gets a gradient (the last ReLU
-    has none at 0 either). `paper` has small random P, b_o = b_i = 0 and a number b instead.
+    `released` begins at P = 0 and b_o = b_i = 5, so that neither P_o nor the generator ever gets a gradient (the last
+    ReLU has none at 0 either). `paper` has small random P, b_o = b_i = 0 and a number b instead.
     """
 
     def __init__(self, layer: LayerShape, coarse: tuple[int, int], config: MaskConfig) -> None:

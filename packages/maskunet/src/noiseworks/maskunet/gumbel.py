@@ -1,7 +1,7 @@
 """The Gumbel sigmoid (section 3.2): binary masks with a gradient, from a single Gumbel variable a weight.
 
-With one Gumbel variable, not the difference of two, a mask is 1 with probability 1 - exp(-e^l) at threshold 0.5, and not
-with the logistic sigmoid's: at a logit of 1 in 93.4 % of the draws instead of 73.1 %.
+With one Gumbel variable, not the difference of two, a mask is 1 with probability 1 - exp(-e^l) at threshold 0.5, and
+not with the logistic sigmoid's: at a logit of 1 in 93.4 % of the draws instead of 73.1 %.
 """
 
 import math

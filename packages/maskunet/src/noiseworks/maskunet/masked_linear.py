@@ -1,10 +1,10 @@
-"""A linear layer whose weights have a mask of their own for each batch row: the plain form, and one without masks in memory.
+"""A linear layer with a mask on its weights for each batch row: the plain form, and one without masks in memory.
 
 Logits of a row are low-rank, L = A P' + c with A [out, k] and P [in, k] (eq. 4), or given as they are. The plain form
-makes logits, noise, masks and masked weights of all rows, [rows, out, in] each. The fused one goes through them in tiles
-that fit a core's cache: logits, one comparison, masked weights, product. With V = exp(-E) uniform on (0, 1] a weight is
-kept iff V > exp(-exp(L - cut)), so no Gumbel noise is drawn, which costs six times as much on a CPU. Nothing of a tile
-outlives it; the way back computes it again from the noise's seeds.
+makes logits, noise, masks and masked weights of all rows, [rows, out, in] each. The fused one goes through them in
+tiles that fit a core's cache: logits, one comparison, masked weights, product. With V = exp(-E) uniform on (0, 1] a
+weight is kept iff V > exp(-exp(L - cut)), so no Gumbel noise is drawn, which costs six times as much on a CPU. Nothing
+of a tile outlives it; the way back computes it again from the noise's seeds.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from noiseworks.maskunet.gumbel import cut, gumbel_sigmoid
 from torch import Tensor
 
-TILE = 1 << 15  # weights that are looked at together: 128 KiB in float32
-# Above this value of L - cut exp(-exp(.)) is below the smallest V that float32 draws, 2^-24: such a weight is never off.
+TILE = 1 << 16  # weights that are looked at together: 256 KiB in float32
+# Above this value of L - cut exp(-exp(.)) is below the smallest V in float32, 2^-24: such a weight is never off.
 _SURE = 2.9
 
 

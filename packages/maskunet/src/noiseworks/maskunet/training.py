@@ -1,4 +1,4 @@
-"""Training masks with the plain denoising loss (section 3.3): only the generators move, and a moving average is kept."""
+"""Training masks with the plain denoising loss (section 3.3): only generators move, and their average is kept."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
