@@ -147,10 +147,10 @@ def evaluate(
     if out is not None:
         check_folder(out, TRIAL, sources=(subject.model, subject.prompts, lora))
     texts = subject.texts()
-    from noiseworks.d3po.reports import report, tried
     from noiseworks.kits.diffusers_hosts import load_pipeline
     from noiseworks.kits.image_tuning import Policy, load_lora, named_reward
     from noiseworks.kits.image_tuning.options import FAMILIES
+    from noiseworks.kits.image_tuning.reports import report, tried
 
     reward = named_reward(choice.reward, "d3po")
     pipe = load_pipeline(subject.model, hardware.torch_device(), hardware.torch_dtype(), FAMILIES)
@@ -186,9 +186,9 @@ def compare(
     """
     check_folder(out, TRIAL, sources=(subject.model, subject.prompts))
     texts = subject.texts()
-    from noiseworks.d3po.reports import report, tried
     from noiseworks.d3po.training import D3PO
     from noiseworks.kits.image_tuning import DDPO, DDPOSettings, named_reward
+    from noiseworks.kits.image_tuning.reports import report, tried
 
     reward, draws = named_reward(choice.reward, "d3po"), {}
     ddpo = replace(training, minibatch=training.minibatch * preference.copies)

@@ -287,6 +287,36 @@ class Policy:
             parts.append(Trajectories(self.prompts, latents, log_probs, ids[rows], torch.tensor(seeds[rows])))
         return join_trajectories(parts)
 
+    def branch_out(
+        self, ids: Tensor, starts: Sequence[int], seeds: Sequence[int], branches: int, place: int
+    ) -> Trajectories:
+        """Draw trees: the steps before `place` once a group, the others once a branch, each with noise of its own.
+
+        Args:
+            ids: Prompt numbers, one a group, int64 [G].
+            starts: Seeds of the groups' first latents and of the steps before `place`.
+            seeds: Seeds of the branches' steps, those of a group in a row [G branches].
+            branches: Rollouts of a group.
+            place: The first step that branches do not share; 0 shares the first latents alone.
+
+        Returns:
+            All rollouts [G branches], those of a group in a row, with what they share repeated.
+        """
+        parts, count = [], max(1, self.rollout.rollout_batch // branches)
+        for first in range(0, len(ids), count):
+            own, each = ids[first : first + count], ids[first : first + count].repeat_interleave(branches)
+            step_seeds = list(seeds[first * branches : (first + len(own)) * branches])
+            x = self.first_latents(starts[first : first + count])
+            stem = self.walk(
+                x, own, sample_generators([s ^ 1 for s in starts[first : first + count]]), 0, place
+            )
+            latents, log_probs = (part.repeat_interleave(branches, 0) for part in stem)
+            latents = torch.cat([x.cpu().repeat_interleave(branches, 0)[:, None], latents], 1)
+            ends = self.walk(latents[:, -1].to(x.device), each, sample_generators(step_seeds), place)
+            latents, log_probs = torch.cat([latents, ends[0]], 1), torch.cat([log_probs, ends[1]], 1)
+            parts.append(Trajectories(self.prompts, latents, log_probs, each, torch.tensor(step_seeds)))
+        return join_trajectories(parts)
+
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Return images of final latents, on the CPU in float32 [B, 3, H, W] in [0, 1]."""

@@ -214,6 +214,21 @@ class Tuner(ABC):
             drawn = self.policy.roll_out(ids[own], [first[i] for i in own], [noise[i] for i in own])
         return self.gathered(self.scored(drawn))
 
+    def branch_out(self, ids: Tensor, branches: int, place: int) -> Trajectories:
+        """Draw and score trees of rollouts that part at a step, see `Policy.branch_out`.
+
+        Args:
+            ids: Prompt numbers, one a group, int64 [G], a multiple of the number of processes.
+            branches: Rollouts of a group.
+            place: The first step that they do not share.
+        """
+        own = self.own_rows(torch.arange(len(ids)))
+        starts = [self.seed(_STARTS, group) for group in own.tolist()]
+        seeds = [self.seed(_STEPS, group, branch) for group in own.tolist() for branch in range(branches)]
+        with self.fabric.autocast():
+            drawn = self.policy.branch_out(ids[own], starts, seeds, branches, place)
+        return self.gathered(self.scored(drawn), branches)
+
     def scored(self, drawn: Trajectories) -> Trajectories:
         """Return this process's rollouts with their rewards."""
         if self.reward is None:
@@ -222,8 +237,13 @@ class Tuner(ABC):
         self.shown = images[:16]
         return drawn.with_rewards(score(self.reward, images, drawn.texts))
 
-    def gathered(self, own: Trajectories) -> Trajectories:
-        """Return the rollouts of all processes, in the order of `own_rows`."""
+    def gathered(self, own: Trajectories, block: int = 1) -> Trajectories:
+        """Return the rollouts of all processes, in the order of `own_rows`.
+
+        Args:
+            own: This process's rollouts.
+            block: How many of them in a row belong to one row of `own_rows`.
+        """
         world = self.fabric.world_size
         if own.rewards is not None:
             self.queries += len(own) * world
@@ -232,7 +252,8 @@ class Tuner(ABC):
         parts = {name: value for name, value in vars(own).items() if isinstance(value, Tensor)}
         for name, value in parts.items():
             found = self.fabric.all_gather(value.to(self.fabric.device)).cpu()
-            parts[name] = found.transpose(0, 1).reshape(-1, *value.shape[1:])
+            found = found.unflatten(1, (-1, block)).transpose(0, 1)
+            parts[name] = found.reshape(-1, *value.shape[1:])
         return Trajectories(own.prompts, **parts)
 
     def own_rows(self, rows: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 from noiseworks.core.artifacts import FolderKind
 from noiseworks.core.output import results
 from noiseworks.kits.image_tuning.adapters import reference
-from noiseworks.kits.image_tuning.evaluation import Draws, draw_scored, win_rate
+from noiseworks.kits.image_tuning.evaluation import Draws, diversity, draw_scored, win_rate
 from noiseworks.kits.image_tuning.options import Trial
 from noiseworks.kits.image_tuning.policy import Policy
 from noiseworks.kits.image_tuning.rewards import Reward
@@ -26,7 +26,9 @@ def tried(policy: Policy, reward: Reward, trial: Trial) -> dict[str, Draws]:
 def report(
     draws: Mapping[str, Draws], out: Path | None, kind: FolderKind, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return mean rewards, and of all but the first the share of images that are better than the first one's.
+    """Return mean rewards and diversity, and of all but the first the share of images better than the first one's.
+
+    Diversity is the mean distance between images of a prompt, where there are several of each.
 
     Args:
         draws: Name -> images, what is compared with first.
@@ -34,11 +36,13 @@ def report(
         kind: What the folder is.
         settings: What the trial was.
     """
-    first, *others = draws
-    found: dict[str, Any] = {first: {"reward": float(draws[first].rewards[:, 0].mean())}}
-    for name in others:
-        new, old = (draws[key].rewards[:, 0] for key in (name, first))
-        found[name] = {"reward": float(new.mean()), "win_rate": float(win_rate(new, old).mean())}
+    first, found = next(iter(draws.values())), {}
+    for name, one in draws.items():
+        found[name] = {"reward": float(one.rewards[:, 0].mean())}
+        if int(one.prompt_ids.bincount().min()) > 1:
+            found[name]["diversity"] = float(diversity(one.images, one.prompt_ids).mean())
+        if one is not first:
+            found[name]["win_rate"] = float(win_rate(one.rewards[:, 0], first.rewards[:, 0]).mean())
     if out is not None:
         with results(out, kind, {**settings, "figures": found}) as folder:
             rows = {name: to_pixels(one.images[:SHOWN]) for name, one in draws.items()}
