@@ -1,4 +1,4 @@
-"""Stages, normalised rewards, chosen branches, trees of rollouts and a stage against numbers that were computed by hand."""
+"""Stages, normalised rewards, chosen branches, trees of rollouts and a stage against numbers computed by hand."""
 
 import pytest
 import torch

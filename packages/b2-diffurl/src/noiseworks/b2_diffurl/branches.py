@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -45,7 +46,9 @@ class HistoryNormalizer:
         for name in dict.fromkeys(names):
             own = torch.tensor([other == name for other in names])
             earlier = self._kept.setdefault(name, deque(maxlen=self.window_stages))
-            known = torch.cat([values[own], torch.tensor(sum(earlier, []), dtype=torch.float64)])
+            known = torch.cat(
+                [values[own], torch.tensor([*chain.from_iterable(earlier)], dtype=torch.float64)]
+            )
             if len(known) > 1 and float(known.max()) > float(known.min()):
                 z[own] = (values[own] - known.mean()) / (known.std() + self.eps)
             earlier.append(values[own].tolist())

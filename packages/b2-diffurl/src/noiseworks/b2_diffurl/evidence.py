@@ -1,4 +1,4 @@
-"""What the claim trains and measures: a pipeline of `shapes` that is to draw the colours and shapes that a caption names.
+"""What the claim trains and measures: a pipeline of `shapes` that is to draw colours and shapes as a caption names them.
 
 Without guidance it gets one of them wrong often. The captions leave position, size and background open, so that images
 can differ. All arms score equally many images; the reward has three values, none, half or all of what is named.

@@ -181,7 +181,6 @@ def compare(
     drawing: Spread[Drawing],
     out: Path,
     compared: Spread[Compared] = Compared(),
-    scorers: Spread[Scorers] = Scorers(),
     schedule: Spread[RewardSchedule] = RewardSchedule(),
     sampling: Spread[Sampling] = Sampling(num_inference_steps=15),
     hardware: Spread[Hardware] = Hardware(),
@@ -192,7 +191,6 @@ def compare(
         drawing: What is drawn, and from which model.
         out: Folder for `comparison.csv`, `images.png` (a row of images a way) and `config.yaml`.
         compared: What is compared.
-        scorers: What images are worth.
         schedule: Of the optimised masks.
         sampling: How images are drawn, from the same noise.
         hardware: Where the model runs.
@@ -205,7 +203,7 @@ def compare(
     from noiseworks.maskunet.comparing import contest, write_images
     from noiseworks.maskunet.rewarding import load_scorers
 
-    weighted = load_scorers(scorers)
+    weighted = load_scorers(compared)
     pipe, prompts = load_for(drawing, texts, hardware, FAMILIES)
     with atomic_directory(out, COMPARISON) as folder:
         rows, images = contest(pipe, prompts, weighted, compared, schedule, sampling)

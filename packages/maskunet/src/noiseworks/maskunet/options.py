@@ -209,10 +209,11 @@ class Pictures(Options):
 
 
 @dataclass(frozen=True)
-class Compared(Options):
-    """What is compared beside plain drawing.
+class Compared(Scorers):
+    """What is compared beside plain drawing, and by which scorers.
 
     Attributes:
+        rewards: Differentiable scorers with commas between, each name:weight, as of optimise.
         masks: Folder of trained masks, which take part where it is given.
         best_of: Images that the best one of is taken; by default as many as the optimised run has passes.
     """

@@ -2,7 +2,8 @@
 
 Read `options`, `steps` (one reverse step and its log-probability), `chain` (the steps of one sampler), `policy` (a
 pipeline's denoiser as the policy of that chain), `trajectories`, `preferences` and `policy_gradient` (the algebra),
-`rewards`, `adapters`, then `tuner` (the loop) and `ddpo`, the common baseline, which is also the example of a method; `evaluation` and `reports` try what came of it.
+`rewards`, `adapters`, then `tuner` (the loop) and `ddpo`, the common baseline, which is also the example of a method;
+`evaluation` and `reports` try what came of it.
 See the guide "Write a tuning method".
 """
 
