@@ -84,7 +84,6 @@ def trained(folder: Path, stop_after: int | None) -> dict:
         return dict(
             train_masks(tiny_pipeline("sd"), examples, config, training, run, progress=False).state_dict()
         )
-    return {}
 
 
 CONTRACT = Contract(

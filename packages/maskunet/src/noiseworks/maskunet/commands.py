@@ -54,12 +54,14 @@ def train(
     from noiseworks.core.devices import resolve_device
     from noiseworks.kits.diffusers_hosts.loading import load_pipeline
     from noiseworks.kits.training import check_run, open_run
+    from noiseworks.maskunet.masking import MaskNet
     from noiseworks.maskunet.training import train_masks, trainable_count
 
     check_run(out, settings)
     pipe = load_pipeline(model, resolve_device(training.device), families=TUNABLE)
     examples = load_examples(pipe, pictures, training.flip)
     examples.batches(training.batch_size, training.seed)
+    MaskNet.of(pipe, masks)  # refuses targets that the pipeline does not have
     with open_run(out, settings) as run:
         net = train_masks(pipe, examples, masks, training, run)
         net.save_pretrained(out / "masks")

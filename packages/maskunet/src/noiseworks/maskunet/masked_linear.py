@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from noiseworks.core.noise import mix64
 from noiseworks.maskunet.gumbel import cut, gumbel_sigmoid
 from torch import Tensor
 
@@ -73,7 +74,9 @@ class Draw:
         first = self.first_row
         for number, row in enumerate(out, tile.rows.start):
             stream = first + number if isinstance(first, int) else first[number]
-            seed = (self.seed + stream + (tile.outs.start << 32)) % 2**63
+            seed = (
+                mix64(self.seed, stream, tile.outs.start) >> 1
+            )  # mixed: the generator reads the low 32 bits alone
             row.uniform_(generator=torch.Generator(out.device).manual_seed(seed))
         return out.neg_().add_(1)
 

@@ -160,7 +160,8 @@ def train_masks(
     net = MaskNet.of(pipe, config, training.seed)
     ids = policy.ids_of(examples.prompts)[examples.ids]
     ordered = Examples(examples.latents, ids, policy.prompts, examples.mirrored)
-    with net.attach(pipe, stochastic=True) as handle:
+    with net.attach(pipe, stochastic=True) as handle, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(training.seed)
         module = MaskTraining(net, handle, DenoisingError(policy), training)
         fit(
             module,
