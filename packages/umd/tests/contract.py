@@ -95,15 +95,15 @@ def tuned(folder: Path, stop_after: int | None) -> Any:
     recipe = FineTuning(max_steps=4, batch_size=20, device="cpu", checkpoint_every=0)
     images, labels = load_images("digits", needs="umd")
     with open_run(folder, {"fit": recipe}) as run, stopping(stop_after):
-        found = finetune_model(
+        return finetune_model(
             network(), images, labels, Mixture().fine_tuning(), recipe, "cosine", run=run, progress=False
-        )
-    return found.state_dict()
+        ).state_dict()
 
 
+RUN = "--max-steps 2 --batch-size 8 --device cpu --out run"
 SIZES = "--depth 1 --decoder-depth 1 --width 16 --heads 2 --patch 2"
-PRETRAIN = f"pretrain --data digits {SIZES} --max-steps 2 --batch-size 8 --device cpu --out run"
-FINETUNE = "finetune --model {model} --data digits --max-steps 2 --batch-size 8 --device cpu --out run"
+PRETRAIN = f"pretrain --data digits {SIZES} {RUN}"
+FINETUNE = f"finetune --model {{model}} --data digits {RUN}"
 CONTRACT = Contract(
     files=files,
     good={
@@ -118,16 +118,16 @@ CONTRACT = Contract(
         "eval --model {labelled} --data digits --n 65 --steps 2 --device cpu": (),
     },
     bad=[
-        (f"{PRETRAIN} --patch 3", "multiple of patch"),
+        (f"pretrain --data digits --width 16 --heads 2 --patch 3 {RUN}", "multiple of patch"),
         (f"{PRETRAIN} --rho0 1", "rho0"),
         (f"{PRETRAIN} --rho -0.1", "rho"),
         (f"{PRETRAIN} --rho0 0.99", "leaves none"),
         (f"{PRETRAIN} --r0 2", "r0"),
-        (f"{PRETRAIN} --heads 3", "multiple of heads"),
-        (f"{PRETRAIN} --data {{photos}}", "size"),
-        (f"{PRETRAIN} --data {{empty}} --size 8", "no images"),
+        (f"pretrain --data digits --width 16 --heads 3 {RUN}", "multiple of heads"),
+        (f"pretrain --data {{photos}} {SIZES} {RUN}", "size"),
+        (f"pretrain --data {{empty}} --size 8 {SIZES} {RUN}", "no images"),
         (f"{PRETRAIN} --size 8", "size is for folders"),
-        (f"{FINETUNE} --data shapes", "shape"),
+        (f"finetune --model {{model}} --data shapes {RUN}", "shape"),
         ("finetune --model {deeper} --data digits --out run", "depth"),
         ("finetune --model {empty} --data digits --out run", "empty"),
         (
