@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 import torch
@@ -47,7 +46,7 @@ class HistoryNormalizer:
             own = torch.tensor([other == name for other in names])
             earlier = self._kept.setdefault(name, deque(maxlen=self.window_stages))
             known = torch.cat(
-                [values[own], torch.tensor([*chain.from_iterable(earlier)], dtype=torch.float64)]
+                [values[own], torch.tensor([r for stage in earlier for r in stage], dtype=torch.float64)]
             )
             if len(known) > 1 and float(known.max()) > float(known.min()):
                 z[own] = (values[own] - known.mean()) / (known.std() + self.eps)

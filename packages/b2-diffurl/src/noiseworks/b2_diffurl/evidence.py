@@ -1,4 +1,4 @@
-"""What the claim trains and measures: a pipeline of `shapes` that is to draw colours and shapes as a caption names them.
+"""What the claim trains and measures: a pipeline of `shapes` that is to draw what a caption names.
 
 Without guidance it gets one of them wrong often. The captions leave position, size and background open, so that images
 can differ. All arms score equally many images; the reward has three values, none, half or all of what is named.
@@ -118,5 +118,5 @@ def measured(arm: str, label: str, shared: Shared, context: Context) -> Measurem
         draws = draw_scored(trainer.policy, reward, shared.trial)
     metrics["match"] = draws.rewards[:, 0].tolist()
     metrics["diversity"] = diversity(draws.images, draws.prompt_ids).tolist()
-    picture = strip(to_pixels(draws.images[:16]), columns=8, scale=2)
+    picture = strip(to_pixels(draws.images[:8]), scale=2)
     return Measurement(metrics, images={label: write_picture(picture, context.folder / f"{arm}.png")})
