@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from noiseworks.kits.contracts import Artifact, Contract
+from noiseworks.kits.contracts import Artifact, Contract, Resume
 
 
 def policy() -> Any:
@@ -76,6 +76,23 @@ def place_and_speed(seen: Any) -> dict[str, Any]:
     return {"observation.state": seen[:, :2], "observation.environment_state": seen[:, 2:]}
 
 
+def trained(folder: Path, stop_after: int | None, variant: str) -> Any:
+    """Learn three rounds, or stop before."""
+    from noiseworks.dsrl import Decoding, HostDecoder, Learning
+    from noiseworks.dsrl.training import SteeringLoop, train
+    from noiseworks.kits.rl.options import World
+    from noiseworks.kits.training import open_run
+    from noiseworks.kits.training.testing import stopping
+
+    sizes = {"batch_size": 4, "hidden": 8, "utd": 1, "envs": 2, "warmup": 4, "layer_norm": True}
+    rounds = {"decisions": 24, "round_decisions": 8, "checkpoint_every": 0}
+    learning = Learning(variant=variant, **sizes, **rounds)
+    with open_run(folder, {"learning": learning}) as run, stopping(stop_after):
+        world = World("maze:open", 6)
+        learner, _ = train(HostDecoder(policy(), 2), world, Decoding(), learning, run)
+        return SteeringLoop(learner, learning).state_dict()
+
+
 def files(folder: Path) -> dict[str, Path]:
     """Make a policy, an actor, and folders that a user could name by mistake."""
     policy().save_pretrained(folder / "policy")
@@ -90,16 +107,18 @@ TINY = "--steps 2 --decisions 8 --envs 2 --warmup 4 --batch-size 4 --hidden 8 --
 CONTRACT = Contract(
     files=files,
     good={
-        f"train {PLACE} {TINY} --data maze:open-expert --record-steps 40 --out actor": (
-            "actor/model.safetensors",
+        f"train {PLACE} {TINY} --data maze:open-expert --record-steps 40 --layer-norm --candidates 3 --out run": (
+            "run/metrics.csv",
+            "run/actor/model.safetensors",
         ),
-        f"train {PLACE} {TINY} --variant sac --tie repeat --out actor": ("actor/model.safetensors",),
+        f"train {PLACE} {TINY} --variant sac --tie repeat --out run": ("run/actor/model.safetensors",),
         f"eval {PLACE} --episodes 2 --steps 2": (),
         f"eval {PLACE} --actor {{actor}} --episodes 2 --steps 2 --deterministic": (),
     },
     bad=[
         (f"train {PLACE} --magnitude 0 --out actor", "magnitude"),
         (f"train {PLACE} --data maze:open-expert --variant sac --out actor", "no noise"),
+        (f"train {PLACE} --variant sac --candidates 2 --out run", "candidates"),
         (f"train {PLACE} --out {{taken.txt}}/actor", "taken.txt"),
         ("train --model {policy} --env fork --out actor", "maze:<layout>"),
         ("train --model {policy} --env maze:xl --out actor", "xl"),
@@ -112,6 +131,10 @@ CONTRACT = Contract(
     attach={
         "native policy": lambda: check_frozen(policy()),
         "LeRobot policy": lambda: check_frozen(lerobot(), place_and_speed),
+    },
+    resume={
+        "DSRL-NA": Resume(lambda folder, stop: trained(folder, stop, "na"), 2),
+        "DSRL-SAC": Resume(lambda folder, stop: trained(folder, stop, "sac"), 2),
     },
     artifacts={"noise actor": Artifact(save_actor, load_actor)},
 )

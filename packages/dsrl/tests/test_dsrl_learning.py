@@ -13,8 +13,10 @@ from noiseworks.dsrl.hosts import HostDecoder
 from noiseworks.dsrl.latent_env import LatentNoiseVecEnv
 from noiseworks.dsrl.noise_aliasing import DSRLNA, make_learner, sac_settings
 from noiseworks.dsrl.options import Decoding, Learning
-from noiseworks.dsrl.steering import SteeredPolicy, steered
+from noiseworks.dsrl.steering import BestOfPolicy, SteeredPolicy, steered
+from noiseworks.dsrl.training import train
 from noiseworks.kits.policies.native import NativePolicy, PolicyConfig
+from noiseworks.kits.rl.options import World
 from noiseworks.kits.rl.sb3 import GymnasiumVecEnv
 from stable_baselines3 import SAC
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -259,3 +261,57 @@ def test_what_cannot_be_steered_is_refused():
         HostDecoder(policy().train())
     with pytest.raises(InputError, match="magnitude"):
         Decoding(magnitude=0.0)
+
+
+def test_layer_norm_stands_before_every_activation_and_is_saved_with_the_actor(tmp_path):
+    env = LatentNoiseVecEnv(mazes(), HostDecoder(policy(), 2), Decoding())
+    learner = make_learner(env, replace(TINY, layer_norm=True))
+    kinds = [type(layer).__name__ for layer in learner.actor.latent_pi]
+    assert kinds == ["Linear", "LayerNorm", "Tanh"] * TINY.layers
+    for critic in (
+        learner.critic,
+        learner.critic_target,
+        learner.action_critic,
+        learner.action_critic_target,
+    ):
+        for head in critic.q_networks:
+            assert [type(layer).__name__ for layer in head] == [
+                "Linear",
+                "LayerNorm",
+                "Tanh",
+            ] * TINY.layers + ["Linear"]
+    trained = {id(p) for group in learner.critic.optimizer.param_groups for p in group["params"]}
+    assert trained == {id(p) for p in learner.critic.parameters()}
+    assert torch.equal(learner.action_critic.qf0[1].weight, learner.action_critic.q_networks[0][1].weight)
+    learner.learn(24)
+    found = steered(learner, deterministic=True)
+    found.save_pretrained(tmp_path / "actor")
+    again = SteeredPolicy.from_pretrained(tmp_path / "actor", found.decoder, deterministic=True)
+    obs = np.zeros((2, 4), np.float32)
+    np.testing.assert_array_equal(found.act(obs), again.act(obs))
+
+
+def test_the_best_of_n_is_what_the_critic_of_actions_likes_best():
+    learner = make_learner(LatentNoiseVecEnv(mazes(), Linear(), Decoding()), TINY)
+
+    class Likes(torch.nn.Module):
+        def forward(self, obs, actions):
+            value = -(actions - obs[:, :1]).square().sum(1, keepdim=True)
+            return value, value + 5
+
+    learner.action_critic = Likes()
+    obs = np.array([[0.4, 0, 0, 0], [-0.4, 0, 0, 0]], np.float32)
+    one, many = (BestOfPolicy(learner, n, seed=0).act(obs) for n in (1, 2000))
+    assert many.shape == (2, CHUNK, 2)
+    near, far = (np.square(found.reshape(2, -1) - obs[:, :1]).sum(1) for found in (many, one))
+    assert (near < 0.1).all()
+    assert (far > near).all()
+    with pytest.raises(InputError, match="candidates"):
+        BestOfPolicy(learner, 0)
+
+
+def test_training_leaves_the_global_random_states_alone():
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    train(HostDecoder(policy(), 2), World("maze:open", 6), Decoding(), replace(TINY, decisions=12))
+    assert torch.equal(before[0], torch.get_rng_state())
+    np.testing.assert_array_equal(before[1], np.random.get_state()[1])

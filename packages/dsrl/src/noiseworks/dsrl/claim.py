@@ -4,7 +4,7 @@ On the maze's fork: a policy that imitates a short and a long way equally often,
 way keeps. All arms decide about the same number of chunks, and are evaluated on the same episodes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from noiseworks.bench.claims import (
@@ -21,18 +21,20 @@ from noiseworks.bench.claims import (
 
 if TYPE_CHECKING:
     from noiseworks.dsrl.hosts import HostDecoder
-    from noiseworks.dsrl.steering import SteeredPolicy
+    from noiseworks.dsrl.steering import BestOfPolicy, SteeredPolicy
+    from stable_baselines3 import SAC
 
 POLICY, ENV, MAX_STEPS, STEPS = "testbed:maze-routes", "maze:fork", 70, 5
-FIRST_EPISODE = 100_000
+FIRST_EPISODE, CANDIDATES = 100_000, 16
 
 
 @dataclass
 class Shared:
-    """The frozen policy and the seed."""
+    """The frozen policy, the seed, and the learners and their environment steps by variant."""
 
     decoder: "HostDecoder"
     seed: int
+    learned: "dict[str, tuple[SAC, int]]" = field(default_factory=dict)
 
 
 def prepare(seed: int, context: Context) -> Shared:
@@ -43,19 +45,20 @@ def prepare(seed: int, context: Context) -> Shared:
     return Shared(HostDecoder(load_host(context.model or POLICY), STEPS), seed)
 
 
-def policy_of(arm: str, shared: Shared, context: Context) -> "tuple[SteeredPolicy, int]":
+def policy_of(arm: str, shared: Shared, context: Context) -> "tuple[SteeredPolicy | BestOfPolicy, int]":
     """Return an arm's policy and the environment steps that it took to learn."""
     from noiseworks.bench import shipped
     from noiseworks.dsrl import training
     from noiseworks.dsrl.options import Decoding, Learning
-    from noiseworks.dsrl.steering import SteeredPolicy, steered
+    from noiseworks.dsrl.steering import BestOfPolicy, SteeredPolicy, steered
     from noiseworks.kits.rl.options import World
 
     sizes, seed, decoding = context.settings, shared.seed, Decoding(steps=STEPS)
     if arm == "frozen":
         return SteeredPolicy(shared.decoder, decoding=decoding, seed=seed), 0
+    variant = "sac" if arm == "sac" else "na"
     learning = Learning(
-        variant="na" if arm == "na" else "sac",
+        variant=variant,
         decisions=sizes["decisions"],
         warmup=sizes["warmup"],
         utd=sizes["utd"],
@@ -65,8 +68,14 @@ def policy_of(arm: str, shared: Shared, context: Context) -> "tuple[SteeredPolic
         layers=2,
         seed=seed,
     )
-    learner, steps = training.train(shared.decoder, World(ENV, MAX_STEPS), decoding, learning)
-    shipped.save(context.folder, arm, {"steps": steps}, learner.actor.state_dict())
+    if variant not in shared.learned:
+        world = World(ENV, MAX_STEPS)
+        learner, steps = training.train(shared.decoder, world, decoding, learning)
+        shipped.save(context.folder, variant, {"steps": steps}, learner.actor.state_dict())
+        shared.learned[variant] = learner, steps
+    learner, steps = shared.learned[variant]
+    if arm == "best_of":
+        return BestOfPolicy(learner, CANDIDATES, seed), steps
     return steered(learner, seed=seed), steps
 
 
@@ -98,6 +107,7 @@ CLAIM = Claim(
     testbed="maze",
     arms=(
         Arm("frozen", "frozen policy", "baseline"),
+        Arm("best_of", "best of 16 by DSRL-NA's critic", "baseline"),
         Arm("sac", "DSRL-SAC", "method"),
         Arm("na", "DSRL-NA", "method"),
     ),
@@ -120,4 +130,5 @@ CLAIM = Claim(
     ),
     units="episode",
     columns={"success": "success", "return": "return", "steps": "environment steps"},
+    version=2,
 )

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from noiseworks.core.artifacts import check_writable
+from noiseworks.core.errors import InputError
 from noiseworks.core.models import resolve_model
 from noiseworks.core.options import Spread
 from noiseworks.dsrl.options import Decoding, Evaluation, Learning
@@ -24,34 +25,44 @@ def train(
     Args:
         model: The policy: a native or LeRobot directory, an original checkpoint, or testbed:<name>.
         world: The environment.
-        out: Folder for the noise actor.
+        out: Folder of the run; the noise actor is its `actor`. The same command goes on with a run that was stopped.
         decoding: How noise becomes actions.
         learning: Reinforcement learning.
         evaluation: Of the frozen and the steered policy.
 
     Returns:
-        Environment steps, and both policies' episodes.
+        Where the actor is, environment steps, both policies' episodes and, with `--candidates`, those of the best of N.
     """
     check_writable(out)
     resolve_model(model)
+    if evaluation.candidates > 1 and learning.variant == "sac":
+        raise InputError(
+            "only variant na has a critic of actions to rank candidates with: leave candidates out"
+        )
     from noiseworks.dsrl import training
     from noiseworks.dsrl.hosts import HostDecoder
-    from noiseworks.dsrl.steering import SteeredPolicy, steered
+    from noiseworks.dsrl.steering import BestOfPolicy, SteeredPolicy, steered
     from noiseworks.kits.policies.hosts import load_host
+    from noiseworks.kits.training import open_run
 
     decoder = HostDecoder(load_host(model), decoding.steps)
     seed = evaluation.evaluation_seed
     base = training.evaluate(SteeredPolicy(decoder, decoding=decoding, seed=seed), world, evaluation)
-    learner, steps = training.train(decoder, world, decoding, learning)
-    policy = steered(learner, deterministic=evaluation.deterministic, seed=seed)
-    policy.save_pretrained(out)
-    found = training.evaluate(policy, world, evaluation)
-    return {
-        "actor": str(out),
+    settings = {"model": model, "world": world, "decoding": decoding, "learning": learning}
+    with open_run(out, settings) as run:
+        learner, steps = training.train(decoder, world, decoding, learning, run, progress=True)
+        policy = steered(learner, deterministic=evaluation.deterministic, seed=seed)
+        policy.save_pretrained(out / "actor")
+    found = {
+        "actor": str(out / "actor"),
         "environment_steps": steps,
         "frozen": base.summary(),
-        "steered": found.summary(),
+        "steered": training.evaluate(policy, world, evaluation).summary(),
     }
+    if evaluation.candidates > 1:
+        ranked = BestOfPolicy(learner, evaluation.candidates, seed)
+        found["best_of"] = training.evaluate(ranked, world, evaluation).summary()
+    return found
 
 
 def evaluate(

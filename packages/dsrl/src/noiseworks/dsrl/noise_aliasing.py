@@ -14,6 +14,7 @@ from gymnasium.spaces import Box
 from noiseworks.core.checks import check_finite
 from noiseworks.core.errors import InputError
 from noiseworks.dsrl.latent_env import LatentNoiseVecEnv
+from noiseworks.dsrl.networks import NormedPolicy
 from noiseworks.dsrl.options import Learning
 from noiseworks.kits.rl.sb3 import fill_replay
 from noiseworks.kits.rl.transitions import Transitions
@@ -21,6 +22,7 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.utils import polyak_update
+from stable_baselines3.sac.policies import SACPolicy
 from torch import Tensor
 
 
@@ -47,7 +49,9 @@ class DSRLNA(SAC):
             raise InputError(f"DSRL-NA learns in a LatentNoiseVecEnv, got a {type(env).__name__}")
         self.learning, self.latent = learning or Learning(), env
         self.draws = torch.Generator().manual_seed(self.learning.seed)
-        super().__init__("MlpPolicy", env, **sac_settings(self.learning), buffer_size=buffer_size)
+        super().__init__(
+            policy_class(self.learning), env, **sac_settings(self.learning), buffer_size=buffer_size
+        )
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -176,6 +180,11 @@ class DSRLNA(SAC):
         optimizer.step()
 
 
+def policy_class(learning: Learning) -> type[SACPolicy]:
+    """Return the class of the networks: stable-baselines3's own, or those with LayerNorm."""
+    return NormedPolicy if learning.layer_norm else SACPolicy
+
+
 def sac_settings(learning: Learning) -> dict[str, Any]:
     """Return the arguments of stable-baselines3's SAC for these settings."""
     return {
@@ -196,4 +205,4 @@ def make_learner(env: LatentNoiseVecEnv, learning: Learning) -> SAC:
     """Return DSRL-NA, or stable-baselines3's own SAC, which is DSRL-SAC in these environments."""
     if learning.variant == "na":
         return DSRLNA(env, learning)
-    return SAC("MlpPolicy", env, **sac_settings(learning))
+    return SAC(policy_class(learning), env, **sac_settings(learning))

@@ -1,7 +1,7 @@
 """The options of DSRL; nothing heavy is imported."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from noiseworks.core.errors import InputError
 from noiseworks.core.options import Options, above, at_least, at_most, below
@@ -43,11 +43,16 @@ class Learning(Options):
         learning_rate: Of Adam.
         target_entropy: That the temperature keeps the noise's entropy near; 0 in the paper's code.
         critics: min or mean of the two critics.
+        layer_norm: Whether a LayerNorm follows each hidden linear layer, as in the paper's networks.
+        round_decisions: Chunks of a round, after which a checkpoint may be written; each begins with fresh episodes.
+        checkpoint_every: Minutes between two checkpoints; 0 writes one after every round.
         data: Recorded experience that na's critic of actions learns from too: a folder of transitions,
             maze:<layout>-<behaviour> or minari:<id>; none by default.
         record_steps: Steps that are recorded, where the data are a maze's.
         seed: Of networks, noise and environments.
     """
+
+    FREE: ClassVar[frozenset[str]] = frozenset({"checkpoint_every"})
 
     variant: Literal["na", "sac"] = "na"
     decisions: Annotated[int, at_least(1)] = 10_000
@@ -63,6 +68,9 @@ class Learning(Options):
     learning_rate: Annotated[float, above(0)] = 3e-4
     target_entropy: float = 0.0
     critics: Literal["min", "mean"] = "min"
+    layer_norm: bool = False
+    round_decisions: Annotated[int, at_least(1)] = 2_000
+    checkpoint_every: Annotated[float, at_least(0)] = 5.0
     data: str | None = None
     record_steps: Annotated[int, at_least(1)] = 20_000
     seed: Annotated[int, at_least(0), below(2**31)] = 0
@@ -87,6 +95,9 @@ class Evaluation(Episodes):
 
     Attributes:
         deterministic: Whether the actor's mode is taken instead of a draw.
+        candidates: Chunks of the frozen policy among which the critic of actions takes the best, as a baseline beside
+            the actor of na; 1 for no such baseline.
     """
 
     deterministic: bool = False
+    candidates: Annotated[int, at_least(1)] = 1

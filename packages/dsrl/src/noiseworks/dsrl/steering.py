@@ -6,8 +6,11 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box
 from noiseworks.core.artifacts import load_artifact, save_artifact
+from noiseworks.core.checks import check_number
 from noiseworks.core.errors import ArtifactError, InputError
 from noiseworks.dsrl.decoder import NoiseDecoder, noise_dim, untie
+from noiseworks.dsrl.networks import normed
+from noiseworks.dsrl.noise_aliasing import DSRLNA
 from noiseworks.dsrl.options import Decoding
 from stable_baselines3 import SAC
 from stable_baselines3.common.torch_layers import FlattenExtractor
@@ -67,6 +70,7 @@ class SteeredPolicy:
             "obs_dim": int(np.prod(self.actor.observation_space.shape)),
             "noise_shape": list(self.decoder.noise_shape),
             "net_arch": sizes,
+            "layer_norm": any(isinstance(layer, torch.nn.LayerNorm) for layer in self.actor.latent_pi),
         }
         save_artifact(path, KIND, config, self.actor.state_dict())
 
@@ -88,6 +92,8 @@ class SteeredPolicy:
                 )
             width = noise_dim(decoder.noise_shape, decoding.tie)
             actor = build_actor(config["obs_dim"], width, config["net_arch"], decoding.magnitude)
+            if config.get("layer_norm", False):
+                actor.latent_pi = normed(actor.latent_pi)
             actor.load_state_dict(tensors)
         except (KeyError, TypeError, RuntimeError, InputError) as error:
             raise ArtifactError(
@@ -108,3 +114,32 @@ def steered(learner: SAC, *, deterministic: bool = False, seed: int = 0) -> Stee
     """Return the policy that a learner in a `LatentNoiseVecEnv` has found."""
     env = learner.get_env()
     return SteeredPolicy(env.decoder, learner.actor, env.decoding, deterministic=deterministic, seed=seed)
+
+
+class BestOfPolicy:
+    """Best-of-N: chunks of the frozen policy from normal noise, of which the critic of real actions takes the best.
+
+    The cheapest thing to do with that critic, and so what an actor of noise has to beat.
+
+    Args:
+        learner: A DSRL-NA learner.
+        candidates: Chunks N that are ranked.
+        seed: Of the noise.
+    """
+
+    def __init__(self, learner: DSRLNA, candidates: int = 16, seed: int = 0) -> None:
+        check_number("candidates", candidates, low=1, integer=True)
+        self.learner, self.candidates = learner, candidates
+        self.decoder, self.generator = learner.latent.decoder, torch.Generator().manual_seed(seed)
+
+    @torch.no_grad()
+    def act(self, obs: np.ndarray) -> np.ndarray:
+        """Return chunks [B, C, Da] for observations [B, Do]."""
+        count, latent = self.candidates, self.learner.latent
+        seen = np.repeat(np.asarray(obs, np.float32), count, axis=0)
+        noise = torch.randn((len(seen), *self.learner.action_space.shape), generator=self.generator)
+        chunks = latent.decode(seen, noise)
+        read = torch.from_numpy(seen).to(self.learner.device)
+        values = self.learner.combine(self.learner.action_critic(read, self.learner.scaled(chunks)))
+        best = values.reshape(-1, count).argmax(1).cpu()
+        return chunks.cpu().unflatten(0, (-1, count))[torch.arange(len(best)), best].numpy()
