@@ -427,11 +427,12 @@ def test_an_arrived_robot_rests_and_each_axis_is_limited():
 def tiny(**window):
     shapes = Shapes(3, 4, 1, 2)
     scale = LinearNormalizer(torch.tensor([0.02]), torch.tensor([-1.0]))
-    motion = LinearNormalizer(torch.tensor([0.1]), torch.tensor([0.0]))
+    window = Window(frames=2, **window)
+    motion = LinearNormalizer(0.1 * torch.arange(1, window.poses + 1), torch.zeros(window.poses))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         sizes = Architecture(width=8, depth=1, heads=2, patch=2)
-        return PAD(sizes, Window(frames=2, **window), shapes, scale, motion).eval()
+        return PAD(sizes, window, shapes, scale, motion).eval()
 
 
 @pytest.mark.parametrize("relative", [True, False])

@@ -80,7 +80,8 @@ class PAD(nn.Module):
         window: What of the future it predicts.
         shapes: What the data are.
         normalizer: Maps poses to [-1, 1].
-        motions: Maps poses relative to the present one to [-1, 1]; of windows with relative poses alone.
+        motions: Maps a window's poses relative to the present one, [poses D] together, to [-1, 1]: the first ones are
+            near, and would drown in noise at the last ones' scale. Read of windows with relative poses alone.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class PAD(nn.Module):
         super().__init__()
         self.architecture, self.window, self.shapes = architecture, window, shapes
         self.normalizer = normalizer
-        self.motions = motions or LinearNormalizer.identity(shapes.pose_dim)
+        self.motions = motions or LinearNormalizer.identity(window.poses * shapes.pose_dim)
         self.network = PADTransformer(
             modalities_of(architecture, window, shapes),
             width=architecture.width,
@@ -164,10 +165,10 @@ class PAD(nn.Module):
         """Return futures, present, and which modalities each sample has, of a batch of `Windows`."""
         pose, poses = batch["pose"], batch["poses"].unflatten(1, (-1, self.shapes.pose_dim))
         if self.window.relative:
-            poses = self.motions.normalize(poses - pose[:, None])
+            poses = self.motions.normalize((poses - pose[:, None]).flatten(1))
         else:
-            poses = self.normalizer.normalize(poses)
-        values = {"action": poses.flatten(1)}
+            poses = self.normalizer.normalize(poses).flatten(1)
+        values = {"action": poses}
         clean = {"rgb": batch["image"], "action": self.normalizer.normalize(pose)}
         present = {"action": batch["labelled"]}
         if self.architecture.images:
@@ -198,11 +199,12 @@ class PAD(nn.Module):
             generator: Noise: one for the batch, or one a row.
         """
         found = sample(self.network, clean, text, sampling or Sampling(), generator)
-        poses = found["action"].unflatten(1, (-1, self.shapes.pose_dim))
+        poses, parts = found["action"], (-1, self.shapes.pose_dim)
         if self.window.relative:
-            poses = self.motions.unnormalize(poses) + self.normalizer.unnormalize(clean["action"])[:, None]
+            now = self.normalizer.unnormalize(clean["action"])
+            poses = self.motions.unnormalize(poses).unflatten(1, parts) + now[:, None]
         else:
-            poses = self.normalizer.unnormalize(poses)
+            poses = self.normalizer.unnormalize(poses.unflatten(1, parts))
         images, depth = (
             found[name] + self._kept(clean[name]) if name in found else None for name in ("rgb", "depth")
         )
