@@ -12,7 +12,6 @@ from types import MappingProxyType
 import torch
 from noiseworks.core.closed_form import GaussianMixture
 from noiseworks.core.errors import InputError
-from noiseworks.core.noise import mix64
 from noiseworks.diffusion_theory.estimate import (
     fit_network,
     leading_subspace,
@@ -20,7 +19,6 @@ from noiseworks.diffusion_theory.estimate import (
     subspace_error,
     subspace_error_expected,
 )
-from noiseworks.diffusion_theory.guidance import LineMixture, reward_pull, splitting_threshold
 from noiseworks.diffusion_theory.laws import (
     Cube,
     Empirical,
@@ -30,12 +28,11 @@ from noiseworks.diffusion_theory.laws import (
     draw,
     random_basis,
     standard,
+    stream,
 )
 from noiseworks.diffusion_theory.measures import (
     fit_slope,
-    kurtosis,
     nearest_distance,
-    off_support_ratio,
     score_error,
     sliced_w1,
     total_variation,
@@ -43,12 +40,8 @@ from noiseworks.diffusion_theory.measures import (
 from noiseworks.diffusion_theory.options import STATEMENTS, Size
 from noiseworks.diffusion_theory.process import decaying_times, uniform_times
 from noiseworks.diffusion_theory.reports import NONE, Check, Report, above
-from noiseworks.diffusion_theory.reward import expected_gap, ridge
 from noiseworks.diffusion_theory.samplers import ORDERS, gaussian_variance, integrate
-
-
-def _generator(seed: int, *parts: int) -> torch.Generator:
-    return torch.Generator().manual_seed(mix64(seed, *parts) >> 1)
+from noiseworks.diffusion_theory.steering import gradient_guidance, guidance_strength, reward_gap
 
 
 def sampler_order(size: Size, seed: int, control: bool) -> Report:
@@ -96,12 +89,12 @@ def subspace_recovery(size: Size, seed: int, control: bool) -> Report:
     for D in (16, 32, 64):
         for d in (2, 4, 8):
             grid = [n for n in (200, 800, 3200, 12_800) if n >= 10 * D]
-            basis = random_basis(D, d, _generator(seed, D, d))
-            compared = random_basis(D, d, _generator(seed, D, d, 1)) if control else basis
+            basis = random_basis(D, d, stream(seed, D, d))
+            compared = random_basis(D, d, stream(seed, D, d, 1)) if control else basis
             errors, scores = [], []
             for n in grid:
                 drawn = [
-                    draw(Subspace(basis, standard(d)), n, t, _generator(seed, D, d, n, i))
+                    draw(Subspace(basis, standard(d)), n, t, stream(seed, D, d, n, i))
                     for i in range(size.seeds)
                 ]
                 errors.append([subspace_error(leading_subspace(x, d), compared) for x in drawn])
@@ -146,9 +139,9 @@ def kernel_rate(size: Size, seed: int, control: bool) -> Report:
             for n in grid:
                 errors.append([])
                 for i in range(4 * size.seeds):
-                    points = Empirical(law.sample(n, _generator(seed, place, n, i)))
+                    points = Empirical(law.sample(n, stream(seed, place, n, i)))
                     found, _ = score_error(
-                        points.score, law, t, size.samples, _generator(seed, place, i, int(1000 * t))
+                        points.score, law, t, size.samples, stream(seed, place, i, int(1000 * t))
                     )
                     errors[-1].append(found)
             slope = fit_slope(grid, errors)
@@ -176,9 +169,9 @@ def kernel_rate(size: Size, seed: int, control: bool) -> Report:
 def _ambient_effect(seed: int) -> float:
     """Return by how much the empirical score's error on a plane differs between D = 2 and D = 64, relatively."""
     t, flat = 0.1, Cube(2)
-    latents, basis = flat.sample(300, _generator(seed, 1)), random_basis(64, 2, _generator(seed, 2))
+    latents, basis = flat.sample(300, stream(seed, 1)), random_basis(64, 2, stream(seed, 2))
     law = Subspace(basis, flat)
-    x = draw(law, 100, t, _generator(seed, 3))
+    x = draw(law, 100, t, stream(seed, 3))
     high = (Empirical(latents @ basis.T).score(x, t) - law.score(x, t)).square().sum(1)
     z = x @ basis
     low = (Empirical(latents).score(z, t) - flat.score(z, t)).square().sum(1)
@@ -190,17 +183,17 @@ def network_rate(size: Size, seed: int, control: bool) -> Report:
     grid, t, series, rows = (500, 2000, 8000), 0.2, {}, []
     means: dict[int, list[float]] = {}
     for place, d in enumerate((4, 4) if control else (2, 4)):
-        law = Subspace(random_basis(16, d, _generator(seed, d)), Cube(d))
+        law = Subspace(random_basis(16, d, stream(seed, d)), Cube(d))
         errors = []
         for n in grid:
-            data = law.sample(n, _generator(seed, place, n))
+            data = law.sample(n, stream(seed, place, n))
             by_width = [
                 score_error(
                     fit_network(data, t, d, width, 20 * size.steps, seed),
                     law,
                     t,
                     size.samples,
-                    _generator(seed, 9),
+                    stream(seed, 9),
                 )[0]
                 for width in (16, 32, 64)
             ]
@@ -249,25 +242,23 @@ def early_stopping(size: Size, seed: int, control: bool) -> Report:
         for t0 in stops:
             values = []
             for i in range(4 * size.seeds):
-                points = line.sample(n, _generator(seed, n, i))
+                points = line.sample(n, stream(seed, n, i))
                 law: Law = line if control else Empirical(points)
                 values.append(total_variation(law.log_prob(axis, t0).exp(), true, 0.01))
             found.append(sum(values) / len(values))
         best.append(found.index(min(found)))
         series[f"TV, n = {n}"] = (stops, found)
         rows.append({"n": n, "best t_0": stops[best[-1]], "TV there": min(found)})
-    basis, t0 = random_basis(16, 2, _generator(seed, 1)), 0.05
+    basis, t0 = random_basis(16, 2, stream(seed, 1)), 0.05
     plane = Subspace(basis, Mixture(mixture))
-    train = plane.sample(grid[-1], _generator(seed, 2))
-    start = torch.randn(size.samples, 16, dtype=torch.float64, generator=_generator(seed, 3))
+    train = plane.sample(grid[-1], stream(seed, 2))
+    start = torch.randn(size.samples, 16, dtype=torch.float64, generator=stream(seed, 3))
     score = plane.score if control else Empirical(train).score
-    samples = integrate(
-        score, start, decaying_times(8.0, t0, 4 * size.steps), "exponential", _generator(seed, 4)
-    )
+    samples = integrate(score, start, decaying_times(8.0, t0, 4 * size.steps), "exponential", stream(seed, 4))
     off = float((samples - samples @ basis @ basis.T).square().sum() / (14 * size.samples))
-    fresh = Mixture(mixture).sample(size.samples, _generator(seed, 5))
+    fresh = Mixture(mixture).sample(size.samples, stream(seed, 5))
     rows.append({"n": grid[-1], "off-plane variance over t_0": off / t0,
-                 "sliced W1 on the plane": sliced_w1(samples @ basis, fresh, _generator(seed, 6))})  # fmt: skip
+                 "sliced W1 on the plane": sliced_w1(samples @ basis, fresh, stream(seed, 6))})  # fmt: skip
     ends = sum(place in (0, len(stops) - 1) for place in best)
     rises = sum(b > a for a, b in pairwise(best))
     return Report(
@@ -285,161 +276,13 @@ def early_stopping(size: Size, seed: int, control: bool) -> Report:
     )
 
 
-def guidance_strength(size: Size, seed: int, control: bool) -> Report:
-    """E4: coupled paths on two components, entropy by the flow's derivative, and the split of a middle component.
-
-    Control: guidance away from the class.
-    """
-    eta = torch.tensor([0.0, 0.5, 1.0, 3.0, 7.0, 20.0], dtype=torch.float64)
-    sign = -1.0 if control else 1.0
-    pair = LineMixture(torch.tensor([-1.0, 1.0], dtype=torch.float64), 1)
-    times = uniform_times(8.0, 0.0, 800)
-    drawn = _generator(seed, 1)
-    start = torch.randn(size.paths, dtype=torch.float64, generator=drawn)
-    flow, stretch = pair.run(start, times, sign * eta)
-    noise = _generator(seed, 2)
-    walk, _ = pair.run(
-        start, times, sign * eta, lambda: torch.randn(len(start), 1, dtype=torch.float64, generator=noise)
-    )
-    falls = [int((pair.log_posterior(ends, 0.0).diff(dim=1) < -1e-9).any(1).sum()) for ends in (flow, walk)]
-    entropy = (0.5 * math.log(2 * math.pi * math.e) + stretch.mean(0)).tolist()
-    triple = LineMixture(torch.tensor([-2.0, 0.0, 2.0], dtype=torch.float64), 1)
-    delta, strong = 0.02, torch.tensor([0.0, 5.0, 20.0, 60.0, 100.0, 150.0], dtype=torch.float64)
-    several = start[:2000]
-    split, _ = triple.run(
-        several,
-        uniform_times(8.0, 0.0, round(8 / delta)),
-        sign * strong,
-        lambda: torch.randn(len(several), 1, dtype=torch.float64, generator=noise),
-    )
-    limit = splitting_threshold(2.0, delta)
-    peaks = [kurtosis(split[:, place]) for place in range(len(strong))]
-    rows = [
-        {"strength": float(e), "entropy": h, "mean posterior": float(p)}
-        for e, h, p in zip(eta, entropy, pair.log_posterior(flow, 0.0).exp().mean(0), strict=True)
-    ] + [
-        {"strength": float(e), "kurtosis of the middle": k, "spread": float(s)}
-        for e, k, s in zip(strong, peaks, split.std(0), strict=True)
-    ]
-    beyond = [k for e, k in zip(strong.tolist(), peaks, strict=True) if e > limit]
-    return Report(
-        "E4",
-        STATEMENTS["E4"],
-        [
-            Check("paths of the flow on which the posterior falls", float(falls[0]), NONE),
-            Check("paths of the SDE on which the posterior falls", float(falls[1]), NONE),
-            Check(
-                "strengths at which the entropy rises",
-                float(sum(b > a for a, b in pairwise(entropy))),
-                NONE,
-            ),
-            Check(f"kurtosis beyond the threshold {limit:.1f}", max(beyond), 1.5),
-        ],
-        rows,
-        {"entropy": (eta.tolist(), entropy)},
-        ("strength", "entropy of the output"),
-        "Monotone for small steps; a discretised flow with a strength beyond its stability is not covered.",
-    )
-
-
-def reward_gap(size: Size, seed: int, control: bool) -> Report:
-    """E5: d = 16 latents (ridge sees the subspace alone, whatever D), closed-form conditional law.
-
-    Control: shuffled labels.
-    """
-    counts, targets, d = (50, 200, 1000), (1.0, 2.0, 4.0, 8.0, 16.0), 16
-    eye = torch.eye(d, dtype=torch.float64)
-    rows, series, means = [], {}, []
-    for n in counts:
-        generator = _generator(seed, n)
-        true = torch.randn(size.repeats, d, dtype=torch.float64, generator=generator)
-        true = true / true.norm(dim=1, keepdim=True)
-        x = torch.randn(size.repeats, n, d, dtype=torch.float64, generator=generator)
-        noise = torch.randn(size.repeats, n, dtype=torch.float64, generator=generator)
-        y = (x @ true[..., None])[..., 0] + 0.5 * noise
-        if control:
-            y = y[:, torch.randperm(n, generator=generator)]
-        theta = ridge(x, y)
-        gaps = [expected_gap(eye, theta, true, a, 0.1) for a in targets]
-        means.append([float(gap.mean()) for gap in gaps])
-        series[f"n = {n}"] = (targets, means[-1])
-        spread = float(gaps[0].std() / math.sqrt(size.repeats))
-        # Off the support (48 of D = 64 dimensions) samples hold the noise of the early stop alone.
-        cost = 5 * 48 * 1e-3
-        rows.append({"n": n, "gap at 1": means[-1][0], "its error": spread,
-                     "gap at 16": means[-1][-1], "cost of a penalty 5 off the support": cost})  # fmt: skip
-    more = sum(b >= a for few, many in pairwise(means)
-               for a, b in zip(few, many, strict=True))  # fmt: skip
-    lower = sum(b <= a for row in means for a, b in pairwise(row))
-    # A target that no label points to is missed by all of it.
-    return Report(
-        "E5",
-        STATEMENTS["E5"],
-        [
-            Check("pairs of n whose gap does not fall", float(more), NONE),
-            Check("pairs of targets whose gap does not grow", float(lower), NONE),
-            Check("gap over target at n = 1000", abs(means[-1][0]), 0.1),
-        ],
-        rows,
-        series,
-        ("target reward", "target less true reward"),
-        "Linear rewards; in expectation the gap is proportional to the target.",
-    )
-
-
-def gradient_guidance(size: Size, seed: int, control: bool) -> Report:
-    """E6: reward `10 - (θᵀx - 3)²` with |θ_⊥| = 9 |θ_∥|, D = 64, d = 16, batches of 32 (Guo et al. 2024, section 7).
-
-    Control: naive gradients in the place of look-ahead ones.
-    """
-    D, d, t0 = 64, 16, 1e-3
-    basis = random_basis(D, d, _generator(seed, 1))
-    law = Subspace(basis, standard(d))
-    theta = torch.randn(D, dtype=torch.float64, generator=_generator(seed, 2))
-    inside = basis @ (basis.T @ theta)
-    theta = inside / inside.norm() + 9 * (theta - inside) / (theta - inside).norm()
-    theta = theta / theta.norm()
-    rows, series, ends = [], {}, {}
-    for kind, interval in (("naive", 0.9), ("naive" if control else "lookahead", 0.2)):
-        generator = _generator(seed, 3, len(kind))
-        x = law.sample(32, generator)
-        rewards, ratios = [], []
-        for _ in range(size.rounds):
-            gradient = -2 * ((x @ theta) - 3)[:, None] * theta
-            value = interval + (gradient * x).sum(1)
-            pulled = reward_pull(law.score, gradient, value, kind)
-            x = torch.randn(32, D, dtype=torch.float64, generator=generator)
-            x = integrate(pulled, x, decaying_times(8.0, t0, size.steps), "exponential", generator)
-            rewards.append(float((10 - (x @ theta - 3) ** 2).mean()))
-            ratios.append(float(off_support_ratio(x, basis).mean()))
-        name = f"{kind}, interval {interval}"
-        ends[name] = sum(ratios[-5:]) / len(ratios[-5:])
-        series[f"ratio, {name}"] = (range(1, size.rounds + 1), ratios)
-        rows.append({"guidance": name, "ratio at the end": ends[name], "reward first": rewards[0],
-                     "reward last": rewards[-1]})  # fmt: skip
-    naive, ahead = ends.values()
-    return Report(
-        "E6",
-        STATEMENTS["E6"],
-        [
-            Check("off-support ratio at the end, look-ahead", ahead, 0.1),
-            above("ratio at the end, naive over look-ahead", naive / ahead, 5.0),
-        ],
-        rows,
-        series,
-        ("round", "off-support ratio"),
-        "The exact score. Naive gradients end where θᵀx = 3, at a ratio of about 0.75 here, not above 1 as in the "
-        "paper's figure, whose trained score adds its own error off the support.",
-    )
-
-
 def memorisation(size: Size, seed: int, control: bool) -> Report:
     """E7: distance of samples to the training points, over that of fresh data. Control: the true score."""
     law, stops, rows, series = Mixture(_plane()), (1e-2, 1e-4, 1e-6), [], {}
     ends = []
     for n in (10, 100, 1000):
-        train = law.sample(n, _generator(seed, n))
-        usual = float(nearest_distance(law.sample(size.samples, _generator(seed, n, 1)), train).mean())
+        train = law.sample(n, stream(seed, n))
+        usual = float(nearest_distance(law.sample(size.samples, stream(seed, n, 1)), train).mean())
         found = {}
         for name, score in (
             ("memorising", law.score if control else Empirical(train).score),
@@ -447,9 +290,9 @@ def memorisation(size: Size, seed: int, control: bool) -> Report:
         ):
             found[name] = []
             for t0 in stops:
-                start = torch.randn(size.samples, 2, dtype=torch.float64, generator=_generator(seed, n, 2))
+                start = torch.randn(size.samples, 2, dtype=torch.float64, generator=stream(seed, n, 2))
                 times = decaying_times(8.0, t0, 5 * size.steps)
-                samples = integrate(score, start, times, "exponential", _generator(seed, n, 3))
+                samples = integrate(score, start, times, "exponential", stream(seed, n, 3))
                 found[name].append(float(nearest_distance(samples, train).mean()) / usual)
         series[f"memorising, n = {n}"] = (stops, found["memorising"])
         ends.append((found["memorising"][-1], abs(found["true"][-1] - 1)))

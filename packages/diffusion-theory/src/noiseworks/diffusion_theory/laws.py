@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from noiseworks.core.closed_form import GaussianMixture, gaussian
 from noiseworks.core.errors import InputError
+from noiseworks.core.noise import mix64
 from noiseworks.diffusion_theory.process import level, noised, tweedie
 from torch import Tensor
 
@@ -228,3 +229,8 @@ def draw(law: Law, n: int, t: float, generator: torch.Generator | None = None) -
 def posterior_mean(law: Law, x: Tensor, t: float) -> Tensor:
     """Return Tweedie's E[X_0 | X_t = x] of a law, (B, D)."""
     return tweedie(x, law.score(x, t), t)
+
+
+def stream(seed: int, *parts: int) -> torch.Generator:
+    """Return the random numbers of one part of an experiment."""
+    return torch.Generator().manual_seed(mix64(seed, *parts) >> 1)

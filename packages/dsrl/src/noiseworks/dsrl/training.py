@@ -103,7 +103,7 @@ class SteeringLoop:
 def numpy_seeded(seed: int) -> Iterator[None]:
     """Seed numpy's global random state for a block, and restore it."""
     before = np.random.get_state()
-    np.random.seed(seed)
+    np.random.set_state(np.random.RandomState(seed).get_state())
     try:
         yield
     finally:
