@@ -15,6 +15,7 @@ from noiseworks.rrcm.trajectory import (
     target_decay,
     time_waves,
 )
+from noiseworks.rrcm.views import with_views
 
 SIZES = Network(depth=1, width=16, heads=2, patch=4, hidden=8, projected=8)
 
@@ -91,3 +92,17 @@ def test_no_gradient_reaches_targets():
     fixed = module.online["encoder"](second, low).detach()
     info_nce(module.online["encoder"](first, high), fixed, 0.2).mean().backward()
     assert torch.allclose(found, module.online["encoder"].patch_embed.proj.weight.grad)
+
+
+def test_views_change_what_their_options_say():
+    images = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    still = {"crop": 1.0, "jitter": 0.0}
+    same = with_views({"x": images}, Pretraining(**still), torch.Generator().manual_seed(1))
+    assert all(torch.allclose(same[name], images, atol=1e-6) for name in ("x", "a", "b"))
+    found = with_views({"x": images}, Pretraining(**still, solarise=1.0), torch.Generator().manual_seed(1))
+    assert torch.allclose(found["a"], images, atol=1e-6)
+    assert torch.allclose(found["b"], -images.abs(), atol=1e-6)
+    moved = with_views({"x": images}, Pretraining(flip=True), torch.Generator().manual_seed(1))
+    assert not torch.equal(moved["a"], moved["b"])
+    flipped = torch.stack([(a == b.flip(-1)).all() for a, b in zip(moved["x"], images, strict=True)])
+    assert 0 < int(flipped.sum()) < 6

@@ -6,13 +6,13 @@ from typing import Any
 import lightning as L  # noqa: TID253
 import torch
 import torch.nn.functional as F
+from diffusers.optimization import get_cosine_schedule_with_warmup
 from noiseworks.core.checks import check_number
 from noiseworks.core.errors import InputError
 from noiseworks.kits.training import Batches, Run, fit
 from noiseworks.rrcm.contrast import consistency_regulariser
 from noiseworks.rrcm.encoder import NoisyClassifier, RrcmEncoder
 from noiseworks.rrcm.options import Finetuning
-from noiseworks.rrcm.rates import warm_cosine
 from torch import Tensor
 
 
@@ -56,7 +56,7 @@ class RrcmFinetune(L.LightningModule):
             if (trained := [p for p in part if p.requires_grad])
         ]
         optimizer = torch.optim.AdamW(groups, o.lr, weight_decay=0.0, fused=True)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(o.warmup, o.max_steps))
+        schedule = get_cosine_schedule_with_warmup(optimizer, o.warmup, o.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import lightning as L  # noqa: TID253
 import torch
+from diffusers.optimization import get_cosine_schedule_with_warmup
 from noiseworks.core.noise import mix64
 from noiseworks.kits.training import Average, Batches, Run, fit
 from noiseworks.rrcm.contrast import gathered, info_nce
 from noiseworks.rrcm.encoder import RrcmEncoder, projector
 from noiseworks.rrcm.options import Network, Pretraining
-from noiseworks.rrcm.rates import warm_cosine
 from noiseworks.rrcm.trajectory import CLEANEST, levels, scale_curriculum, target_decay
 from noiseworks.rrcm.views import with_views
 from torch import Tensor, nn
@@ -80,7 +80,7 @@ class RrcmPretrain(L.LightningModule):
         """Return AdamW with its schedule."""
         o = self.options
         optimizer = torch.optim.AdamW(self.online.parameters(), o.lr, weight_decay=o.weight_decay, fused=True)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(o.warmup, o.max_steps))
+        schedule = get_cosine_schedule_with_warmup(optimizer, o.warmup, o.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
