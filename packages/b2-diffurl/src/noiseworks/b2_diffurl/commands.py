@@ -111,18 +111,13 @@ def evaluate(
     """
     if out is not None:
         check_folder(out, TRIAL, sources=(subject.model, subject.prompts, lora))
-    texts = subject.texts()
-    from noiseworks.kits.diffusers_hosts import load_pipeline
-    from noiseworks.kits.image_tuning import Policy, load_lora, named_reward
-    from noiseworks.kits.image_tuning.options import FAMILIES
-    from noiseworks.kits.image_tuning.reports import report, tried
+    subject.texts()
+    from noiseworks.kits.image_tuning import named_reward
+    from noiseworks.kits.image_tuning.reports import adapted, report, tried
 
     reward = named_reward(choice.reward, "b2-diffurl")
-    pipe = load_pipeline(subject.model, hardware.torch_device(), hardware.torch_dtype(), FAMILIES)
-    policy = Policy(pipe, texts, rollout)
-    load_lora(pipe, lora)
     said = {"subject": asdict(subject), "lora": str(lora), "trial": asdict(trial)}
-    return report(tried(policy, reward, trial), out, TRIAL, said)
+    return report(tried(adapted(subject, lora, rollout, hardware), reward, trial), out, TRIAL, said)
 
 
 def compare(

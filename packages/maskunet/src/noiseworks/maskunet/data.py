@@ -64,7 +64,7 @@ def load_examples(pipe: "DiffusionPipeline", pictures: Pictures, flip: bool) -> 
     Args:
         pipe: The pipeline.
         pictures: The folder.
-        flip: Whether mirrored images are encoded as well.
+        flip: Whether flipped images are encoded as well.
     """
     entries, config = read_metadata(pictures.data), pipe.vae.config
     size = pictures.size or config.sample_size
@@ -72,5 +72,5 @@ def load_examples(pipe: "DiffusionPipeline", pictures: Pictures, flip: bool) -> 
     ids = torch.tensor([prompts.index(text) for _, text in entries])
     images = [read_image(file, size) for file, _ in entries]
     latents = torch.cat([encode_images(pipe, image[None]) for image in images])
-    mirrored = torch.cat([encode_images(pipe, image.flip(-1)[None]) for image in images]) if flip else None
-    return Examples(latents, ids, prompts, mirrored)
+    flipped = torch.cat([encode_images(pipe, image.flip(-1)[None]) for image in images]) if flip else None
+    return Examples(latents, ids, prompts, flipped)

@@ -74,9 +74,8 @@ class Draw:
         first = self.first_row
         for number, row in enumerate(out, tile.rows.start):
             stream = first + number if isinstance(first, int) else first[number]
-            seed = (
-                mix64(self.seed, stream, tile.outs.start) >> 1
-            )  # mixed: the generator reads the low 32 bits alone
+            # Mixed, because the generator reads the low 32 bits of a seed alone.
+            seed = mix64(self.seed, stream, tile.outs.start) >> 1
             row.uniform_(generator=torch.Generator(out.device).manual_seed(seed))
         return out.neg_().add_(1)
 

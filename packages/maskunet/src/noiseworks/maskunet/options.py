@@ -69,7 +69,7 @@ class Training(Fit):
         learning_rate: AdamW's, constant.
         max_grad_norm: The gradient of a step is scaled down to this norm.
         ema: Largest decay of the average of the generator's weights, which is what is kept.
-        flip: Whether half of the images are mirrored.
+        flip: Whether half of the images are flipped.
         seed: Of the generator, the order of images, timesteps, noise and masks.
         precision: 32-true or bf16-mixed.
         device: auto (the GPU if there is one), cpu, cuda or mps.

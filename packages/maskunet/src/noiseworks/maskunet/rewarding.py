@@ -1,14 +1,13 @@
 """Differentiable scorers of images, by name: what masks are optimised for at inference."""
 
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from noiseworks.core.errors import InputError
 from noiseworks.core.models import resolve_model
-from noiseworks.kits.image_tuning.rewards import Channel, brightness
+from noiseworks.kits.image_tuning.rewards import Channel, brightness, imported
 from noiseworks.maskunet.options import Scorers
 from torch import Tensor
 
@@ -85,15 +84,8 @@ def scorer_of(name: str) -> Scorer:
     kind, _, rest = name.partition("=")
     if kind == "clip" and rest:
         return ClipScorer(rest)
-    try:
-        found = getattr(import_module(kind), rest)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(
-            f"no scorer {name!r} ({error}); use {', '.join(_NAMED)}, clip=FOLDER or module=function"
-        ) from error
-    if not callable(found):
-        raise InputError(f"{name} is no function of (images, prompts)")
-    return found() if isinstance(found, type) else found
+    known = f"{', '.join(_NAMED)}, clip=FOLDER or module=function"
+    return imported(kind, rest, f"scorer {name!r}", known)
 
 
 def total_reward(scorers: Weighted, images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -29,33 +29,33 @@ class Examples:
         latents: Of images, as the denoiser sees them without noise [n, ...].
         ids: Number of each image's prompt, int64 [n].
         prompts: The prompts, each once.
-        mirrored: Latents of the mirrored images, or None.
+        flipped: Latents of the flipped images, or None.
     """
 
     latents: Tensor
     ids: Tensor
     prompts: tuple[str, ...]
-    mirrored: Tensor | None = None
+    flipped: Tensor | None = None
 
     def batches(self, batch_size: int, seed: int) -> Batches:
-        """Return them in batches of `latents` and `ids`, half of them mirrored where there are mirrored ones.
+        """Return them in batches of `latents` and `ids`, half of them flipped where there are flipped ones.
 
         Raises:
             InputError: When there are fewer images than a batch takes.
         """
         rows = {"latents": self.latents, "ids": self.ids}
-        if self.mirrored is None:
+        if self.flipped is None:
             return Batches(rows, batch_size, seed=seed)
 
-        def mirror(batch: dict, generator: torch.Generator) -> dict:
+        def flip(batch: dict, generator: torch.Generator) -> dict:
             turned = torch.rand(len(batch["ids"]), generator=generator) < 0.5
             shape = (-1, *[1] * (batch["latents"].ndim - 1))
             return {
-                "latents": torch.where(turned.view(shape), batch["mirrored"], batch["latents"]),
+                "latents": torch.where(turned.view(shape), batch["flipped"], batch["latents"]),
                 "ids": batch["ids"],
             }
 
-        return Batches({**rows, "mirrored": self.mirrored}, batch_size, seed=seed, transform=mirror)
+        return Batches({**rows, "flipped": self.flipped}, batch_size, seed=seed, transform=flip)
 
 
 @torch.no_grad()
@@ -159,7 +159,7 @@ def train_masks(
     policy.denoiser.requires_grad_(False)
     net = MaskNet.of(pipe, config, training.seed)
     ids = policy.ids_of(examples.prompts)[examples.ids]
-    ordered = Examples(examples.latents, ids, policy.prompts, examples.mirrored)
+    ordered = Examples(examples.latents, ids, policy.prompts, examples.flipped)
     with net.attach(pipe, stochastic=True) as handle, torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
         module = MaskTraining(net, handle, DenoisingError(policy), training)

@@ -6,14 +6,35 @@ from typing import Any
 
 from noiseworks.core.artifacts import FolderKind
 from noiseworks.core.output import results
-from noiseworks.kits.image_tuning.adapters import reference
+from noiseworks.kits.diffusers_hosts import load_pipeline
+from noiseworks.kits.diffusers_hosts.options import Hardware
+from noiseworks.kits.image_tuning.adapters import load_lora, reference
 from noiseworks.kits.image_tuning.evaluation import Draws, diversity, draw_scored, win_rate
-from noiseworks.kits.image_tuning.options import Trial
+from noiseworks.kits.image_tuning.options import FAMILIES, Rollout, Subject, Trial
 from noiseworks.kits.image_tuning.policy import Policy
 from noiseworks.kits.image_tuning.rewards import Reward
 from noiseworks.kits.pictures import grid, to_pixels, write_picture
 
 SHOWN = 8
+
+
+def adapted(subject: Subject, lora: Path, rollout: Rollout, hardware: Hardware) -> Policy:
+    """Return a pipeline with a saved adapter and the prompts to try it on.
+
+    Args:
+        subject: The model and the prompts.
+        lora: The adapter's folder.
+        rollout: How it draws.
+        hardware: Where it runs.
+
+    Raises:
+        InputError: When model, prompts or adapter cannot be loaded.
+    """
+    texts = subject.texts()
+    pipe = load_pipeline(subject.model, hardware.torch_device(), hardware.torch_dtype(), FAMILIES)
+    policy = Policy(pipe, texts, rollout)
+    load_lora(pipe, lora)
+    return policy
 
 
 def tried(policy: Policy, reward: Reward, trial: Trial) -> dict[str, Draws]:

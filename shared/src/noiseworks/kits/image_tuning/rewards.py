@@ -182,12 +182,26 @@ def named_reward(name: str, needs: str) -> Reward:
     kind, _, rest = name.partition(":")
     if kind == "clip" and rest:
         return ClipScore(rest)
+    known = f"{', '.join(REWARDS)}, clip:FOLDER or module:function"
+    return imported(kind, rest, f"reward {name!r}", known)
+
+
+def imported(module: str, name: str, what: str, known: str) -> Callable[..., Tensor]:
+    """Return a function of images and prompts that a module of the user's has, or an object of its class.
+
+    Args:
+        module: Name of the module.
+        name: Of the function or class.
+        what: What is asked for, such as "reward 'mine:score'", for the message.
+        known: What there is, for the message.
+
+    Raises:
+        InputError: When there is none, or it cannot be called.
+    """
     try:
-        found = getattr(import_module(kind), rest)
+        found = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(
-            f"no reward {name!r} ({error}); use {', '.join(REWARDS)}, clip:FOLDER or module:function"
-        ) from error
+        raise InputError(f"no {what} ({error}); use {known}") from error
     if not callable(found):
-        raise InputError(f"{name} is no function of (images, prompts)")
+        raise InputError(f"{what} is no function of (images, prompts)")
     return found() if isinstance(found, type) else found
