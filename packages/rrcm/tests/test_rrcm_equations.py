@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
-from noiseworks.rrcm import Network, Pretraining, RrcmEncoder
+import torch.nn.functional as F
+from noiseworks.rrcm import Finetuning, Network, NoisyClassifier, Pretraining, RrcmEncoder
 from noiseworks.rrcm.contrast import consistency_regulariser, info_nce
+from noiseworks.rrcm.finetuning import RrcmFinetune
 from noiseworks.rrcm.pretraining import RrcmPretrain
 from noiseworks.rrcm.trajectory import (
     input_scale,
@@ -49,6 +51,44 @@ def test_what_the_network_is_told_of_the_noise():
     assert waves[:3, 0].tolist() == pytest.approx(turned.cos().tolist(), abs=1e-3)
     assert torch.equal(waves[2], waves[3])  # clamped, not -inf
     assert waves.shape == (4, 8)
+
+
+def test_the_encoder_is_the_released_one_written_out():
+    torch.manual_seed(0)
+    encoder = RrcmEncoder(SIZES, image_size=8, channels=3).double().eval()
+    x, t = torch.randn(2, 3, 8, 8, dtype=torch.float64), torch.tensor([40.0, 0.1], dtype=torch.float64)
+    with torch.no_grad():
+        for p in encoder.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+        encoder.pos_embed.mul_(1e-2)  # tokens of small variance, where the norms' epsilon counts
+        encoder.patch_embed.proj.weight.mul_(1e-2)
+        block, weights = encoder.blocks[0], encoder.patch_embed.proj
+        scaled = x / (t.square() + 0.25).sqrt()[:, None, None, None]
+        patches = F.conv2d(scaled, weights.weight, weights.bias, stride=4).flatten(2).transpose(1, 2)
+        angle = 250 * t.float().log()[:, None] * torch.exp(-math.log(10000) * torch.arange(8) / 8)
+        wave = torch.cat([angle.cos(), angle.sin()], 1).double()[:, None]
+        tokens = torch.cat([encoder.cls_token.expand(2, -1, -1), wave, patches], 1) + encoder.pos_embed
+
+        def normed(h, layer):
+            return F.layer_norm(h, (16,), layer.weight, layer.bias, 1e-5)
+
+        q, k, v = (
+            (normed(tokens, block.norm1) @ block.attn.qkv.weight.T).view(2, 6, 3, 2, 8).permute(2, 0, 3, 1, 4)
+        )
+        mixed = ((q @ k.transpose(-2, -1)) / math.sqrt(8)).softmax(-1) @ v
+        tokens = tokens + block.attn.proj(mixed.transpose(1, 2).flatten(2))
+        tokens = tokens + block.mlp.fc2(F.gelu(block.mlp.fc1(normed(tokens, block.norm2))))
+        torch.testing.assert_close(encoder(x, t), normed(tokens[:, 0], encoder.norm), rtol=1e-6, atol=1e-8)
+
+
+def test_rates_fall_with_depth():
+    model = NoisyClassifier(RrcmEncoder(SIZES, image_size=8, channels=3), 10, sigma=0.5, normed=True)
+    made = RrcmFinetune(model, Finetuning(lr=1.0, layer_decay=0.5, normed=True)).configure_optimizers()
+    groups = made["optimizer"].param_groups
+    rate = {id(p): group["initial_lr"] for group in groups for p in group["params"]}
+    encoder = model.encoder
+    parts = (model.head.weight, encoder.norm.weight, encoder.blocks[0].norm1.weight, encoder.pos_embed)
+    assert [rate[id(p)] for p in parts] == [1.0, 1.0, 0.5, 0.25]
 
 
 def test_contrast_is_the_loop_over_pairs():

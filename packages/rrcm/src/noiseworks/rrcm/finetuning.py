@@ -61,12 +61,12 @@ class RrcmFinetune(L.LightningModule):
 
 
 def layers_from_the_top(model: NoisyClassifier) -> list[list[Tensor]]:
-    """Return the parameters of head, last block with its norm, ..., first block, and the embeddings."""
+    """Return the parameters of head and last norm, last block, ..., first block, and the embeddings."""
     encoder = model.encoder
+    top = [*model.head.parameters(), *encoder.norm.parameters()]
     blocks = [list(block.parameters()) for block in reversed(encoder.blocks)]
-    blocks[0] += list(encoder.norm.parameters())
     first = [encoder.cls_token, encoder.pos_embed, *encoder.patch_embed.parameters()]
-    return [list(model.head.parameters()), *blocks, first]
+    return [top, *blocks, first]
 
 
 def finetune(
