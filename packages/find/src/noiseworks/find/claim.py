@@ -48,10 +48,10 @@ CLAIM = Claim(
         at_least("diversity", "find", "standard", ratio=0.9, name="diversity within 10 %", guard=True),
     ),
     scales={
-        "smoke": Scale((500,), 300, {"prompts": 1, "candidates": 1, "budget": 16, "draws": 8}),
-        "quick": Scale((500,), 120, {"prompts": 1, "candidates": 3, "budget": 32, "draws": 16}),
+        "smoke": Scale((500,), 300, {"prompts": 1, "candidates": 1, "budget": 24, "draws": 8}),
+        "quick": Scale((500,), 120, {"prompts": 1, "candidates": 3, "budget": 48, "draws": 16}),
         "laptop": Scale(
-            (1000, 1001, 1002), 1200, {"prompts": 2, "candidates": 8, "budget": 400, "draws": 64}
+            (1000, 1001, 1002), 1200, {"prompts": 2, "candidates": 8, "budget": 480, "draws": 64}
         ),
         "full": Scale(
             (1000, 1001, 1002), 360_000, {"prompts": 20, "candidates": 60, "budget": 600, "draws": 256}
