@@ -17,7 +17,9 @@ LABELLED = (
 
 def files(folder: Path) -> dict[str, Path]:
     """Make a tiny pipeline, one of another family, prompts, labelled rollouts, an adapter and broken ones of each."""
+    from noiseworks.d3po.answers import save_answers
     from noiseworks.d3po.commands import sample
+    from noiseworks.d3po.label.page import open_answers
     from noiseworks.d3po.options import Preference
     from noiseworks.kits.diffusers_hosts import tiny_pipeline
     from noiseworks.kits.diffusers_hosts.options import Hardware
@@ -39,6 +41,11 @@ def files(folder: Path) -> dict[str, Path]:
     labels = {"labels": [[0, 1, 2], [1, 0, 0]], "ragged": [[0, 1, 2], [1, 0]], "ties": [[0, 0, 0], [1, 1, 1]]}
     for name, rows in labels.items():
         (folder / f"{name}.json").write_text(json.dumps(rows))
+    answers, data = open_answers(folder / "all.jsonl", folder / "drawn" / "samples.json", 2, 3)
+    save_answers(folder / "others.jsonl", answers, "of others")
+    for better in (0, 2, None, None):
+        answers.answer(better)
+    save_answers(folder / "all.jsonl", answers, data)
     for name, family in (("lora", "sd"), ("other", "sdxl")):
         pipe = tiny_pipeline(family)
         add_lora(pipe.unet, 2)
@@ -46,6 +53,7 @@ def files(folder: Path) -> dict[str, Path]:
     (folder / "full").mkdir()
     (folder / "full" / "thesis.tex").write_text("x")
     names = ("model", "dit", "prompts.txt", "blank.txt", "drawn", "lora", "other", "full")
+    names += ("all.jsonl", "others.jsonl")
     return {name: folder / name for name in (*names, *(f"{one}.json" for one in labels))}
 
 
@@ -70,6 +78,8 @@ CONTRACT = Contract(
     files=files,
     good={
         f"{TRAIN} --pictures-every 1": ("run/lora/pytorch_lora_weights.safetensors", "run/samples/00001.png"),
+        "label --data {drawn} --out {all.jsonl}": (),
+        f"{LABELLED} --labels {{all.jsonl}} --out run": ("run/lora/pytorch_lora_weights.safetensors",),
         f"{LABELLED} --labels {{labels.json}} --out run": ("run/lora/pytorch_lora_weights.safetensors",),
         f"sample --model {{model}} --prompts {{prompts.txt}} {ROLLOUT} --copies 2 --device cpu --out out": (
             "out/00003.png",
@@ -102,6 +112,10 @@ CONTRACT = Contract(
         (f"{LABELLED} --labels {{ragged.json}} --out run", "3 numbers"),
         (f"{LABELLED} --labels {{ties.json}} --out run", "no image"),
         (f"{LABELLED} --labels gone.json --out run", "gone.json"),
+        ("label --data {drawn} --out {others.jsonl} --no-browser", "other images"),
+        ("label --data {full} --out me.jsonl", "samples.json"),
+        ("label --data {drawn} --out me.json", ".jsonl"),
+        ("label --data {drawn} --out me.jsonl --port 70000", "port"),
         (f"{LABELLED} --labels {{labels.json}} --eta 0.5 --out run", "drawn with another"),
         (f"eval {TINY} --lora {{other}} --device cpu", "does not fit"),
         (f"eval {TINY} --lora {{full}} --device cpu", "pytorch_lora_weights"),

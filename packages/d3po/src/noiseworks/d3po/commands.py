@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from noiseworks.core.artifacts import FolderKind, check_folder, read_json
+from noiseworks.core.checks import check_number
 from noiseworks.core.options import Spread
-from noiseworks.core.output import results
+from noiseworks.core.output import check_file, progress_bar, results
+from noiseworks.d3po.answers import SUFFIX
 from noiseworks.d3po.labels import merged, read_labels
 from noiseworks.d3po.options import Preference, Source, Training
 from noiseworks.kits.diffusers_hosts.options import Hardware
@@ -118,6 +120,28 @@ def sample(
             write_picture(pixels, folder / f"{number:05d}.png")
         drawn.save(folder / "trajectories", policy.fingerprint)
     return {"out": str(out), "prompts": len(texts), "images": count}
+
+
+def label(*, data: Path, out: Path, port: int = 8765, browser: bool = True) -> dict[str, Any]:
+    """Show pairs of drawn images on a page of this machine, and write which is better; the same command goes on.
+
+    Args:
+        data: Folder of sample.
+        out: File (.jsonl) of the answers, which train reads as labels; every answer is in it at once.
+        port: Of the page, at 127.0.0.1; 0 takes a free one.
+        browser: Whether to open the page.
+
+    Returns:
+        The file, and how many questions were answered of how many.
+    """
+    check_file(out, (SUFFIX,))
+    check_number("port", port, low=0, high=65535, integer=True)
+    said, mark = _drawn_of(data), data / SAMPLES.mark
+    from noiseworks.d3po.label.page import label_images
+
+    with progress_bar("label") as show:
+        found = label_images(data, said["prompts"], said["copies"], out, mark, port, show, browser)
+    return {"labels": str(out), "answered": len(found.better), "questions": found.total}
 
 
 def evaluate(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from noiseworks.core.errors import InputError
 from noiseworks.core.output import read_text
+from noiseworks.d3po.answers import SUFFIX, load_answers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 def read_labels(path: str | Path, prompts: int, copies: int) -> list[list[list[float]]]:
     """Return the label files of a path: a file, or a folder of one file a person.
 
-    A file is a JSON list of `prompts` lists of `copies` numbers, larger for better images.
+    A file is a JSON list of `prompts` lists of `copies` numbers, larger for better images, or what `label` wrote.
 
     Args:
         path: The file or folder.
@@ -30,10 +31,22 @@ def read_labels(path: str | Path, prompts: int, copies: int) -> list[list[list[f
         InputError: When there is none, or one is no such list; the first place that is wrong is named.
     """
     path = Path(path)
-    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    files = sorted((*path.glob("*.json"), *path.glob(f"*{SUFFIX}"))) if path.is_dir() else [path]
     if not files or not path.exists():
         raise InputError(f"no labels at {path}: name a JSON file, or a folder of such files")
-    return [_checked(file, prompts, copies) for file in files]
+    return [
+        _clicked(file, prompts, copies) if file.suffix == SUFFIX else _checked(file, prompts, copies)
+        for file in files
+    ]
+
+
+def _clicked(file: Path, prompts: int, copies: int) -> list[list[float]]:
+    found = load_answers(file)
+    if (found.prompts, found.copies) != (prompts, copies):
+        raise InputError(
+            f"the answers {file} are about {found.prompts} prompts of {found.copies} images, not {prompts} of {copies}"
+        )
+    return found.labels()
 
 
 def _checked(file: Path, prompts: int, copies: int) -> list[list[float]]:

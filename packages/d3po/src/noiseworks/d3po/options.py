@@ -18,7 +18,8 @@ class Source(Options):
     Attributes:
         prompts: A text file with one prompt a line, or one prompt.
         data: Folder of sample.
-        labels: A JSON file with one list of numbers a prompt, larger for better images, or a folder of such files.
+        labels: A JSON file with one list of numbers a prompt, larger for better images, a file that label wrote, or a
+            folder of such files.
     """
 
     prompts: str | None = None

@@ -1,0 +1,1 @@
+"""A page on which a person says which of two images is better."""
