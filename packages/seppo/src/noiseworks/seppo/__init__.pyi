@@ -1,0 +1,9 @@
+from .objective import adaptive_flip as adaptive_flip
+from .objective import seppo_loss as seppo_loss
+from .options import Objective as Objective
+from .options import Opponents as Opponents
+from .options import Training as Training
+from .pool import CheckpointPool as CheckpointPool
+from .pool import choose_opponent as choose_opponent
+from .samples import KeptSamples as KeptSamples
+from .training import SePPO as SePPO
