@@ -9,10 +9,11 @@ from noiseworks.kits.contracts import Contract, Resume
 
 ROLLOUT = "--num-inference-steps 2 --guidance-scale 2"
 TINY = f"--model {{model}} --data {{winners}} {ROLLOUT}"
-TRAIN = f"train {TINY} --batch-size 2 --max-steps 2 --updates-per-checkpoint 1 --device cpu --out run"
+TRAIN = f"train {TINY} --batch-size 2 --device cpu --out run"
+SHORT = f"{TRAIN} --max-steps 2 --updates-per-checkpoint 1"
 EVAL = f"eval --model {{model}} --prompts {{prompts.txt}} --reward brightness {ROLLOUT} --per-prompt 1 --device cpu"
 COMPARE = (
-    f"compare {TINY} --prompts {{prompts.txt}} --reward brightness --batch-size 1 --max-steps 1 --per-prompt 1 "
+    f"compare --model {{model}} --data {{pairs}} {ROLLOUT} --prompts {{prompts.txt}} --reward brightness --batch-size 1 --max-steps 1 --per-prompt 1 "
     "--device cpu --out out"
 )
 CHOICES = {
@@ -22,6 +23,7 @@ CHOICES = {
     "lost": [{"prompt": "a cross", "winner": "9.png"}],
     "empty": [],
     "torn": [{"prompt": "a cross", "winner": "torn.png"}],
+    "large": [{"prompt": "a cross", "winner": "large.png"}],
     "mixed": [{"prompt": "a cross", "winner": "0.png"}, {"prompt": "a cross", "winner": "large.png"}],
 }
 
@@ -58,7 +60,7 @@ def files(folder: Path) -> dict[str, Path]:
 
 
 def resumed(folder: Path, stop_after: int | None, reuse: bool) -> Mapping[str, Any]:
-    """Train five steps with a checkpoint after every second one, or stop before the end."""
+    """Train four steps or stop before the end."""
     import torch
     from noiseworks.kits.diffusers_hosts import tiny_pipeline
     from noiseworks.kits.image_tuning import Policy, Rollout
@@ -67,13 +69,13 @@ def resumed(folder: Path, stop_after: int | None, reuse: bool) -> Mapping[str, A
     from noiseworks.seppo import Objective, Opponents, SePPO, Training
 
     options = Training(
-        max_steps=5, batch_size=3, learning_rate=1e-2, lora_rank=2, device="cpu", checkpoint_every=0
+        max_steps=4, batch_size=3, learning_rate=1e-2, lora_rank=2, device="cpu", checkpoint_every=0
     )
     pipe, prompts, rollout = tiny_pipeline("sd"), ["a red circle", "a blue square"], Rollout(2, 2.0)
     shape = Policy(pipe, prompts, rollout).conditions.shape
     latents = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
     own = (latents, torch.tensor([0, 1, 1, 0]), options, Objective(kappa=100.0))
-    trainer = SePPO(pipe, prompts, *own, Opponents(updates_per_checkpoint=2, reuse=reuse), rollout)
+    trainer = SePPO(pipe, prompts, *own, Opponents(updates_per_checkpoint=1, reuse=reuse), rollout)
     with open_run(folder, {"options": options}) as run, stopping(stop_after):
         trainer.fit(run, progress=False)
     pool = {f"{i}/{name}": p for i, one in enumerate(trainer.pool.state()) for name, p in one.items()}
@@ -83,14 +85,13 @@ def resumed(folder: Path, stop_after: int | None, reuse: bool) -> Mapping[str, A
 CONTRACT = Contract(
     files=files,
     good={
-        TRAIN: ("run/lora/pytorch_lora_weights.safetensors", "run/metrics.csv"),
-        f"{TRAIN} --opponents latest --flip soft --anchor-samples 2 --reuse": (
+        SHORT: ("run/lora/pytorch_lora_weights.safetensors", "run/metrics.csv"),
+        f"{SHORT.replace('{winners}', '{mixed}')} --size 32 --opponents latest --flip soft --anchor-samples 2 --reuse": (
             "run/opponents/0000000-0.safetensors",
+            "run/lora/pytorch_lora_weights.safetensors",
         ),
-        f"{TRAIN.replace('{winners}', '{mixed}')} --size 32": ("run/lora/pytorch_lora_weights.safetensors",),
         f"{EVAL} --lora {{lora}} --out out": ("out/trial.json", "out/images.png"),
         COMPARE: ("out/trial.json", "out/images.png"),
-        COMPARE.replace("{winners}", "{pairs}"): ("out/trial.json",),
     },
     bad=[
         (f"{TRAIN} --kappa 0", "kappa"),
@@ -98,26 +99,23 @@ CONTRACT = Contract(
         (f"{TRAIN} --opponents best", "opponents"),
         (f"{TRAIN} --updates-per-checkpoint 0", "updates_per_checkpoint"),
         (f"{TRAIN} --anchor-samples 0", "anchor_samples"),
-        (f"{TRAIN} --max-steps 0", "max_steps"),
-        (f"{TRAIN} --precision bf16-true", "precision"),
         (TRAIN.replace("{winners}", "gone"), "gone"),
         (TRAIN.replace("{winners}", "{nameless}"), "empty prompt"),
         (TRAIN.replace("{winners}", "{lost}"), "9.png"),
         (TRAIN.replace("{winners}", "{empty}"), "no choice"),
         (TRAIN.replace("{winners}", "{torn}"), "torn.png"),
         (TRAIN.replace("{winners}", "{mixed}"), "give size"),
-        (f"{TRAIN} --size 16", "size"),
+        (TRAIN.replace("{winners}", "{large}"), "give size"),
         (TRAIN.replace("{model}", "{dit}"), "dit"),
         (TRAIN.replace("{model}", "missing"), "missing"),
         (TRAIN.replace("--out run", "--out {full}"), "thesis.tex"),
         (f"{EVAL} --lora {{other}}", "does not fit"),
         (f"{EVAL} --lora {{full}}", "pytorch_lora_weights"),
-        (f"{EVAL} --lora {{lora}} --out {{full}}", "thesis.tex"),
         (EVAL.replace("brightness", "beauty") + " --lora {lora}", "unknown reward"),
         (COMPARE.replace("--out out", "--out {model}"), "source"),
     ],
     resume={
-        "anew": Resume(lambda folder, stop: resumed(folder, stop, reuse=False), 3),
-        "kept": Resume(lambda folder, stop: resumed(folder, stop, reuse=True), 3),
+        "anew": Resume(lambda folder, stop: resumed(folder, stop, reuse=False), 2),
+        "kept": Resume(lambda folder, stop: resumed(folder, stop, reuse=True), 2),
     },
 )

@@ -49,7 +49,7 @@ CLAIM = Claim(
         Arm("spin", "SPIN: no flip, against the latest", "baseline"),
         Arm("unflipped", "SePPO without the flip", "baseline"),
         Arm("dpo", "Diffusion-DPO, with losers", "reference"),
-        Arm("shuffled", "SePPO, winners by coin", "reference"),
+        Arm("own", "SePPO, winners of its own drawing", "reference"),
         Arm("seppo", "SePPO", "method"),
     ),
     targets=(
@@ -58,8 +58,8 @@ CLAIM = Claim(
         at_least("wins", "seppo", ("spin", "initial"), difference=0.0, name="wins, over one opponent"),
         at_least("wins", "seppo", "base", difference=0.15, name="wins over untuned, 65 %"),
         no_worse("fidelity", "seppo", "base", by=0.05, name="captions followed within 5 points"),
-        at_least("wins", "shuffled", "base", difference=-0.05, name="control, at least 45 %", guard=True),
-        at_most("wins", "shuffled", "base", difference=0.05, name="control, at most 55 %", guard=True),
+        at_least("wins", "own", "base", difference=-0.05, name="control, at least 45 %", guard=True),
+        at_most("wins", "own", "base", difference=0.05, name="control, at most 55 %", guard=True),
     ),
     scales={
         "smoke": Scale(

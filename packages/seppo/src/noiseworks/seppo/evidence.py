@@ -3,7 +3,8 @@
 Winners are scenes that keep the rule well (object in the middle, in strong contrast), with captions that leave place
 and background open; losers, which Diffusion-DPO alone sees, are scenes of the same captions that do not. What is drawn
 for captions of the winners is measured by two scorers of the rule that share no code: `quality` chose the winners,
-`quality_read` is the oracle's reading, and the one that is judged.
+`quality_read` is the oracle's reading, and the one that is judged. The control's winners are what the untuned pipeline
+draws for the same captions: images among which nobody preferred any.
 """
 
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from noiseworks.bench.claims import Context, Measurement
 from noiseworks.bench.testbeds import shapes
 from noiseworks.bench.testbeds.shapes import tastes
 from noiseworks.core.errors import InputError
+from noiseworks.core.noise import mix64
 from noiseworks.kits.diffusers_hosts import encode_images, load_pipeline
 from noiseworks.kits.image_tuning import Draws, Policy, Rollout, Trial, draw_scored, win_rate
 from noiseworks.kits.pictures import strip, to_pixels, write_picture
@@ -35,7 +37,7 @@ class Shared:
     seed: int
     model: str
     examples: Examples
-    shuffled: Examples
+    own: Examples
     trial: Trial
     base: Draws
 
@@ -78,15 +80,15 @@ def prepare(seed: int, context: Context) -> Shared:
     latents = encode_images(pipe, images.flatten(0, 1)).unflatten(0, (-1, 2))
     prompts = list(dict.fromkeys(texts))
     ids = torch.tensor([prompts.index(text) for text in texts])
-    coin = torch.rand(len(texts), generator=torch.Generator().manual_seed(seed)) < 0.5
-    thrown = torch.where(coin.view(-1, 1, 1, 1), latents[:, 0], latents[:, 1])
     trial = Trial(per_prompt=sizes["per_prompt"], trial_seed=seed * 1000)
+    seeds = [mix64(seed, number, 7) >> 2 for number in range(len(ids))]
+    own = Policy(pipe, prompts, ROLLOUT).roll_out(ids, seeds, seeds).latents[:, -1]
     policy = Policy(pipe, prompts[: sizes["prompts"]], ROLLOUT)
     return Shared(
         seed,
         model,
         Examples(prompts, latents[:, 0], ids, latents[:, 1]),
-        Examples(prompts, thrown, ids),
+        Examples(prompts, own, ids),
         trial,
         draw_scored(policy, tastes.quality, trial),
     )
@@ -106,7 +108,7 @@ def trained(arm: str, shared: Shared, context: Context) -> tuple[Draws, Mapping[
     )
     pipe = options.pipeline(shared.model)
     plan = Plan(options, Objective(kappa=KAPPA), Opponents(updates_per_checkpoint=sizes["updates"]), ROLLOUT)
-    name, examples = ("seppo", shared.shuffled) if arm == "shuffled" else (arm, shared.examples)
+    name, examples = ("seppo", shared.own) if arm == "own" else (arm, shared.examples)
     trainer = rival(name, pipe, examples, plan)
     trainer.fit(progress=False)
     policy = Policy(pipe, shared.examples.prompts[: sizes["prompts"]], ROLLOUT)
