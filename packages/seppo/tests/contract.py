@@ -11,10 +11,11 @@ ROLLOUT = "--num-inference-steps 2 --guidance-scale 2"
 TINY = f"--model {{model}} --data {{winners}} {ROLLOUT}"
 TRAIN = f"train {TINY} --batch-size 2 --device cpu --out run"
 SHORT = f"{TRAIN} --max-steps 2 --updates-per-checkpoint 1"
+OTHERS = "--size 32 --opponents latest --flip soft --anchor-samples 2 --reuse"
 EVAL = f"eval --model {{model}} --prompts {{prompts.txt}} --reward brightness {ROLLOUT} --per-prompt 1 --device cpu"
 COMPARE = (
-    f"compare --model {{model}} --data {{pairs}} {ROLLOUT} --prompts {{prompts.txt}} --reward brightness --batch-size 1 --max-steps 1 --per-prompt 1 "
-    "--device cpu --out out"
+    f"compare --model {{model}} --data {{pairs}} {ROLLOUT} --prompts {{prompts.txt}} --reward brightness "
+    "--batch-size 1 --max-steps 1 --per-prompt 1 --device cpu --out out"
 )
 CHOICES = {
     "winners": [{"prompt": "a red circle", "winner": "0.png"}, {"prompt": "a cross", "winner": "1.png"}],
@@ -86,7 +87,7 @@ CONTRACT = Contract(
     files=files,
     good={
         SHORT: ("run/lora/pytorch_lora_weights.safetensors", "run/metrics.csv"),
-        f"{SHORT.replace('{winners}', '{mixed}')} --size 32 --opponents latest --flip soft --anchor-samples 2 --reuse": (
+        f"{SHORT.replace('{winners}', '{mixed}')} {OTHERS}": (
             "run/opponents/0000000-0.safetensors",
             "run/lora/pytorch_lora_weights.safetensors",
         ),
