@@ -2,7 +2,8 @@
 
 Third-party packages come from uv's cache in the versions of `uv.lock`, as hard links, so an environment costs
 about a second. A process makes all its environments at one path, one after the other, and keeps Python's compiled
-files beside it: what one environment compiled, the next one finds.
+files beside it: what one environment compiled, the next one finds, and what these tests' own environment compiled of
+the same files is there from the start.
 """
 
 import os
@@ -10,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -75,7 +77,24 @@ def place(tmp_path_factory):
         folder = tmp_path_factory.mktemp("installed")
         patch.setenv("PYTHONPYCACHEPREFIX", str(folder / "compiled"))
         patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+        installed = Path("lib", f"python{sysconfig.get_python_version()}", "site-packages")
+        offer_compiled(folder / "compiled" / (folder / "environment" / installed).relative_to("/"))
         yield folder
+
+
+def offer_compiled(target: Path) -> None:
+    """Link what this environment has compiled of third-party packages below the folder where Python will look for it.
+
+    Python takes a compiled file only where the source has the time and size that it was compiled from, and where it
+    compiles anew it replaces the link, not what it leads to.
+    """
+    source = Path(sysconfig.get_path("purelib"))
+    for folder, _, names in os.walk(source):
+        if Path(folder).name == "__pycache__":
+            mirrored = target / Path(folder).parent.relative_to(source)
+            mirrored.mkdir(parents=True, exist_ok=True)
+            for name in names:
+                (mirrored / name).symlink_to(Path(folder, name))
 
 
 @pytest.fixture
@@ -136,12 +155,27 @@ def fresh(wheels: Path) -> list[str]:
     return [word for name in names for word in ("--refresh-package", name)]
 
 
-def test_wheel_alone_imports_and_answers_help(member, wheels, constraints, environment):
-    """The wheel brings everything that its public names and its command line need, and its extra the claim's."""
+# Imports modules with all their public names, then waits, and runs a script with what was installed meanwhile.
+NAMES_THEN_SCRIPT = """
+import importlib, runpy, sys
+for name in sys.argv[2:]:
+    module = importlib.import_module(name)
+    for public in getattr(module, "__all__", []):
+        getattr(module, public)
+print("imported", flush=True)
+if sys.stdin.readline():
+    importlib.invalidate_caches()
+    runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+
+
+def test_wheel_brings_what_its_names_help_examples_and_claim_need(member, wheels, constraints, environment):
+    """Names and command line with the wheel alone, examples with the README's install line, the claim with its extra.
+
+    The names and the examples share a process, as importing the hosts costs more than the examples do. Where they
+    fail in it, because a library looks for another one only when it is imported, a new process decides.
+    """
     install(environment, wheels, constraints, member.name)
-    lines = [f"import {m} as m; [getattr(m, n) for n in getattr(m, '__all__', [])]" for m in member.modules]
-    done = python(environment, "-c", "\n".join(lines))
-    assert done.returncode == 0, done.stderr
     helped = [[name, "--help"] for name in member.scripts]
     helped += [["noiseworks", name, "--help"] for name in member.entry_points("noiseworks.commands")]
     for program, *words in helped:
@@ -149,24 +183,35 @@ def test_wheel_alone_imports_and_answers_help(member, wheels, constraints, envir
             [str(environment / "bin" / program), *words], capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
+    script, log = environment / "readme.py", environment / "log.txt"
+    words = [environment / "bin" / "python", "-c", NAMES_THEN_SCRIPT, script, *member.modules]
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            words, cwd=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+    try:
+        assert process.stdout.readline() == "imported\n", log.read_text()
+        if member.is_method:
+            text = (member.folder / "README.md").read_text()
+            lines = re.findall(
+                r'^pip install "(noiseworks-[^"]+)"$', text.partition("```python")[0], re.MULTILINE
+            )
+            assert lines, "a line that installs the method stands above its first example"
+            for line in lines:
+                install(environment, wheels, constraints, line)
+            script.write_text("\n\n".join(python_blocks(text)))
+            process.communicate("go on\n", timeout=300)
+            if process.returncode:
+                done = python(environment, str(script), cwd=environment)
+                assert done.returncode == 0, done.stderr
+    finally:
+        process.kill()
+        process.communicate()
     if member.is_method:
         install(environment, wheels, constraints, f"{member.name}[bench]")
         done = python(environment, "-c", f"from {member.modules[0]}.claim import CLAIM; print(CLAIM.method)")
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip() == member.folder.name
-
-
-def test_examples_of_a_readme_run_where_its_install_line_was_typed(method, wheels, constraints, environment):
-    """Nothing is there but what the line above the first example brings."""
-    text = (method.folder / "README.md").read_text()
-    lines = re.findall(r'^pip install "(noiseworks-[^"]+)"$', text.partition("```python")[0], re.MULTILINE)
-    assert lines, "a line that installs the method stands above its first example"
-    for line in lines:
-        install(environment, wheels, constraints, line)
-    script = environment / "readme.py"
-    script.write_text("\n\n".join(python_blocks(text)))
-    done = python(environment, str(script), cwd=environment)
-    assert done.returncode == 0, done.stderr
 
 
 def test_wheel_holds_what_the_source_folder_holds(member, wheels, root):
