@@ -1,0 +1,12 @@
+from .branch import UserBranch as UserBranch
+from .encoders import describe_choices as describe_choices
+from .encoders import named_encoder as named_encoder
+from .options import Support as Support
+from .options import Taste as Taste
+from .options import Training as Training
+from .personal import draw_for as draw_for
+from .personal import preferred as preferred
+from .training import PPD as PPD
+from .users import Users as Users
+from .users import embed_users as embed_users
+from .users import identified as identified

@@ -1,0 +1,124 @@
+"""The branch: its equation, nobody as the pipeline itself, what is trained, what stock diffusers loads."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention, IPAdapterAttnProcessor2_0
+from noiseworks.core.errors import InputError, UnsupportedHostError
+from noiseworks.kits.diffusers_hosts import Sampling, tiny_pipeline
+from noiseworks.ppd import UserBranch, draw_for
+
+SAMPLING = Sampling(num_inference_steps=2, guidance_scale=3.0, batch_size=2)
+PROMPTS = ("a red circle", "a blue square", "a green cross")
+
+
+def branched(family="sd", filled=True):
+    pipe = tiny_pipeline(family)
+    branch = UserBranch.new(pipe, 5, "e")
+    if filled:
+        g = torch.Generator().manual_seed(1)
+        for name, parameter in branch.trainable().items():
+            if "to_v" in name:
+                parameter.data = 0.3 * torch.randn(parameter.shape, generator=g)
+    return pipe, branch
+
+
+def users(n=3):
+    return torch.randn(n, 5, generator=torch.Generator().manual_seed(2))
+
+
+def draw(pipe, branch, told=None, n=3, **changes):
+    settings = Sampling(**vars(SAMPLING) | changes)
+    return draw_for(pipe, branch, list(PROMPTS[:n]), users(n) if told is None else told, settings)
+
+
+def test_the_equation_on_small_numbers():
+    attention = Attention(2, 2, heads=1, dim_head=2, bias=False, out_bias=False)
+    processor = IPAdapterAttnProcessor2_0(2, 2, num_tokens=(1,))
+    eye = torch.eye(2)
+    for layer in (attention.to_q, attention.to_out[0], processor.to_k_ip[0], processor.to_v_ip[0]):
+        layer.weight.data = eye
+    # K and V of the text: three tokens of which the layers make these.
+    queries = eye[None]
+    keys, values = torch.tensor([[1.0, 0], [0, 1], [1, 1]]), torch.tensor([[1.0, 2], [3, 4], [5, 6]])
+    attention.to_k.forward, attention.to_v.forward = lambda x: keys[None], lambda x: values[None]
+    processor.to_k_ip[0].forward = lambda x: torch.tensor([[[2.0, 0]]])
+    processor.to_v_ip[0].forward = lambda x: torch.tensor([[[0.5, -0.5]]])
+    text, user = torch.zeros(1, 3, 2), torch.zeros(1, 1, 2)
+    expected = {
+        0.0: [[3.0, 4.0], [3.406672, 4.406672]],
+        1.0: [[3.5, 3.5], [3.906672, 3.906672]],
+        0.5: [[3.25, 3.75], [3.656672, 4.156672]],
+    }
+    # The spec of the equation has rows of Q attend to K by Q K^T / sqrt(2).
+    for scale, rows in expected.items():
+        processor.scale = [scale]
+        found = processor(attention, queries, (text, [user]))
+        plain = F.scaled_dot_product_attention(queries, keys[None], values[None])
+        expected_now = plain + scale * torch.tensor([0.5, -0.5])
+        torch.testing.assert_close(found, expected_now, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(found[0], torch.tensor(rows), atol=2e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_nobody_and_a_fresh_branch_are_the_pipeline_itself(family):
+    plain = tiny_pipeline(family)
+    settings = {"guidance_scale": 3.0}
+    base = draw_for(plain, None, list(PROMPTS), None, Sampling(**vars(SAMPLING) | settings))
+    fresh = draw(*branched(family, filled=False))
+    assert torch.equal(base, fresh)
+    pipe, branch = branched(family)
+    assert torch.equal(base, draw(pipe, branch, torch.zeros(3, 5)))
+    assert not torch.equal(base, draw(pipe, branch))
+    with branch.off():
+        assert torch.equal(base, draw(pipe, branch))
+    assert branch.scale == 1
+    branch.remove()
+    assert torch.equal(base, draw_for(pipe, None, list(PROMPTS), None, SAMPLING))
+
+
+def test_an_image_depends_on_its_own_user_alone():
+    pipe, branch = branched()
+    for guidance in (1.0, 3.0):
+        together = draw(pipe, branch, guidance_scale=guidance)
+        one = draw_for(
+            pipe,
+            branch,
+            [PROMPTS[1]],
+            users()[1:2],
+            Sampling(**vars(SAMPLING) | {"guidance_scale": guidance}),
+            [1],
+        )
+        torch.testing.assert_close(together[1:2], one, atol=2e-5, rtol=1e-4)
+
+
+def test_stock_diffusers_loads_it(tmp_path):
+    pipe, branch = branched()
+    expected = draw(pipe, branch, guidance_scale=1.0, n=1)
+    branch.save(tmp_path / "branch")
+    stock = tiny_pipeline("sd")
+    stock.load_ip_adapter(
+        str(tmp_path), subfolder="branch", weight_name="model.safetensors", image_encoder_folder=None
+    )
+    stock.set_ip_adapter_scale(1.0)
+    image = stock(
+        PROMPTS[0],
+        num_inference_steps=2,
+        guidance_scale=1.0,
+        generator=torch.Generator().manual_seed(0),
+        ip_adapter_image_embeds=[users(1)[:, None]],
+        output_type="pt",
+    ).images
+    assert torch.equal(image, expected)
+    again = tiny_pipeline("sd")
+    assert torch.equal(
+        draw(again, UserBranch.load(again, tmp_path / "branch"), guidance_scale=1.0, n=1), expected
+    )
+    with pytest.raises(InputError, match="already"):
+        UserBranch.load(again, tmp_path / "branch")
+    with pytest.raises(InputError, match="another model"):
+        UserBranch.load(tiny_pipeline("sdxl"), tmp_path / "branch")
+    with pytest.raises(UnsupportedHostError, match="sd3"):
+        UserBranch.new(tiny_pipeline("sd3"), 5, "e")
+    with pytest.raises(InputError, match="4 numbers"):
+        branch.arguments(torch.zeros(1, 4))

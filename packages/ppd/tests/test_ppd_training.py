@@ -1,0 +1,142 @@
+"""Embeddings, and the training: what is reserved, who is told what, what learns and what stays."""
+
+import math
+
+import pytest
+import torch
+from noiseworks.core.errors import InputError
+from noiseworks.kits.diffusers_hosts import tiny_pipeline
+from noiseworks.ppd import (
+    PPD,
+    Support,
+    Taste,
+    Training,
+    Users,
+    describe_choices,
+    embed_users,
+    identified,
+    preferred,
+)
+
+PROMPTS = ("a red circle", "a blue square")
+
+
+def people(embeddings=2, reserved=4):
+    g = torch.Generator().manual_seed(0)
+    names = [f"u{i % 3}" for i in range(30)]
+    described = torch.randn(30, 6, generator=g) + 2 * torch.nn.functional.one_hot(torch.arange(30) % 3, 6)
+    support = Support(choices_each=2, reserved=reserved, embeddings=embeddings)
+    return names, described, embed_users(names, described, "e", support)
+
+
+def trainer(users=None, **changes):
+    names, _, found = people()
+    users = found if users is None else users
+    reserved = {row for numbers in users.reserved for row in numbers}
+    rows = [i for i in range(30) if i not in reserved]
+    latents = torch.randn(len(rows), 2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    who = torch.tensor([users.number(names[i]) for i in rows])
+    settings = {"max_steps": 3, "batch_size": 4, "learning_rate": 1e-2, "device": "cpu"} | changes
+    dropout = settings.pop("user_dropout", 0.1)
+    pipe = settings.pop("pipe", None) or tiny_pipeline("sd")
+    taste = Taste(kappa=50.0, user_dropout=dropout)
+    ids = torch.arange(len(rows)) % 2
+    return PPD(pipe, PROMPTS, latents, ids, who, users, Training(**settings), taste)
+
+
+def test_embeddings_are_means_of_reserved_choices_only(tmp_path):
+    names, described, users = people()
+    assert users.names == ("u0", "u1", "u2")
+    for number, mine in enumerate(users.reserved):
+        assert {names[i] for i in mine} == {users.names[number]}
+        assert len(mine) == 4
+        changed = described.clone()
+        outside = torch.tensor([i for i in range(30) if i not in mine])
+        changed[outside] = 99.0
+        again = embed_users(names, changed, "e", Support(2, 4, 2))
+        assert torch.equal(again.embeddings[number], users.embeddings[number])
+    flat = users.standard.flatten(0, 1)
+    torch.testing.assert_close(flat.mean(0), torch.zeros(6), atol=1e-5, rtol=0)
+    torch.testing.assert_close(flat.std(0, correction=0), torch.ones(6), atol=1e-5, rtol=0)
+    users.save(tmp_path / "users")
+    loaded = Users.load(tmp_path / "users")
+    assert torch.equal(loaded.embeddings, users.embeddings)
+    assert loaded.reserved == users.reserved
+    new = embed_users(["n"] * 4, described[:4], "e", Support(2, 4), users)
+    assert torch.equal(new.mean, users.mean)
+    with pytest.raises(InputError, match="encoder"):
+        embed_users(["n"] * 4, described[:4], "other", Support(2, 4), users)
+    with pytest.raises(InputError, match="nobody made 11"):
+        embed_users(names, described, "e", Support(2, 11))
+    with pytest.raises(InputError, match="reserved"):
+        Support(choices_each=5, reserved=4)
+
+
+def test_mixtures_run_from_one_to_the_other():
+    *_, users = people()
+    a, b = (users.profile(name) for name in ("u0", "u1"))
+    assert torch.equal(a, users.standard[0, 0])
+    half = users.profile({"u0": 0.5, "u1": 0.5})
+    torch.testing.assert_close(half, (a + b) / 2)
+    torch.testing.assert_close(users.profile({"u0": 1.0, "u1": 0.0}), a)
+    torch.testing.assert_close(half, users.profile({"u1": 0.5, "u0": 0.5}))
+    for wrong, word in (
+        ({"u0": 0.5}, "sum to 1"),
+        ({"u0": 1.5, "u1": -0.5}, "at least 0"),
+        ("u9", "unknown user"),
+    ):
+        with pytest.raises(InputError, match=word):
+            users.profile(wrong)
+
+
+def test_swapping_winner_and_loser_negates_the_first_block():
+    winners, losers = torch.rand(2, 3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    features = lambda images: images.flatten(2).mean(2)  # noqa: E731
+    found, swapped = describe_choices(features, winners, losers), describe_choices(features, losers, winners)
+    torch.testing.assert_close(found[:, :3], -swapped[:, :3])
+    torch.testing.assert_close(found[:, 3:], features(winners))
+
+
+def test_people_are_recognised_where_their_choices_tell_them_apart():
+    names, described, _ = people()
+    assert identified(names, described, 2, 2)["top1"] == 1
+    noise = torch.randn(4000, 6, generator=torch.Generator().manual_seed(3))
+    found = identified([f"u{i % 200}" for i in range(4000)], noise, 4, 16)
+    assert found["top"] == pytest.approx(16 / 200, abs=0.06)
+    assert found["chance"] == 16 / 200
+    with pytest.raises(InputError, match="fewer than two"):
+        identified(names, described, 9, 2)
+
+
+def test_only_the_branch_is_trained_and_it_learns_who_chose():
+    one = trainer(max_steps=40, batch_size=18, minibatch=18, user_dropout=0.0)
+    frozen = {n: p.detach().clone() for n, p in one.denoiser.named_parameters() if not p.requires_grad}
+    first = one.round(0)
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    one.done = 0
+    one.fit(progress=False)
+    assert one.last["loss"] < first["loss"] - 0.1
+    names = dict(one.denoiser.named_parameters())
+    assert all(torch.equal(names[name], value) for name, value in frozen.items())
+    assert all(name.endswith("weight") for name in one.trainable)
+    told = one.users.standard[one.who, 0]
+    margins = preferred(one.error, one.branch, one.latents, one.ids, told, draws=4)
+    assert float((margins > 0).float().mean()) > 0.8
+    nobody = preferred(one.error, one.branch, one.latents, one.ids, torch.zeros_like(told), draws=2)
+    assert torch.equal(nobody, torch.zeros(len(told)))
+
+
+def test_dropout_is_of_the_pair_and_as_often_as_said():
+    one = trainer(user_dropout=0.5)
+    rows = torch.arange(len(one.who)).repeat(60)
+    further = one.further(rows, torch.Generator().manual_seed(0))
+    told = further(torch.arange(len(rows)))["added_cond_kwargs"]["image_embeds"][0][:, 0]
+    nobody = (told == 0).all(1)
+    assert float(nobody.float().mean()) == pytest.approx(0.5, abs=0.06)
+    places = torch.arange(len(rows)).repeat_interleave(2)
+    both = further(places)["added_cond_kwargs"]["image_embeds"][0][:, 0].view(len(rows), 2, -1)
+    assert torch.equal(both[:, 0], both[:, 1])
+    own = one.users.standard[one.who[rows]]
+    assert bool((nobody | (told[:, None] == own).all(2).any(1)).all())
+    with pytest.raises(InputError, match="mixed precision"):
+        Training(device="cpu", weights="bfloat16")
