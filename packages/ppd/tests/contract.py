@@ -33,15 +33,11 @@ def files(folder: Path) -> dict[str, Path]:
     data.mkdir()
     for number in range(4):
         Image.new("RGB", (32, 32), (60 * number, 90, 30)).save(data / f"{number}.png")
-    rows = [
-        {
-            "prompt": "a red circle",
-            "winner": f"{i % 4}.png",
-            "loser": f"{(i + 1 + i // 4) % 4}.png",
-            "user": f"u{i % 2}",
-        }
-        for i in range(8)
-    ]
+    rows = []
+    for i in range(8):
+        winner, loser = i % 4, (i + 1 + i // 4) % 4
+        files = {"winner": f"{winner}.png", "loser": f"{loser}.png"}
+        rows.append({"prompt": "a red circle", **files, "user": f"u{i % 2}"})
     (data / "choices.jsonl").write_text("\n".join(map(json.dumps, rows)))
     broken = {"missing": rows[0] | {"winner": "gone.png"}, "empty": rows[0] | {"prompt": ""}}
     for name, row in broken.items():
@@ -57,7 +53,7 @@ def files(folder: Path) -> dict[str, Path]:
     UserBranch.new(tiny_pipeline("sdxl"), 40, "latents").save(folder / "other")
     (folder / "full").mkdir()
     (folder / "full" / "thesis.tex").write_text("x")
-    names = (
+    names = [
         "model",
         "sdxl",
         "sd3",
@@ -68,8 +64,8 @@ def files(folder: Path) -> dict[str, Path]:
         "branch",
         "foreign",
         "other",
-        "full",
-    )
+    ]
+    names.append("full")
     return {name: folder / name for name in names} | {f"{n}.jsonl": data / f"{n}.jsonl" for n in broken}
 
 

@@ -50,7 +50,6 @@ def test_the_equation_on_small_numbers():
         1.0: [[3.5, 3.5], [3.906672, 3.906672]],
         0.5: [[3.25, 3.75], [3.656672, 4.156672]],
     }
-    # The spec of the equation has rows of Q attend to K by Q K^T / sqrt(2).
     for scale, rows in expected.items():
         processor.scale = [scale]
         found = processor(attention, queries, (text, [user]))
@@ -65,31 +64,45 @@ def test_nobody_and_a_fresh_branch_are_the_pipeline_itself(family):
     plain = tiny_pipeline(family)
     settings = {"guidance_scale": 3.0}
     base = draw_for(plain, None, list(PROMPTS), None, Sampling(**vars(SAMPLING) | settings))
-    fresh = draw(*branched(family, filled=False))
+    same = users(1).expand(3, -1)  # one user, so that both are drawn in batches of one size
+    fresh = draw(*branched(family, filled=False), same)
     assert torch.equal(base, fresh)
     pipe, branch = branched(family)
     assert torch.equal(base, draw(pipe, branch, torch.zeros(3, 5)))
-    assert not torch.equal(base, draw(pipe, branch))
+    assert not torch.equal(base, draw(pipe, branch, same))
     with branch.off():
-        assert torch.equal(base, draw(pipe, branch))
+        assert torch.equal(base, draw(pipe, branch, same))
     assert branch.scale == 1
     branch.remove()
     assert torch.equal(base, draw_for(pipe, None, list(PROMPTS), None, SAMPLING))
 
 
-def test_an_image_depends_on_its_own_user_alone():
-    pipe, branch = branched()
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_an_image_depends_on_its_own_user_alone(family):
+    pipe, branch = branched(family)
+    told = users()[[0, 0, 1]]
     for guidance in (1.0, 3.0):
-        together = draw(pipe, branch, guidance_scale=guidance)
-        one = draw_for(
-            pipe,
-            branch,
-            [PROMPTS[1]],
-            users()[1:2],
-            Sampling(**vars(SAMPLING) | {"guidance_scale": guidance}),
-            [1],
-        )
-        torch.testing.assert_close(together[1:2], one, atol=2e-5, rtol=1e-4)
+        settings = {"guidance_scale": guidance, "batch_size": 3}
+        together = draw(pipe, branch, told, **settings)
+        others = draw(pipe, branch, told[[2, 2, 2]], **settings)
+        for row in range(3):
+            changes = Sampling(**vars(SAMPLING) | settings)
+            one = draw_for(pipe, branch, [PROMPTS[row]], told[row : row + 1], changes, [row])
+            torch.testing.assert_close(together[row : row + 1], one, atol=2e-5, rtol=1e-4)
+        assert float((together[:2] - others[:2]).abs().amax((1, 2, 3)).min()) > 1e-3
+    with pytest.raises(InputError, match="one user"):
+        branch.arguments(told)
+
+
+def test_the_denoiser_takes_a_user_a_row():
+    pipe, branch = branched()
+    g = torch.Generator().manual_seed(3)
+    x, text = torch.randn(3, 4, 8, 8, generator=g), torch.randn(3, 7, 32, generator=g)
+    found = pipe.unet(x, 5, text, **branch.further(users()), return_dict=False)[0]
+    for row in range(3):
+        more = branch.further(users()[row : row + 1])
+        one = pipe.unet(x[row : row + 1], 5, text[row : row + 1], **more, return_dict=False)[0]
+        torch.testing.assert_close(found[row : row + 1], one, atol=2e-5, rtol=1e-4)
 
 
 def test_stock_diffusers_loads_it(tmp_path):

@@ -108,22 +108,40 @@ def test_people_are_recognised_where_their_choices_tell_them_apart():
         identified(names, described, 9, 2)
 
 
+def opposed():
+    """Return two people of opposite tastes, 24 choices to train on and 24 others."""
+    g = torch.Generator().manual_seed(4)
+    names = [f"u{i % 2}" for i in range(8)]
+    direction = torch.randn(4, 8, 8, generator=g)
+    described = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).repeat(4, 1)
+    users = embed_users(names, described, "e", Support(2, 4, 1))
+    who = torch.arange(48) % 2
+    sign = torch.tensor([1.0, -1.0])[:, None, None, None] * direction
+    latents = torch.stack([sign[who], -sign[who]], 1) + torch.randn(48, 2, 4, 8, 8, generator=g)
+    return users, who, latents
+
+
 def test_only_the_branch_is_trained_and_it_learns_who_chose():
-    one = trainer(max_steps=40, batch_size=18, minibatch=18, user_dropout=0.0)
+    users, who, latents = opposed()
+    options = Training(max_steps=14, batch_size=12, minibatch=12, learning_rate=3e-2, device="cpu")
+    taste = Taste(kappa=50.0, user_dropout=0.0)
+    ids, old, new = torch.arange(48) // 2 % 2, slice(0, 24), slice(24, 48)
+    one = PPD(tiny_pipeline("sd"), PROMPTS, latents[old], ids[old], who[old], users, options, taste)
     frozen = {n: p.detach().clone() for n, p in one.denoiser.named_parameters() if not p.requires_grad}
     first = one.round(0)
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
-    one.done = 0
     one.fit(progress=False)
-    assert one.last["loss"] < first["loss"] - 0.1
     names = dict(one.denoiser.named_parameters())
     assert all(torch.equal(names[name], value) for name, value in frozen.items())
     assert all(name.endswith("weight") for name in one.trainable)
-    told = one.users.standard[one.who, 0]
-    margins = preferred(one.error, one.branch, one.latents, one.ids, told, draws=4)
-    assert float((margins > 0).float().mean()) > 0.8
-    nobody = preferred(one.error, one.branch, one.latents, one.ids, torch.zeros_like(told), draws=2)
-    assert torch.equal(nobody, torch.zeros(len(told)))
+    told = users.standard[who[new], 0]
+    margins, others, nobody = (
+        preferred(one.error, one.branch, latents[new], ids[new], asked, draws=3)
+        for asked in (told, users.standard[1 - who[new], 0], torch.zeros_like(told))
+    )
+    assert float((margins > 0).float().mean()) > 0.85
+    assert float((others > 0).float().mean()) < 0.15
+    assert torch.equal(nobody, torch.zeros(24))
 
 
 def test_dropout_is_of_the_pair_and_as_often_as_said():

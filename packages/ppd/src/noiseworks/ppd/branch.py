@@ -125,18 +125,24 @@ class UserBranch:
         finally:
             self.scale = before
 
-    def arguments(self, users: Tensor, guided: bool = False) -> dict[str, Any]:
-        """Return the arguments of the pipeline's call that tell it for whom each image is; unguided rows have nobody.
+    def arguments(self, user: Tensor, guided: bool = False) -> dict[str, Any]:
+        """Return the arguments of a call of the pipeline that draws for one user; unguided rows have nobody.
+
+        Pipelines repeat the embedding for each image of a call, so that one call has one user.
 
         Args:
-            users: One row a prompt [B, d], or one for all of one prompt [d].
+            user: Their embedding [d], or [1, d].
             guided: Whether the call's guidance scale is above 1.
 
         Raises:
-            InputError: When embeddings have another width.
+            InputError: When it has another width, or there are several.
         """
-        users = self._checked(users)
-        both = torch.cat([torch.zeros_like(users), users]) if guided else users
+        user = self._checked(user)
+        if len(user) != 1:
+            raise InputError(
+                f"a call of the pipeline draws for one user, got {len(user)}; draw_for takes several"
+            )
+        both = torch.cat([torch.zeros_like(user), user]) if guided else user
         return {"ip_adapter_image_embeds": [both[:, None]]}
 
     def further(self, users: Tensor) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """Drawing for somebody, and asking the branch which of two images somebody would prefer."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
-from noiseworks.kits.diffusers_hosts import Sampling, sample_generators
+from noiseworks.kits.diffusers_hosts import Sampling, layout_of, sample_generators
+from noiseworks.kits.diffusers_hosts.drawing import call_arguments
 from noiseworks.kits.image_tuning import DenoisingError, denoising_delta
 from noiseworks.ppd.branch import UserBranch
 from torch import Tensor
@@ -24,6 +25,8 @@ def draw_for(
 ) -> Tensor:
     """Return one image a prompt, for one user each, on the CPU [n, 3, H, W] in [0, 1].
 
+    Neighbours of one user are drawn in one call of the pipeline: give a user's prompts in a row.
+
     Args:
         pipe: The pipeline.
         branch: Its branch; None draws without one.
@@ -33,24 +36,31 @@ def draw_for(
         seeds: One a sample, by default sampling's seed and the numbers after it.
     """
     seeds = range(sampling.seed, sampling.seed + len(prompts)) if seeds is None else seeds
-    guided, found = sampling.guidance_scale > 1, []
-    for first in range(0, len(prompts), sampling.batch_size):
-        rows = slice(first, first + sampling.batch_size)
-        told = {} if branch is None else branch.arguments(users[rows], guided)
-        texts, negative = list(prompts[rows]), None
-        if sampling.negative_prompt is not None:
-            negative = [sampling.negative_prompt] * len(texts)
+    told: dict[str, Any] = {}
+    found = []
+    for rows in _calls(len(prompts), users, sampling.batch_size):
+        if branch is not None:
+            told = branch.arguments(users[rows.start], sampling.guidance_scale > 1)
         images = pipe(
-            texts,
+            **call_arguments(layout_of(pipe).family, prompts, sampling, rows),
             num_inference_steps=sampling.num_inference_steps,
-            guidance_scale=sampling.guidance_scale,
             generator=sample_generators(seeds[rows]),
             output_type="pt",
-            negative_prompt=negative,
             **told,
         ).images
         found.append(images.float().cpu())
     return torch.cat(found)
+
+
+def _calls(count: int, users: Tensor | None, batch: int) -> Iterator[slice]:
+    """Yield the rows of each call of the pipeline: neighbours of one user, `batch` at most."""
+    first = 0
+    while first < count:
+        last = first + 1
+        while last < min(count, first + batch) and (users is None or torch.equal(users[last], users[first])):
+            last += 1
+        yield slice(first, last)
+        first = last
 
 
 @torch.no_grad()
