@@ -158,16 +158,15 @@ class UserBranch:
         return users
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Freeze all but the branch and return its trained weights by name, in 32 bits at least."""
+        """Freeze all but the branch and return its weights by the denoiser's names, in 32 bits at least."""
         from diffusers.training_utils import cast_training_params
 
         self.denoiser.requires_grad_(False)
-        found = {name: p for name, p in self._parameters().items() if not name.endswith("bias")}
-        for parameter in found.values():
-            parameter.requires_grad_(True)
+        for name, parameter in self._parameters().items():
+            parameter.requires_grad_(not name.endswith("bias"))
         if self.denoiser.dtype != torch.float64:
             cast_training_params(self.denoiser, dtype=torch.float32)
-        return found
+        return {name: p for name, p in self.denoiser.named_parameters() if p.requires_grad}
 
     def save(self, folder: str | Path) -> None:
         """Write the branch; `model.safetensors` in it is an IP-Adapter's file."""

@@ -2,10 +2,9 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from noiseworks.core.artifacts import FolderKind, check_folder
-from noiseworks.core.errors import InputError
 from noiseworks.core.models import resolve_model
 from noiseworks.core.options import Spread, at_least
 from noiseworks.core.output import results
@@ -13,10 +12,6 @@ from noiseworks.kits.diffusers_hosts.options import Hardware, Sampling, read_pro
 from noiseworks.kits.image_tuning.choices import read_choices
 from noiseworks.kits.training import check_run, open_run
 from noiseworks.ppd.options import FAMILIES, Addressee, Support, Taste, Training
-
-if TYPE_CHECKING:
-    from noiseworks.kits.image_tuning.choices import Choice
-    from torch import Tensor
 
 IMAGES = FolderKind("ppd/images", ("*.png", "images.json"), "images.json")
 USERS = "ppd/users"
@@ -48,10 +43,11 @@ def embed(
     """
     check_folder(out, USERS, sources=(choices, like, model))
     given = read_choices(choices, ("loser", "user"))
+    from noiseworks.ppd.chosen import described_files
     from noiseworks.ppd.users import Users, embed_users
 
     known = None if like is None else Users.load(like)
-    described = _described(given, encoder, model, hardware)
+    described = described_files(given, encoder, model, hardware)
     found = embed_users([one.user for one in given], described, encoder, support, known)
     found.save(out)
     return {"out": str(out), "people": len(found.names), "width": found.width}
@@ -80,10 +76,11 @@ def probe(
         Shares recognised at once and within the nearest, and what chance would give.
     """
     given = read_choices(choices, ("loser", "user"))
+    from noiseworks.ppd.chosen import described_files
     from noiseworks.ppd.users import identified
 
     names = [one.user for one in given]
-    return identified(names, _described(given, encoder, model, hardware), choices_each, best)
+    return identified(names, described_files(given, encoder, model, hardware), choices_each, best)
 
 
 def train(
@@ -112,12 +109,13 @@ def train(
     check_run(out, settings)
     given = read_choices(choices, ("loser", "user"))
     resolve_model(model)
+    from noiseworks.ppd.chosen import left_to_train
     from noiseworks.ppd.training import PPD
     from noiseworks.ppd.users import Users
 
     people = Users.load(users)
     pipe = training.pipeline(model, FAMILIES)
-    prompts, latents, ids, who = _trained_on(pipe, given, people)
+    prompts, latents, ids, who = left_to_train(pipe, given, people)
     trainer = PPD(pipe, prompts, latents, ids, who, people, training, taste)
     with open_run(out, settings) as run:
         found = trainer.fit(run)
@@ -200,12 +198,13 @@ def evaluate(
     from noiseworks.kits.image_tuning import DenoisingError, Policy, implicit_accuracy
     from noiseworks.kits.image_tuning.tuner import UNGUIDED
     from noiseworks.ppd.branch import UserBranch
+    from noiseworks.ppd.chosen import left_to_train
     from noiseworks.ppd.personal import preferred
     from noiseworks.ppd.users import Users
 
     people = Users.load(users)
     pipe = load_pipeline(model, hardware.torch_device(), hardware.torch_dtype(), FAMILIES)
-    prompts, latents, ids, who = _trained_on(pipe, given, people)
+    prompts, latents, ids, who = left_to_train(pipe, given, people)
     error = DenoisingError(Policy(pipe, prompts, UNGUIDED))
     put, told = UserBranch.load(pipe, branch, people), people.standard[:, 0]
     found = {
@@ -213,35 +212,3 @@ def evaluate(
         for name, numbers in (("own", who), ("other", (who + 1) % len(people.names)))
     }
     return found | {"choices": len(latents)}
-
-
-def _described(given: "list[Choice]", encoder: str, model: str | None, hardware: Hardware) -> "Tensor":
-    if encoder == "latents" and model is None:
-        raise InputError("the encoder latents needs the pipeline: give model, or another encoder")
-    from noiseworks.kits.diffusers_hosts import load_pipeline
-    from noiseworks.ppd.encoders import describe_files, named_encoder
-
-    pipe = None
-    if encoder == "latents":
-        pipe = load_pipeline(model, hardware.torch_device(), hardware.torch_dtype(), FAMILIES)
-    return describe_files(
-        named_encoder(encoder, pipe), [one.winner for one in given], [one.loser for one in given]
-    )
-
-
-def _trained_on(
-    pipe: Any, given: "list[Choice]", people: Any
-) -> tuple[list[str], "Tensor", "Tensor", "Tensor"]:
-    """Return prompts, latents of choices, their prompts' and users' numbers; without those of the embeddings."""
-    import torch
-    from noiseworks.kits.image_tuning.choices import encode_files
-
-    reserved = dict(zip(people.names, map(set, people.reserved), strict=True))
-    kept = [one for i, one in enumerate(given) if one.user in reserved and i not in reserved[one.user]]
-    if not kept:
-        raise InputError("no choice is left beside those of the embeddings; lower reserved, or give more")
-    prompts = list(dict.fromkeys(one.prompt for one in kept))
-    latents = encode_files(pipe, [file for one in kept for file in (one.winner, one.loser)])
-    ids = torch.tensor([prompts.index(one.prompt) for one in kept])
-    who = torch.tensor([people.number(one.user) for one in kept])
-    return prompts, latents.unflatten(0, (-1, 2)), ids, who

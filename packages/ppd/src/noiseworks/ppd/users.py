@@ -1,11 +1,11 @@
 """Who somebody is: embeddings of a few of their choices, kept apart from those that are trained on."""
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from noiseworks.core.artifacts import load_artifact, save_artifact
 from noiseworks.core.errors import ArtifactError, InputError
@@ -122,12 +122,16 @@ def embed_users(
         raise InputError(f"nobody made {support.reserved} choices; lower reserved")
     rows, reserved = [], []
     for name in kept:
-        rng = np.random.default_rng([support.support_seed, *name.encode()])
-        mine = rng.permutation(own[name])[: support.reserved]
+        seed = hashlib.sha256(f"{support.support_seed} {name}".encode()).digest()[:7]
+        generator = torch.Generator().manual_seed(int.from_bytes(seed))
+        mine = torch.tensor(own[name])[
+            torch.randperm(len(own[name]), generator=generator)[: support.reserved]
+        ]
         sets = [mine[: support.choices_each]]
-        sets += [rng.choice(mine, support.choices_each, replace=False) for _ in range(support.embeddings - 1)]
-        rows.append(torch.stack([described[torch.from_numpy(one)].mean(0) for one in sets]))
-        reserved.append(tuple(sorted(map(int, mine))))
+        for _ in range(support.embeddings - 1):
+            sets.append(mine[torch.randperm(len(mine), generator=generator)[: support.choices_each]])
+        rows.append(torch.stack([described[one].mean(0) for one in sets]))
+        reserved.append(tuple(sorted(mine.tolist())))
     embeddings = torch.stack(rows)
     flat = embeddings.flatten(0, 1)
     mean = flat.mean(0) if like is None else like.mean
