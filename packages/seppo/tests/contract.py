@@ -86,7 +86,7 @@ def resumed(folder: Path, stop_after: int | None, reuse: bool) -> Mapping[str, A
 CONTRACT = Contract(
     files=files,
     good={
-        SHORT: ("run/lora/pytorch_lora_weights.safetensors", "run/metrics.csv"),
+        SHORT: ("run/lora/pytorch_lora_weights.safetensors", "run/pool/001/pytorch_lora_weights.safetensors"),
         f"{SHORT.replace('{winners}', '{mixed}')} {OTHERS}": (
             "run/opponents/0000000-0.safetensors",
             "run/lora/pytorch_lora_weights.safetensors",

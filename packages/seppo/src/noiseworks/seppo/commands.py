@@ -36,7 +36,8 @@ def train(
     Args:
         model: A text-to-image pipeline (Stable Diffusion 1, 2, XL, 3, FLUX): a directory, a hub id or testbed:<name>.
         data: A file of JSON lines with prompt and winner, an image beside the file; or a folder with choices.jsonl.
-        out: Folder for config.json, metrics.csv, checkpoints and the adapter, a LoRA directory `lora`.
+        out: Folder for config.json, metrics.csv, checkpoints and the adapter, a LoRA directory `lora`; what was played
+            against is kept as `pool/001`, `pool/002`, ..., LoRA directories too.
         objective: The loss and the flip.
         opponents: Against which of its earlier selves the model plays.
         rollout: How opponents draw.

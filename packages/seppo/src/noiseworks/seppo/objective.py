@@ -4,15 +4,15 @@ Symbols: err(theta, x, t, n), the mean squared error of the model's prediction f
 opponent, an earlier checkpoint of the run, and x^r an image of its.
 """
 
+from typing import get_args
+
 import torch
 import torch.nn.functional as F
 from noiseworks.core.checks import check_choice, check_number
 from noiseworks.kits.image_tuning.preferences import implicit_accuracy
 from noiseworks.kits.image_tuning.tuner import Losses
-from noiseworks.seppo.options import Objective
+from noiseworks.seppo.options import Flip, Objective, Tie
 from torch import Tensor
-
-KINDS = ("sign", "indicator", "none", "soft")
 
 
 def adaptive_flip(gain: Tensor, settings: Objective = Objective()) -> Tensor:
@@ -28,8 +28,8 @@ def adaptive_flip(gain: Tensor, settings: Objective = Objective()) -> Tensor:
     Raises:
         InputError: When the flip or the tie is unknown, or the softness not above 0.
     """
-    check_choice("flip", settings.flip, KINDS)
-    check_choice("tie", settings.tie, ("worse", "neither"))
+    check_choice("flip", settings.flip, get_args(Flip))
+    check_choice("tie", settings.tie, get_args(Tie))
     check_number("softness", settings.softness, low=0, low_open=True)
     if settings.flip == "none":
         return torch.ones_like(gain)

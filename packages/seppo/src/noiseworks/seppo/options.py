@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from noiseworks.core.errors import InputError
 from noiseworks.core.options import Options, above, at_least
 from noiseworks.kits.image_tuning.options import LoraTuning
 
@@ -82,20 +81,3 @@ class Training(LoraTuning):
     batch_size: Annotated[int, at_least(1)] = 128
     learning_rate: Annotated[float, above(0)] = 1e-4
     lora_rank: Annotated[int, at_least(1)] = 8
-
-
-def check_size(shape: tuple[int, ...], drawn: tuple[int, ...]) -> None:
-    """Refuse winners that are not of the size that the pipeline draws.
-
-    Args:
-        shape: Of a winner's latents.
-        drawn: Of latents that the pipeline draws.
-
-    Raises:
-        InputError: Naming both.
-    """
-    if shape != drawn:
-        raise InputError(
-            f"the winners' latents have shape {list(shape)}, the pipeline draws {list(drawn)}: give size, to which "
-            "winners are scaled and which is drawn"
-        )

@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from noiseworks.core.errors import InputError
 from noiseworks.core.noise import mix64
 from noiseworks.kits.image_tuning.offline import OfflineTuner
 from noiseworks.kits.image_tuning.options import Rollout
 from noiseworks.kits.image_tuning.tuner import Losses
 from noiseworks.seppo.objective import adaptive_flip, seppo_loss
-from noiseworks.seppo.options import Objective, Opponents, Training, check_size
+from noiseworks.seppo.options import Objective, Opponents, Training
 from noiseworks.seppo.pool import CheckpointPool, choose_opponent
 from noiseworks.seppo.samples import KeptSamples
 from torch import Tensor
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 DRAWING = Rollout(guidance_scale=7.5)
+POOL = "pool"  # folder of checkpoints in a run's folder, each a LoRA directory
 KEPT = "opponents"  # folder of kept images in a run's folder
 # Streams of random numbers, above those of the kit.
 _OPPONENT, _STARTS, _STEPS = 10, 11, 12
@@ -56,7 +58,12 @@ class SePPO(OfflineTuner):
         rollout: Rollout = DRAWING,
     ) -> None:
         super().__init__(pipe, prompts, latents, ids, options, rollout=rollout)
-        check_size(tuple(latents.shape[1:]), tuple(self.policy.conditions.shape))
+        given, drawn = list(latents.shape[1:]), list(self.policy.conditions.shape)
+        if given != drawn:
+            raise InputError(
+                f"the winners' latents have shape {given}, the pipeline draws {drawn}: give size, to which winners "
+                "are scaled and which is drawn"
+            )
         self.objective, self.opponents = objective, opponents
         self.pool = CheckpointPool(self.denoiser)
         self._kept: KeptSamples | None = None
@@ -111,7 +118,7 @@ class SePPO(OfflineTuner):
     def round(self, step: int) -> Mapping[str, float]:
         """Do one optimiser step, after the checkpoint that is due."""
         while len(self.pool) < self.opponents.checkpoints(step):
-            self.pool.add()
+            self._keep_checkpoint()
         opponent = self.opponent(step)
         rows, timesteps, noise, generator = self.draw()
         if not self.objective.shared_noise:
@@ -142,6 +149,11 @@ class SePPO(OfflineTuner):
         found = self.figures(self.descend(losses, len(rows))) | {"opponent": float(opponent)}
         self._watch(found["flipped"])
         return found
+
+    def _keep_checkpoint(self) -> None:
+        if self.run is not None and self.fabric.is_global_zero:
+            self.save(self.run.folder / POOL / f"{len(self.pool):03d}")
+        self.pool.add()
 
     def _watch(self, flipped: float) -> None:
         one_sided = self.objective.flip in ("sign", "soft") and not 0.02 <= flipped <= 0.9
