@@ -92,6 +92,7 @@ CLAIM = Claim(
         "wins_pixels": "better than untuned, by pixels",
         "fidelity": "caption followed",
         "flipped": "flipped at the end",
+        "truth": "flip and truth, correlation",
         "calls": "denoiser's rows",
     },
     preconditions=(

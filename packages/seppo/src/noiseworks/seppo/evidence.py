@@ -20,8 +20,10 @@ from noiseworks.core.noise import mix64
 from noiseworks.kits.diffusers_hosts import encode_images, load_pipeline
 from noiseworks.kits.image_tuning import Draws, Policy, Rollout, Trial, draw_scored, win_rate
 from noiseworks.kits.pictures import strip, to_pixels, write_picture
+from noiseworks.seppo.objective import adaptive_flip
 from noiseworks.seppo.options import Objective, Opponents, Training
 from noiseworks.seppo.rivals import Examples, Plan, rival
+from noiseworks.seppo.training import SePPO
 from torch import Tensor
 
 ROLLOUT = Rollout(num_inference_steps=10, guidance_scale=1.0, rollout_batch=32)
@@ -112,7 +114,39 @@ def trained(arm: str, shared: Shared, context: Context) -> tuple[Draws, Mapping[
     trainer = rival(name, pipe, examples, plan)
     trainer.fit(progress=False)
     policy = Policy(pipe, shared.examples.prompts[: sizes["prompts"]], ROLLOUT)
-    return draw_scored(policy, tastes.quality, shared.trial), trainer.last
+    found = dict(trainer.last)
+    if arm == "seppo" and isinstance(trainer, SePPO):
+        found["truth"] = flip_and_truth(trainer, 2 * sizes["prompts"])
+    return draw_scored(policy, tastes.quality, shared.trial), found
+
+
+def flip_and_truth(trainer: SePPO, count: int) -> float:
+    """Return the correlation of the flip with what it stands for: that the opponent's image is the better one.
+
+    Both draw for the same winners from the same noise, and what counts is the score by which winners were chosen. It is
+    0 where the flip, or which is better, is always the same.
+
+    Args:
+        trainer: When it is done; the opponent is the last step's.
+        count: Winners.
+    """
+    x0, ids = trainer.latents[:count], trainer.ids[:count]
+    generator, seeds = torch.Generator().manual_seed(trainer.options.seed), list(range(len(ids)))
+    timesteps = trainer.error.draw_timesteps(len(ids), generator)
+    noise = torch.randn(x0.shape, generator=generator)
+
+    def seen() -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            errors = trainer.error(x0, ids, timesteps, noise)
+        images = trainer.policy.decode(trainer.policy.roll_out(ids, seeds, seeds).latents[:, -1])
+        return errors, tastes.quality(images)
+
+    with trainer.pool.playing(int(trainer.last["opponent"])):
+        opponent = seen()
+    now = seen()
+    flipped = adaptive_flip(opponent[0] - now[0], trainer.objective) < 0
+    both = torch.stack([flipped, opponent[1] > now[1]]).double()
+    return float(torch.corrcoef(both)[0, 1]) if bool((both.std(1) > 0).all()) else 0.0
 
 
 def measured(arm: str, label: str, shared: Shared, context: Context) -> Measurement:
@@ -127,8 +161,7 @@ def measured(arm: str, label: str, shared: Shared, context: Context) -> Measurem
         "fidelity": shapes.caption_score(draws.images, texts).tolist(),
     }
     metrics |= {"calls": last["calls"]} if last else {"calls": 0.0}
-    if "flipped" in last:
-        metrics["flipped"] = last["flipped"]
+    metrics |= {name: last[name] for name in ("flipped", "truth") if name in last}
     return Measurement(metrics, images={label: save_strip(draws, context.folder / f"{arm}.png")})
 
 
