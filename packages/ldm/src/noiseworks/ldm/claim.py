@@ -81,11 +81,11 @@ class Shared:
 
 def prepare(seed: int, context: Context) -> Shared:
     """Draw the scenes that are asked for, and load the first stage: the shipped one, or the user's."""
-    from noiseworks.ldm.diffusion.model import load_first_stage
+    from noiseworks.kits.backbones import load_autoencoder
     from noiseworks.ldm.evidence import attribute_values, single_scenes
 
     stages = {
-        arm: None if space.first_stage is None else load_first_stage(context.model or space.first_stage)
+        arm: None if space.first_stage is None else load_autoencoder(context.model or space.first_stage)
         for arm, space in SPACES.items()
     }
     return Shared(seed, single_scenes(context.settings["prompts"], seed, "test"), attribute_values(), stages)

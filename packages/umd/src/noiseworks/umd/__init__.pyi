@@ -1,5 +1,4 @@
 from .features import features_of as features_of
-from .features import few_shot as few_shot
 from .mixture import mixture_loss as mixture_loss
 from .model import UMD as UMD
 from .options import FineTuning as FineTuning

@@ -56,9 +56,9 @@ def run(arm: str, shared: Shared, context: Context) -> Measurement:
     """Pre-train and probe one arm, fine-tune it and judge its samples."""
     import torch
     from noiseworks.core.schedules import table_schedule
-    from noiseworks.kits.backbones import frechet_distance
+    from noiseworks.kits.backbones import few_shot, frechet_distance
     from noiseworks.umd import FineTuning, Mixture, Pretraining, UMDConfig
-    from noiseworks.umd.features import features_of, few_shot, untrained
+    from noiseworks.umd.features import features_of, untrained
     from noiseworks.umd.options import Features
     from noiseworks.umd.sampling import draw
     from noiseworks.umd.training import finetune_model, pretrain_model

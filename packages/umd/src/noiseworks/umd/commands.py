@@ -159,19 +159,14 @@ def probe(
     Returns:
         Accuracy by shots, and of nearest neighbours and a linear classifier on all images, of the three.
     """
-    images, labels = _load(data, size)
-    from noiseworks.kits.backbones import knn_probe
-    from noiseworks.umd.features import check_shots, features_of, few_shot, untrained
+    from noiseworks.kits.backbones import check_shots, few_shot, knn_probe
+    from noiseworks.kits.backbones.images import load_halves
+    from noiseworks.umd.features import features_of, untrained
     from noiseworks.umd.training import load_model
 
+    (images, labels), (held, answers) = load_halves(data, needs="umd", size=size)
     loaded, _, _ = load_model(model)
     loaded.patches(images[:1])
-    if data in ("digits", "shapes"):
-        held, answers = _load(data, size, "test")
-    else:
-        held, answers = images[::4], labels[::4]
-        rest = [row for row in range(len(images)) if row % 4]
-        images, labels = images[rest], labels[rest]
     check_shots(labels, shots)
     device, found = place.torch_device(), {}
     for name, net in (("model", loaded), ("untrained", untrained(loaded)), ("pixels", None)):

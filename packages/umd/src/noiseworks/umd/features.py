@@ -1,13 +1,10 @@
 """Frozen features of images, for probes, with the two controls that a probe needs beside it."""
 
 import torch
-from noiseworks.core.errors import InputError
-from noiseworks.kits.backbones import ridge_probe
 from noiseworks.umd.model import UMD
 from noiseworks.umd.options import Features
 from torch import Tensor
 
-PENALTY = 1024.0  # of the few-shot protocol
 CONTROL = 0.1  # deviation of the modulation weights that open an untrained network's gates
 
 
@@ -38,37 +35,3 @@ def untrained(model: UMD, seed: int = 0) -> UMD:
             torch.nn.init.normal_(made.encoder.modulation.bias, std=CONTROL)
         torch.nn.init.normal_(made.cls_tokens, std=0.02)
     return made.eval()
-
-
-def few_shot(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], shots: int, seeds: int = 3) -> float:
-    """Return the accuracy of the few-shot protocol, the mean over draws of the shots.
-
-    Ridge regression with penalty 1024 on standardised features to targets of ±1.
-
-    Args:
-        train: Features (n, d) and labels (n,).
-        test: The same.
-        shots: Images of a class.
-        seeds: Draws.
-
-    Raises:
-        InputError: When a class has fewer images.
-    """
-    found = [
-        ridge_probe(train, test, shots=shots, penalties=(PENALTY,), seed=seed)[PENALTY]
-        for seed in range(seeds)
-    ]
-    return sum(found) / len(found)
-
-
-def check_shots(labels: Tensor, shots: tuple[int, ...]) -> None:
-    """Refuse more shots than the smallest class has images.
-
-    Raises:
-        InputError: Naming both.
-    """
-    smallest = int(labels.bincount().min())
-    if max(shots) > smallest:
-        raise InputError(
-            f"shots must be at most {smallest}, the images of the smallest class, got {max(shots)}"
-        )

@@ -9,7 +9,9 @@ from .experts import AffineExperts as AffineExperts
 from .experts import grouped_linear as grouped_linear
 from .hooks import around_blocks as around_blocks
 from .hooks import blocks_of as blocks_of
+from .images import load_halves as load_halves
 from .images import load_images as load_images
+from .latents import load_autoencoder as load_autoencoder
 from .masking import Masks as Masks
 from .masking import gather_tokens as gather_tokens
 from .masking import keep_count as keep_count
@@ -30,6 +32,8 @@ from .options import DiTConfig as DiTConfig
 from .options import Draw as Draw
 from .options import LossRecipe as LossRecipe
 from .options import Recipe as Recipe
+from .probes import check_shots as check_shots
+from .probes import few_shot as few_shot
 from .probes import knn_probe as knn_probe
 from .probes import linear_probe as linear_probe
 from .probes import ridge_probe as ridge_probe

@@ -61,6 +61,20 @@ def load_images(
     return tensor, torch.as_tensor(labels, dtype=torch.int64)
 
 
+def load_halves(
+    data: str, *, needs: str, size: int | None = None
+) -> "tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]":
+    """Return labelled images to learn from and to ask about: of a file or a folder every fourth image is asked about.
+
+    The arguments are those of `load_images`.
+    """
+    images, labels = load_images(data, needs=needs, size=size)
+    if data in (DIGITS, SHAPES):
+        return (images, labels), load_images(data, needs=needs, split="test")
+    rest = [row for row in range(len(images)) if row % 4]
+    return (images[rest], labels[rest]), (images[::4], labels[::4])
+
+
 def _scenes(split: str, needs: str) -> "tuple[np.ndarray, np.ndarray]":
     import numpy as np
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 SNR_LIMIT = 5.0
 ExtraLoss = Callable[[nn.Module, Tensor], Tensor]
 Loss = Callable[[nn.Module, dict[str, Tensor], int], dict[str, Tensor]]
+MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 
 
 def drop_labels(
@@ -110,13 +111,21 @@ class LossModule(AveragedModule):
         recipe: The recipe.
         loss: (model, batch, step) -> figures, of which `loss` is minimised and all are logged.
         undecayed: Names of parameters without weight decay, beside all biases.
+        make_optimizer: Returns another optimiser than AdamW, or other groups; the recipe's warm-up and cosine multiply
+            the rate of every group.
     """
 
     def __init__(
-        self, model: nn.Module, recipe: LossRecipe, loss: Loss, undecayed: Collection[str] = ()
+        self,
+        model: nn.Module,
+        recipe: LossRecipe,
+        loss: Loss,
+        undecayed: Collection[str] = (),
+        make_optimizer: MakeOptimizer | None = None,
     ) -> None:
         super().__init__(model, recipe.ema)
         self.recipe, self.loss, self.undecayed = recipe, loss, frozenset(undecayed)
+        self.make_optimizer = make_optimizer or self._adamw
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         """Return the loss of a batch."""
@@ -126,9 +135,14 @@ class LossModule(AveragedModule):
         return figures["loss"]
 
     def configure_optimizers(self) -> tuple[list, list]:
-        """Return AdamW and its rate by step."""
+        """Return the optimiser and its rate by step."""
+        optimizer, steps = self.make_optimizer(self.model), self.recipe.max_steps
+        rate = get_cosine_schedule_with_warmup(optimizer, int(self.recipe.warmup * steps), steps)
+        return [optimizer], [{"scheduler": rate, "interval": "step"}]
+
+    def _adamw(self, model: nn.Module) -> torch.optim.Optimizer:
         free, decayed = [], []
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 last = name.rpartition(".")[2]
                 (free if last == "bias" or last in self.undecayed else decayed).append(parameter)
@@ -136,10 +150,7 @@ class LossModule(AveragedModule):
             {"params": decayed, "weight_decay": self.recipe.weight_decay},
             {"params": free, "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(groups, self.recipe.lr, betas=(0.9, self.recipe.beta2), fused=True)
-        steps = self.recipe.max_steps
-        rate = get_cosine_schedule_with_warmup(optimizer, int(self.recipe.warmup * steps), steps)
-        return [optimizer], [{"scheduler": rate, "interval": "step"}]
+        return torch.optim.AdamW(groups, self.recipe.lr, betas=(0.9, self.recipe.beta2), fused=True)
 
 
 def fit_denoiser(
@@ -193,6 +204,7 @@ def fit_loss(
     *,
     run: Run | None = None,
     undecayed: Collection[str] = (),
+    make_optimizer: MakeOptimizer | None = None,
     unused_parameters: bool = False,
     progress: bool = True,
 ) -> nn.Module:
@@ -205,6 +217,7 @@ def fit_loss(
         recipe: Length, rates and bookkeeping.
         run: The open run, or None to keep nothing.
         undecayed: See `LossModule`.
+        make_optimizer: See `LossModule`.
         unused_parameters: Whether some parameters have no part in the loss.
         progress: Whether to show a bar.
 
@@ -214,7 +227,7 @@ def fit_loss(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        module = LossModule(model, recipe, loss, undecayed)
+        module = LossModule(model, recipe, loss, undecayed, make_optimizer)
         transform = crop_and_flip(recipe.crop, recipe.flip)
         batches = Batches(rows, recipe.batch_size, seed=recipe.seed, transform=transform)
         fit(

@@ -1,18 +1,15 @@
 """What sampling needs of a trained latent diffusion model, whichever way it was obtained."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from noiseworks.core.errors import InputError
-from noiseworks.core.models import resolve_model
 from noiseworks.ldm.conditioning.conditioners import Conditioner
 from noiseworks.ldm.diffusion.tiling import Tiles, tiled_decode, tiled_encode
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, VQModel
     from noiseworks.ldm.diffusion.trainer import LatentDiffusionTrainer
 
 
@@ -83,29 +80,3 @@ class LatentModel:
             self.vae, latents / self.scale_factor, tiles or Tiles(10**6, 10**6), self.factor
         )
         return images.clamp(-1, 1)
-
-
-def load_first_stage(name: str | Path) -> "AutoencoderKL | VQModel":
-    """Return a first stage in evaluation mode, without gradients.
-
-    Args:
-        name: A directory (of `train-ae`, or a pipeline that holds one), `testbed:<name>` or a hub id.
-
-    Raises:
-        InputError: When there is none, or it is of another class.
-        ModelNotFoundError: When the name is none of the three.
-    """
-    import diffusers
-
-    path = resolve_model(name)
-    if Path(path).is_dir():
-        inner = [Path(path) / sub for sub in ("", "vae", "vqvae")]
-        path = next((str(folder) for folder in inner if (folder / "config.json").is_file()), None)
-        if path is None:
-            raise InputError(
-                f"{name} holds no first stage (config.json); name the folder vae that train-ae wrote"
-            )
-    kind = diffusers.AutoencoderKL.load_config(path).get("_class_name")
-    if kind not in ("AutoencoderKL", "VQModel"):
-        raise InputError(f"{name} is a {kind}, expected an AutoencoderKL or VQModel")
-    return getattr(diffusers, kind).from_pretrained(path).eval().requires_grad_(False)

@@ -1,6 +1,5 @@
 """The scale of latents, and caches of encoded images (sections 3.2 and 4.3.2, appendix D.1)."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from noiseworks.core.artifacts import atomic_write, check_writable
 from noiseworks.core.checks import check_finite, check_number
 from noiseworks.core.errors import ArtifactError, InputError
+from noiseworks.kits.backbones.latents import fingerprint
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -61,15 +61,6 @@ def estimate_scale(vae: nn.Module, loader: Iterable[Any], batches: int = 1, seed
     variance = (squares - total**2 / count) / (count - 1)
     check_number("the variance of the latents", variance, low=0, low_open=True)
     return variance**-0.5
-
-
-def fingerprint(vae: nn.Module) -> str:
-    """Return a short hash of an autoencoder's weights, so that caches are never used with another one."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(vae.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from noiseworks.core.errors import ArtifactError, InputError
+from noiseworks.kits.backbones import load_autoencoder
 from noiseworks.kits.training import Batches, TensorTable, fit, open_run, read_settings
 from noiseworks.kits.training.batches import Transform
 from noiseworks.kits.training.folder import CHECKPOINT
@@ -16,7 +17,6 @@ from noiseworks.ldm.conditioning.spatial import low_resolution, random_masks
 from noiseworks.ldm.conditioning.task_data import TaskData, WithColumns, load_task_data
 from noiseworks.ldm.conversion.export import export_diffusers
 from noiseworks.ldm.data import Rows, holdout
-from noiseworks.ldm.diffusion.model import load_first_stage
 from noiseworks.ldm.diffusion.objective import make_scheduler
 from noiseworks.ldm.diffusion.recipes import make_conditioner, make_unet
 from noiseworks.ldm.diffusion.scaling import LatentCache, cache_latents
@@ -139,7 +139,7 @@ def run_training(settings: Mapping[str, Any], out: Path) -> TrainedDiffusion:
         InputError: When the data do not fit, or `out` holds another run.
     """
     task, images, vae, model, run = (settings[name] for name in ("task", "images", "vae", "model", "run"))
-    first_stage = load_first_stage(vae)
+    first_stage = load_autoencoder(vae)
     loaded = load_task_data(task, images)
     parts = holdout(loaded.images, images.validation_share, run.seed)
     # Before the latents are cached: the batch must fit.
@@ -203,7 +203,7 @@ def export_run(run: Path, out: Path, *, ema: bool = True) -> Exported:
         )
     options, run_options = DiffusionOptions(**settings["model"]), RunOptions(**settings["run"])
     loaded = load_task_data(settings["task"], Images(**settings["images"]))
-    module = build(settings["task"], loaded, load_first_stage(settings["vae"]), options, run_options)
+    module = build(settings["task"], loaded, load_autoencoder(settings["vae"]), options, run_options)
     stored = torch.load(checkpoint, map_location="cpu", weights_only=True)
     module.load_state_dict(stored["state_dict"])
     module.on_load_checkpoint(stored)

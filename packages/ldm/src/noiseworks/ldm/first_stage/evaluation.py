@@ -6,9 +6,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from noiseworks.core.errors import InputError
+from noiseworks.kits.backbones import load_autoencoder
 from noiseworks.kits.images import peak_signal_to_noise, structural_similarity
 from noiseworks.ldm.data import load_images
-from noiseworks.ldm.diffusion.model import load_first_stage
 from noiseworks.ldm.first_stage import codebook as vq
 from noiseworks.ldm.first_stage.perceptual import FeatureNet, train_features
 from noiseworks.ldm.options import Evaluation, Images
@@ -133,7 +133,7 @@ def evaluate(model: str, given: Images, evaluation: Evaluation, device: torch.de
         raise InputError(
             f"the Fréchet distance needs more than 64 images, {given.data} holds {count}; give more images"
         )
-    vae = load_first_stage(model).to(device)
+    vae = load_autoencoder(model).to(device)
     images = torch.stack([dataset[row]["image"] for row in range(min(count, 1024))])
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     if any(side % factor for side in images.shape[-2:]):

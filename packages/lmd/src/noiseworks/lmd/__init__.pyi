@@ -1,0 +1,12 @@
+from .features import features_of as features_of
+from .latents import Space as Space
+from .latents import cached_latents as cached_latents
+from .model import LMD as LMD
+from .model import Classifier as Classifier
+from .options import FineTuning as FineTuning
+from .options import LMDConfig as LMDConfig
+from .options import Masking as Masking
+from .options import Pretraining as Pretraining
+from .training import finetune_model as finetune_model
+from .training import load_model as load_model
+from .training import pretrain_model as pretrain_model
