@@ -1,13 +1,13 @@
 """What `noiseworks-lmd` runs: each verb is one of these functions."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from noiseworks.core.artifacts import check_writable
 from noiseworks.core.errors import InputError
-from noiseworks.core.options import Place, Seed, Spread, Whole, Wholes, at_least
+from noiseworks.core.options import Place, Spread, Whole, Wholes, at_least
 from noiseworks.core.output import check_file
-from noiseworks.lmd.options import FineTuning, Latents, Masking, Network, Pretraining
+from noiseworks.lmd.options import FineTuning, Hiding, Latents, Masking, Network, Pretraining
 
 PICTURES = (".png", ".webp")
 PLOTS = (".svg", ".png", ".webp")
@@ -169,11 +169,7 @@ def reconstruct(
     data: str = "shapes",
     size: Annotated[Whole | None, at_least(1)] = None,
     vae: str | None = None,
-    mask: float = 0.75,
-    kind: Literal["random", "block", "grid"] = "random",
-    rounds: Annotated[Whole, at_least(1)] = 1,
-    n: Annotated[Whole, at_least(1)] = 8,
-    seed: Seed = 0,
+    hiding: Spread[Hiding] = Hiding(),
 ) -> dict[str, Any]:
     """Show images, their masks and what the model fills in.
 
@@ -183,19 +179,12 @@ def reconstruct(
         data: Images; of shapes and digits, ones that were not trained on.
         size: Side in pixels to which a folder's images are resized.
         vae: Where the model's autoencoder is now, if it moved.
-        mask: Share of the patches that is removed.
-        kind: random, block (a square) or grid (evenly spread).
-        rounds: Passes, each of which sees more of what the last one filled in.
-        n: The first n images.
-        seed: Of the masks.
+        hiding: What is removed of which images.
 
     Returns:
         Where the picture is, and the mean PSNR in dB of the filled-in images and of the autoencoder alone.
     """
     check_file(out, PICTURES)
-    for name, value in (("rounds", rounds), ("n", n)):
-        if value < 1:
-            raise InputError(f"{name} must be at least 1, got {value}")
     import torch
     from noiseworks.kits.backbones.images import load_images
     from noiseworks.kits.backbones.masking import keep_count, random_masks
@@ -205,14 +194,14 @@ def reconstruct(
 
     loaded, trained = load_model(model)
     space = trained.space(vae)
-    images = load_images(data, needs="lmd", split="test", size=size)[0][:n]
+    images = load_images(data, needs="lmd", split="test", size=size)[0][: hiding.n]
     latents, places = space.encode(images), loaded.config.places
-    keep = keep_count(places, mask)
+    keep = keep_count(places, hiding.mask)
     loaded.patches(latents)
-    generator = torch.Generator().manual_seed(seed)
-    masks = random_masks(len(images), places, keep, kind=kind, generator=generator)
+    generator = torch.Generator().manual_seed(hiding.seed)
+    masks = random_masks(len(images), places, keep, kind=hiding.kind, generator=generator)
     with torch.inference_mode():
-        filled = loaded.reconstruct(latents, masks, normalised=trained.normalise, rounds=rounds)
+        filled = loaded.reconstruct(latents, masks, normalised=trained.normalise, rounds=hiding.rounds)
         shown, whole = space.decode(filled), space.decode(latents)
     masked_pictures(images, shown, masks.removed, loaded.config.patch * space.factor, out)
     measured = {"psnr": float(psnr(images, shown).mean())}

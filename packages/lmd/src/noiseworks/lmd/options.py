@@ -229,3 +229,22 @@ class FineTuning(LossRecipe):
     def changes_images(self) -> bool:
         """Whether each visit sees other pixels, so that latents cannot be kept."""
         return bool(self.mixup or self.cutmix or self.flip or self.crop < 1)
+
+
+@dataclass(frozen=True)
+class Hiding(Options):
+    """What is removed of which images, to see it filled in.
+
+    Attributes:
+        mask: Share of the patches that is removed.
+        kind: random, block (a square) or grid (evenly spread).
+        rounds: Passes, each of which sees more of what the last one filled in.
+        n: The first n images.
+        seed: Of the masks.
+    """
+
+    mask: Annotated[float, at_least(0), below(1)] = 0.75
+    kind: Literal["random", "block", "grid"] = "random"
+    rounds: Annotated[int, at_least(1)] = 1
+    n: Annotated[int, at_least(1)] = 8
+    seed: Annotated[int, at_least(0), below(2**62)] = 0
