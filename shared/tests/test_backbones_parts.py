@@ -1,19 +1,25 @@
 """Experts, metrics, probes and the ViT of the kit against closed forms and scikit-learn."""
 
+import numpy as np
 import pytest
 import torch
 from noiseworks.core.errors import InputError
 from noiseworks.kits.backbones import (
     AffineExperts,
     Architecture,
+    LossRecipe,
     Moments,
     ViT,
+    check_shots,
     classifier_score,
+    few_shot,
     fit_features,
+    fit_loss,
     frechet_distance,
     grouped_linear,
     knn_probe,
     linear_probe,
+    load_halves,
     ridge_probe,
 )
 from noiseworks.kits.backbones.metrics import gaussian_distance
@@ -158,3 +164,41 @@ def test_vit_speaks_timm():
     } <= names
     with pytest.raises(InputError, match="multiple of patch"):
         ViT(Architecture(patch=3), image_size=8)
+
+
+def test_few_shots_are_the_mean_over_draws_and_small_classes_are_refused():
+    rows = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+    data = (rows, (rows[:, 0] > 0).long())
+    wanted = [ridge_probe(data, data, shots=5, penalties=(1024.0,), seed=seed)[1024.0] for seed in range(3)]
+    assert few_shot(data, data, 5) == pytest.approx(sum(wanted) / 3)
+    with pytest.raises(InputError, match="smallest class"):
+        check_shots(data[1], (5, 50))
+
+
+def test_halves_of_a_file_share_no_image(tmp_path):
+    x = np.arange(9, dtype=np.uint8)[:, None, None] + np.zeros((9, 2, 2), np.uint8)
+    np.savez(tmp_path / "data.npz", x=x, y=np.arange(9))
+    (images, labels), (held, answers) = load_halves(str(tmp_path / "data.npz"), needs="umd")
+    assert (labels.tolist(), answers.tolist()) == ([1, 2, 3, 5, 6, 7], [0, 4, 8])
+    assert torch.equal(((images + 1) * 127.5).round()[:, 0, 0, 0].long(), labels)
+    assert held.shape == (3, 1, 2, 2)
+
+
+def test_an_optimiser_of_ones_own_takes_the_recipes_rates():
+    model, rates = nn.Linear(2, 1), []
+
+    class Recorded(torch.optim.SGD):
+        def step(self, closure=None):
+            rates.append([group["lr"] for group in self.param_groups])
+            return super().step(closure)
+
+    def make(model):
+        return Recorded([{"params": [model.weight], "lr": 0.5}, {"params": [model.bias], "lr": 1.0}])
+
+    def loss(model, batch, step):
+        return {"loss": model(batch["x"]).square().mean()}
+
+    recipe = LossRecipe(max_steps=4, batch_size=2, warmup=0.5, device="cpu")
+    fit_loss(model, {"x": torch.ones(4, 2)}, loss, recipe, make_optimizer=make, progress=False)
+    assert [high for _, high in rates] == pytest.approx([0.0, 0.5, 1.0, 0.5])
+    assert all(low == pytest.approx(high / 2) for low, high in rates)
