@@ -182,7 +182,7 @@ CONTRACT = Contract(
         (f"pretrain {PHOTOS} --vae {{vae}} --width 18 --heads 3 {RUN}", "multiple of 4"),
         (f"pretrain {PHOTOS} --vae {{vae}} --decoder-width 16 --decoder-heads 3 {RUN}", "decoder_heads"),
         (f"pretrain {PHOTOS} --vae pixels --views 2 {SMALL} {RUN}", "views"),
-        (f"pretrain {PHOTOS} --vae {{empty}} {SMALL} {RUN}", "no autoencoder"),
+        (f"pretrain {PHOTOS} --vae {{empty}} {SMALL} {RUN}", "no first stage"),
         (f"pretrain {PHOTOS} --vae testbed:nothing {SMALL} {RUN}", "nothing"),
         (f"pretrain --data digits --vae {{vae}} {SMALL} {RUN}", "channels"),
         (f"pretrain --data {{photos}} --vae {{vae}} {SMALL} {RUN}", "size"),

@@ -34,7 +34,7 @@ def load_autoencoder(name: str | Path, kinds: Collection[str] = KINDS) -> "Autoe
         path = next((str(folder) for folder in inner if (folder / "config.json").is_file()), None)
         if path is None:
             raise InputError(
-                f"{name} holds no autoencoder (config.json); name a folder that its save_pretrained wrote"
+                f"{name} holds no first stage (config.json); name a folder that an autoencoder's save_pretrained wrote"
             )
     kind = diffusers.AutoencoderKL.load_config(path).get("_class_name")
     if kind not in kinds:
