@@ -120,7 +120,7 @@ CLAIM = Claim(
     scales={
         "smoke": Scale((500,), 120, {"images": 2, "steps": 4}),
         "quick": Scale((500,), 120, {"images": 16, "steps": 50}),
-        "laptop": Scale((1000, 1001, 1002), 600, {"images": 48, "steps": 100}),
+        "laptop": Scale((1000, 1001, 1002), 600, {"images": 32, "steps": 100}),
         "full": Scale((1000, 1001, 1002), 36_000, {"images": 256, "steps": 1000}),
     },
     prepare=prepare,
