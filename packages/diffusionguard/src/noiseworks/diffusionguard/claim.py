@@ -59,7 +59,7 @@ CLAIM = Claim(
     ),
     scales={
         "smoke": Scale((500,), 300, {"images": 2, "steps": 4, "pool": 2, "edit_steps": 1}),
-        "quick": Scale((500,), 120, {"images": 6, "steps": 20, "pool": 8, "edit_steps": 20}),
+        "quick": Scale((500,), 120, {"images": 2, "steps": 8, "pool": 4, "edit_steps": 10}),
         "laptop": Scale((1000, 1001, 1002), 900, {"images": 12, "steps": 100, "pool": 32, "edit_steps": 20}),
         "full": Scale(
             (1000, 1001, 1002), 36_000, {"images": 42, "steps": 800, "pool": 200, "edit_steps": 50}
