@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,13 +178,11 @@ def _latent_diffusion(
 # --- publication --------------------------------------------------------------------------------------------
 
 
-def _inpainting(name: str):
-    """Return a function of `inpaint_training`, which is imported when it is called: it needs noiseworks-ldm."""
+def _deferred(module: str, name: str):
+    """Return a function of a training module, which is imported when it is called: it needs noiseworks-ldm."""
 
     def call(*arguments: Any) -> Any:
-        from noiseworks.bench.testbeds.shapes import inpaint_training
-
-        return getattr(inpaint_training, name)(*arguments)
+        return getattr(import_module(f"noiseworks.bench.testbeds.shapes.{module}"), name)(*arguments)
 
     return call
 
@@ -302,11 +301,11 @@ RECIPES = {
         },
     ),
     "shapes-inpaint": Recipe(
-        prepare=_inpainting("prepare_edits"),
-        build=_inpainting("build_inpainting"),
-        publish=_inpainting("publish_inpainting"),
-        tune=_inpainting("tune_inpainting"),
-        measure=_inpainting("measure_inpainting"),
+        prepare=_deferred("inpaint_training", "prepare_edits"),
+        build=_deferred("inpaint_training", "build_inpainting"),
+        publish=_deferred("inpaint_training", "publish_inpainting"),
+        tune=_deferred("inpaint_training", "tune_inpainting"),
+        measure=_deferred("inpaint_training", "measure_inpainting"),
         learning_rate=1.5e-3,
         batch_size=32,
         rows=12_000,
@@ -319,6 +318,24 @@ RECIPES = {
                 "captions": "right; 90 % name the shape and the background only",
                 "captions dropped for guidance": 0.1,
             },
+        },
+    ),
+    "shapes-few": Recipe(
+        prepare=_deferred("few_step_training", "prepare_segments"),
+        build=_deferred("few_step_training", "build_few_step"),
+        publish=_deferred("few_step_training", "publish_few_step"),
+        tune=_deferred("few_step_training", "tune_few_step"),
+        measure=_deferred("few_step_training", "measure_few_step"),
+        learning_rate=6e-4,
+        batch_size=32,
+        rows=8_000,
+        about={
+            "name": "shapes-few",
+            "class": "StableDiffusionPipeline",
+            "about": "Text to image in four steps: the U-Net of `shapes`, distilled to predict the end of its teacher's "
+            "flow at guidance 4 from the timesteps 999, 749, 499 and 249, and an `LCMScheduler` that noises each "
+            "prediction anew. Call it with `guidance_scale=1`.",
+            "data": {"captions": "right", "teacher": "testbed:shapes, guidance 4, 3 DDIM steps a segment"},
         },
     ),
     "shapes-sd3": Recipe(

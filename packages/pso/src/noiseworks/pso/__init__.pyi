@@ -1,0 +1,12 @@
+from .objective import offline_loss as offline_loss
+from .objective import pair_labels as pair_labels
+from .objective import personal_loss as personal_loss
+from .options import RELEASED as RELEASED
+from .options import Pairing as Pairing
+from .options import Personal as Personal
+from .options import Preference as Preference
+from .options import Sampler as Sampler
+from .samplers import few_step as few_step
+from .training import OfflinePSO as OfflinePSO
+from .training import OnlinePSO as OnlinePSO
+from .training import PersonalPSO as PersonalPSO
