@@ -15,7 +15,7 @@ def test_the_step_loss_and_its_bounds():
     h = torch.tensor([[1.0, -1.0]], dtype=torch.float64)
     for d, value in (((0.05, -0.02), 0.0297504), ((9, -9), 4.390e-05), ((-9, 9), 10.033579)):
         found = step_ratio_loss(torch.tensor([d], dtype=torch.float64), h, 50.0, 0.1)
-        assert float(found) == pytest.approx(value, rel=2e-5)
+        assert float(found) == pytest.approx(value, rel=1e-4)
 
 
 def test_ties_prefer_neither_under_both_rules():

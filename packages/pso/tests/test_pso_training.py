@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from noiseworks.core.errors import InputError
-from noiseworks.kits.diffusers_hosts import tiny_pipeline
+from noiseworks.kits.diffusers_hosts import sample_generators, tiny_pipeline
 from noiseworks.kits.image_tuning import Policy, reference
 from noiseworks.pso import OfflinePSO, OnlinePSO, Pairing, Personal, PersonalPSO, Preference, Sampler, few_step
 from noiseworks.pso.options import OFFLINE, ONLINE, PERSONAL
@@ -82,13 +82,14 @@ def test_the_chain_is_the_pipelines_own_and_noise_is_each_samples(kind):
     assert not torch.equal(drawn.latents[0, 1], drawn.latents[1, 1])
     scheduler, pipe = policy.pipe.scheduler, policy.pipe
     scheduler.set_timesteps(4)
+    (generator,) = sample_generators([1])
     for place, t in enumerate(scheduler.timesteps):
         x = drawn.latents[:1, place]
         with torch.no_grad():
             inputs = scheduler.scale_model_input(x, t)
             embeds = policy.conditions.cond["encoder_hidden_states"][:1]
             output = pipe.unet(inputs, t, encoder_hidden_states=embeds).sample
-        step = scheduler.step(output, t, x, generator=torch.Generator().manual_seed(1))
+        step = scheduler.step(output, t, x, generator=generator)
         torch.testing.assert_close(step.prev_sample, drawn.latents[:1, place + 1], rtol=1e-4, atol=1e-4)
 
 
