@@ -17,7 +17,10 @@ def test_four_steps_are_as_right_and_as_sharp_as_the_teachers_twenty():
     assert pipe.scheduler.timesteps.tolist() == [999, 749, 499, 249]
     quality = next(card["quality"] for card in list_cards() if card["name"] == "shapes-few")
     # 40 prompts: the standard error of a share is about 0.04.
-    assert score(images, scenes).mean() > quality["attributes right, teacher, 20 steps, guidance 4"]["value"] - 0.1
+    assert (
+        score(images, scenes).mean()
+        > quality["attributes right, teacher, 20 steps, guidance 4"]["value"] - 0.1
+    )
     sharp = sharpness(torch.from_numpy(images).permute(0, 3, 1, 2)).mean()
     assert sharp > quality["sharpness, teacher, 20 steps, guidance 4"]["value"] - 0.1
     assert quality["attributes right, teacher, 4 steps, guidance 4"]["value"] < 0.8

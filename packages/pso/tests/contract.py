@@ -82,7 +82,9 @@ def refreshed(folder: Path, stop_after: int | None) -> Mapping[str, Any]:
     from noiseworks.pso import OfflinePSO, Pairing, Sampler
     from noiseworks.pso.options import OFFLINE
 
-    options = replace(OFFLINE, max_steps=4, batch_size=2, learning_rate=1e-2, device="cpu", checkpoint_every=0)
+    options = replace(
+        OFFLINE, max_steps=4, batch_size=2, learning_rate=1e-2, device="cpu", checkpoint_every=0
+    )
     targets = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     trainer = OfflinePSO(
         tiny_pipeline("sd"),
@@ -108,8 +110,7 @@ def _fit(trainer, options, folder, stop_after) -> Mapping[str, Any]:
 CONTRACT = Contract(
     files=files,
     good={
-        TRAIN: LORA,
-        f"{TRAIN} --rule random --shared-start --clamp-eps none --kind ancestral": LORA,
+        f"{TRAIN.replace('renoising', 'ancestral')} --rule random --shared-start --clamp-eps none": LORA,
         f"{OFFLINE} --data {{pairs}}": LORA,
         f"{OFFLINE} --data {{style}} --gamma 0.5 --anchor 0.1 --refresh 1": LORA,
         f"{CUSTOMIZE} --images {{pictures}} --timesteps script": LORA,

@@ -46,8 +46,8 @@ def test_released_weights_cancel_the_class_images_and_ours_do_not():
     for errors, value in (((0.30, 0.50), 2.5), ((0.02, 0.50), 1.10)):
         pair = torch.tensor([errors], dtype=torch.float64, requires_grad=True)
         loss = personal_loss(pair, **SCRIPT)
-        assert float(loss) == pytest.approx(value, abs=1e-12)
-        assert float(loss) == pytest.approx(1 + 5 * errors[0], abs=1e-12)
+        assert loss.item() == pytest.approx(value, abs=1e-12)
+        assert loss.item() == pytest.approx(1 + 5 * errors[0], abs=1e-12)
         assert torch.autograd.grad(loss.sum(), pair)[0][0, 1] == 0
         ours = torch.autograd.grad(personal_loss(pair, **SCRIPT | {"hold": 0.1}).sum(), pair)[0]
         assert float(ours[0, 1]) == pytest.approx(-0.4)
@@ -63,4 +63,6 @@ def test_an_error_of_x0_over_the_squared_noise_is_the_error_of_the_noise():
     for sigma in (14.6146, 1.6129, 0.0292):
         x0 = (z + sigma * noise) - sigma * predicted
         weighted = (x0 - z).square().flatten(1).mean(1) / sigma**2
-        torch.testing.assert_close(weighted, (predicted - noise).square().flatten(1).mean(1), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            weighted, (predicted - noise).square().flatten(1).mean(1), rtol=1e-9, atol=1e-12
+        )

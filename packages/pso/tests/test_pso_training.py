@@ -7,7 +7,16 @@ import torch
 from noiseworks.core.errors import InputError
 from noiseworks.kits.diffusers_hosts import sample_generators, tiny_pipeline
 from noiseworks.kits.image_tuning import Policy, reference
-from noiseworks.pso import OfflinePSO, OnlinePSO, Pairing, Personal, PersonalPSO, Preference, Sampler, few_step
+from noiseworks.pso import (
+    OfflinePSO,
+    OnlinePSO,
+    Pairing,
+    Personal,
+    PersonalPSO,
+    Preference,
+    Sampler,
+    few_step,
+)
 from noiseworks.pso.options import OFFLINE, ONLINE, PERSONAL
 from noiseworks.pso.samplers import trained_timesteps
 
@@ -26,7 +35,9 @@ def policy_of(kind, n=4):
 
 def online(judge=brightness, **changes):
     options = replace(ONLINE, batch_size=2, learning_rate=1e-2, device="cpu", **changes)
-    return OnlinePSO(tiny_pipeline("sd"), PROMPTS, judge, options, Sampler(4, "renoising"), Preference(beta=5.0))
+    return OnlinePSO(
+        tiny_pipeline("sd"), PROMPTS, judge, options, Sampler(4, "renoising"), Preference(beta=5.0)
+    )
 
 
 def test_timesteps_of_the_samplers():
@@ -68,7 +79,9 @@ def test_ancestral_constants():
     chain = policy_of("ancestral").chain
     sigma = chain.level.sigma_ve
     following = torch.cat([sigma[1:], torch.zeros(1, dtype=torch.float64)])
-    up = torch.stack([chain.transition(*torch.zeros(2, 1, 1, 1, 1), torch.tensor([i])).std.flatten()[0] for i in range(4)])
+    up = torch.stack(
+        [chain.transition(*torch.zeros(2, 1, 1, 1, 1), torch.tensor([i])).std.flatten()[0] for i in range(4)]
+    )
     down = (following.square() - up.square()).clamp(min=0).sqrt()
     assert up.tolist() == pytest.approx([3.9193, 1.4816, 0.6259, 0], abs=1e-4)
     assert down.tolist() == pytest.approx([1.1400, 0.6373, 0.2979, 0], abs=1e-4)
@@ -95,10 +108,13 @@ def test_the_chain_is_the_pipelines_own_and_noise_is_each_samples(kind):
 
 def test_an_untrained_adapter_changes_nothing_and_saved_ones_load(tmp_path):
     pipe = few_step(tiny_pipeline("sd"), Sampler(4, "renoising"))
-    draw = lambda: pipe(  # noqa: E731
-        PROMPTS[0], num_inference_steps=4, guidance_scale=1.0, output_type="np",
-        generator=torch.Generator().manual_seed(0),
-    ).images
+
+    def draw():
+        generator = torch.Generator().manual_seed(0)
+        return pipe(
+            PROMPTS[0], num_inference_steps=4, guidance_scale=1.0, output_type="np", generator=generator
+        ).images
+
     before = draw()
     trainer = OnlinePSO(pipe, PROMPTS, brightness, replace(ONLINE, device="cpu"), Sampler(4))
     assert (draw() == before).all()
@@ -145,7 +161,14 @@ def test_given_pairs_train_at_the_samplers_timesteps_and_targets_gain():
     targets = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
     options = replace(OFFLINE, max_steps=12, batch_size=2, learning_rate=1e-2, device="cpu")
     trainer = OfflinePSO(
-        tiny_pipeline("sd"), PROMPTS, targets, torch.arange(2), None, options, Sampler(4, "renoising"), Pairing(kappa=20.0)
+        tiny_pipeline("sd"),
+        PROMPTS,
+        targets,
+        torch.arange(2),
+        None,
+        options,
+        Sampler(4, "renoising"),
+        Pairing(kappa=20.0),
     )
     seen, error = set(), trainer.error.of_groups
     trainer.error.of_groups = lambda x, ids, t, *rest: seen.update(t.tolist()) or error(x, ids, t, *rest)
@@ -154,10 +177,27 @@ def test_given_pairs_train_at_the_samplers_timesteps_and_targets_gain():
     assert trainer.last["accuracy"] > 0.9
     assert trainer.last["loss"] < 0.6
     with pytest.raises(InputError, match="differ"):
-        OfflinePSO(tiny_pipeline("sd"), PROMPTS, targets, torch.arange(2), targets[..., :4], options, Sampler(4, "renoising"))
+        OfflinePSO(
+            tiny_pipeline("sd"),
+            PROMPTS,
+            targets,
+            torch.arange(2),
+            targets[..., :4],
+            options,
+            Sampler(4, "renoising"),
+        )
+    pairing = Pairing(refresh=2)
     with pytest.raises(InputError, match="refresh"):
-        pairing = Pairing(refresh=2)
-        OfflinePSO(tiny_pipeline("sd"), PROMPTS, targets, torch.arange(2), targets, options, Sampler(4, "renoising"), pairing)
+        OfflinePSO(
+            tiny_pipeline("sd"),
+            PROMPTS,
+            targets,
+            torch.arange(2),
+            targets,
+            options,
+            Sampler(4, "renoising"),
+            pairing,
+        )
 
 
 def test_a_subject_is_learned_and_the_released_values_are_warned_of():

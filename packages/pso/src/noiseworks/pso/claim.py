@@ -50,8 +50,12 @@ CLAIM = Claim(
         Arm("pso", "PSO on given pairs", "method"),
     ),
     targets=(
-        at_least("sharpness", "pso", "supervised", ratio=1.125, name="sharpness at 4 steps, over denoising loss"),
-        at_least("sharpness", "pso", "base", ratio=0.9, name="sharpness at 4 steps, 90 % of untuned", guard=True),
+        at_least(
+            "sharpness", "pso", "supervised", ratio=1.125, name="sharpness at 4 steps, over denoising loss"
+        ),
+        at_least(
+            "sharpness", "pso", "base", ratio=0.9, name="sharpness at 4 steps, 90 % of untuned", guard=True
+        ),
         at_least("wins", "pso", "base", difference=0.15, name="images nearer to a corner, 65 %", guard=True),
         no_worse("fidelity", "pso", "base", by=0.05, name="captions followed within 5 points"),
         at_least("wins", "shuffled", "base", difference=-0.05, name="control, at least 45 %", guard=True),
@@ -60,8 +64,12 @@ CLAIM = Claim(
     scales={
         "smoke": Scale((500,), 300, {"prompts": 2, "targets": 8, "per_prompt": 2, "steps": 1}),
         "quick": Scale((500,), 120, {"prompts": 6, "targets": 16, "per_prompt": 4, "steps": 4}),
-        "laptop": Scale((1000, 1001, 1002), 900, {"prompts": 24, "targets": 96, "per_prompt": 6, "steps": 200}),
-        "full": Scale((1000, 1001, 1002), 360_000, {"prompts": 24, "targets": 600, "per_prompt": 40, "steps": 5000}),
+        "laptop": Scale(
+            (1000, 1001, 1002), 900, {"prompts": 24, "targets": 96, "per_prompt": 6, "steps": 200}
+        ),
+        "full": Scale(
+            (1000, 1001, 1002), 360_000, {"prompts": 24, "targets": 600, "per_prompt": 40, "steps": 5000}
+        ),
     },
     prepare=prepare,
     run=run,

@@ -10,7 +10,9 @@ app = make_app(
         "train": Command(f"{_HOME}:train", "Tune a few-step pipeline online, on pairs that a reward orders."),
         "offline": Command(f"{_HOME}:offline", "Tune it on given images, against others or against its own."),
         "customize": Command(f"{_HOME}:customize", "Teach it a subject from a few pictures."),
-        "eval": Command(f"{_HOME}:evaluate", "Compare a tuned pipeline with what it was, at several numbers of steps."),
+        "eval": Command(
+            f"{_HOME}:evaluate", "Compare a tuned pipeline with what it was, at several numbers of steps."
+        ),
     },
 )
 

@@ -85,14 +85,24 @@ def offline(
     Returns:
         Steps done, and the adapter.
     """
-    settings = {"model": model, "data": str(data), "sampler": sampler, "pairing": pairing, "training": training}
+    settings = {
+        "model": model,
+        "data": str(data),
+        "sampler": sampler,
+        "pairing": pairing,
+        "training": training,
+    }
     check_run(out, settings)
     choices = read_choices(data, needs=())
     losers = [one.loser for one in choices if one.loser is not None]
     if losers and len(losers) != len(choices):
-        raise InputError(f"{len(losers)} of {len(choices)} lines of {data} have a loser; give one in all, or in none")
+        raise InputError(
+            f"{len(losers)} of {len(choices)} lines of {data} have a loser; give one in all, or in none"
+        )
     if losers and pairing.refresh:
-        raise InputError("refresh draws the model's own reference images anew: leave out the losers, or refresh 0")
+        raise InputError(
+            "refresh draws the model's own reference images anew: leave out the losers, or refresh 0"
+        )
     from noiseworks.kits.image_tuning import encode_files
     from noiseworks.pso.training import OfflinePSO
     from torch import tensor
@@ -135,12 +145,18 @@ def customize(
     settings = {"model": model, "images": str(images), "instance": instance, "class_prompt": class_prompt}
     settings |= {"sampler": sampler, "personal": personal, "training": training}
     if personal.negatives < training.batch_size:
-        raise InputError(f"{personal.negatives} negatives are fewer than the {training.batch_size} rows of a step")
+        raise InputError(
+            f"{personal.negatives} negatives are fewer than the {training.batch_size} rows of a step"
+        )
     check_run(out, settings)
     Subject(model, instance).texts()
-    found = sorted(one for one in images.iterdir() if one.suffix.lower() in PICTURES) if images.is_dir() else []
+    found = (
+        sorted(one for one in images.iterdir() if one.suffix.lower() in PICTURES) if images.is_dir() else []
+    )
     if not found or not class_prompt.strip():
-        raise InputError(f"no pictures ({', '.join(PICTURES)}) in {images}" if not found else "class_prompt is empty")
+        raise InputError(
+            f"no pictures ({', '.join(PICTURES)}) in {images}" if not found else "class_prompt is empty"
+        )
     from noiseworks.kits.image_tuning import encode_files
     from noiseworks.pso.training import PersonalPSO
 

@@ -1,7 +1,7 @@
-"""What the claim trains and measures: the four-step pipeline `shapes-few`, tuned towards a place that no caption states.
+"""What the claim trains and measures: the four-step pipeline `shapes-few`, tuned to a place that no caption states.
 
-Captions leave the place open; the targets are images of them with the object in one of the four corners. A denoiser that
-predicts the mean of what may be there predicts several corners at once, and a few steps are not enough to settle it.
+Captions leave the place open; the targets are images of them with the object in one of the four corners. A denoiser
+that predicts the mean of what may be there predicts several corners at once, which a few steps cannot settle.
 """
 
 import time
@@ -94,7 +94,12 @@ def prepare(seed: int, context: Context) -> Shared:
 def trained(arm: str, shared: Shared, context: Context, **changes: Any) -> Tuner:
     """Return the trainer of an arm when it is done."""
     steps, seed = int(context.settings["steps"]), shared.seed
-    common = {"learning_rate": LEARNING_RATE, "lora_rank": RANK, "seed": seed, "device": context.device} | changes
+    common = {
+        "learning_rate": LEARNING_RATE,
+        "lora_rank": RANK,
+        "seed": seed,
+        "device": context.device,
+    } | changes
     data = replace(OFFLINE, max_steps=steps, batch_size=BATCH, minibatch=BATCH, **common)
     pipe = data.pipeline(shared.model)
     if arm == "online":
@@ -108,7 +113,10 @@ def trained(arm: str, shared: Shared, context: Context, **changes: Any) -> Tuner
         if arm == "shuffled":
             coin = torch.rand(len(targets), generator=torch.Generator().manual_seed(seed)) < 0.5
             swap = coin[:, None, None, None]
-            targets, references = torch.where(swap, references, targets), torch.where(swap, targets, references)
+            targets, references = (
+                torch.where(swap, references, targets),
+                torch.where(swap, targets, references),
+            )
         trainer = OfflinePSO(pipe, shared.prompts, targets, shared.ids, references, data, SAMPLER, PAIRING)
     trainer.fit(progress=False)
     return trainer

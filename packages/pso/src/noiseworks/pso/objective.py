@@ -13,7 +13,9 @@ from noiseworks.pso.options import Rule
 from torch import Tensor
 
 
-def pair_labels(rewards: Tensor, rule: Rule = "dominance", generator: torch.Generator | None = None) -> Tensor:
+def pair_labels(
+    rewards: Tensor, rule: Rule = "dominance", generator: torch.Generator | None = None
+) -> Tensor:
     """Return which of two images is preferred; ties are (0, 0) under both rules.
 
     Args:
@@ -73,8 +75,8 @@ def offline_loss(
 def personal_loss(errors: Tensor, *, strength: float, down_weight: float, hold: float) -> Tensor:
     """Return `relu(1 + beta (e(w) - gamma e(l))) + lambda e(l)` of pictures and images of their class [B].
 
-    While the hinge is active it equals `1 + beta e(w) + (lambda - beta gamma) e(l)`: at lambda = beta gamma, the released
-    values, class images have no effect and no gradient, and it is fine-tuning on the pictures alone.
+    While the hinge is active it equals `1 + beta e(w) + (lambda - beta gamma) e(l)`: at lambda = beta gamma, the
+    released values, class images have no effect and no gradient, and it is fine-tuning on the pictures alone.
 
     Args:
         errors: Mean squared errors of the noise prediction for picture and class image [B, 2].

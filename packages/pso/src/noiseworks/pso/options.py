@@ -63,8 +63,8 @@ class Pairing(PairLoss):
         link: Loss of a margin: sigmoid, hinge or ipo.
         gamma: Weight of the reference image's error in the margin; 1 is Diffusion-DPO's.
         anchor: Weight lambda of the reference image's own error, which holds the model where it is.
-        timesteps: Which are trained: the sampler's own, those that the released script's indices hit (750, 500, 250, 0),
-            or all.
+        timesteps: Which are trained: the sampler's own, those that the released script's indices hit (750, 500, 250,
+            0), or all.
         refresh: Optimiser steps between two drawings of reference images that the model makes itself; 0 keeps the
             untuned model's.
     """
@@ -85,8 +85,8 @@ class Personal(Options):
         hold: lambda, weight of the class image's own error. At strength times down_weight it cancels the class image:
             the released values 5, 0.1 and 0.5 do.
         negatives: Images of the class that the untuned model draws once.
-        timesteps: Which are trained: the sampler's own, those that the released script's indices hit (750, 500, 250, 0),
-            or all.
+        timesteps: Which are trained: the sampler's own, those that the released script's indices hit (750, 500, 250,
+            0), or all.
     """
 
     strength: Annotated[float, above(0)] = 5.0

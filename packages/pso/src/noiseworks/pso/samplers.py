@@ -34,7 +34,8 @@ def few_step(pipe: "DiffusionPipeline", sampler: Sampler) -> "DiffusionPipeline"
     if sampler.kind == "renoising":
         if config.num_train_timesteps % n:
             warnings.warn(
-                f"{n} steps do not divide {config.num_train_timesteps}: the first is at {n * (config.num_train_timesteps // n) - 1}",
+                f"{n} steps do not divide {config.num_train_timesteps}: the first is at "
+                f"{n * (config.num_train_timesteps // n) - 1}",
                 stacklevel=2,
             )
         pipe.scheduler = LCMScheduler.from_config(config, original_inference_steps=n, clip_sample=False)

@@ -201,7 +201,9 @@ class PersonalPSO(OfflineTuner):
         def losses(own: Tensor) -> Losses:
             errors = self.error.of_groups(pairs[own], self.ids[rows[own]], timesteps[own], noise[own])
             weights = {"strength": one.strength, "down_weight": one.down_weight, "hold": one.hold}
-            return Losses(personal_loss(errors, **weights), {"error": errors[:, 0], "class_error": errors[:, 1]})
+            return Losses(
+                personal_loss(errors, **weights), {"error": errors[:, 0], "class_error": errors[:, 1]}
+            )
 
         return self.figures(self.descend(losses, len(rows)))
 

@@ -64,20 +64,14 @@ def prepare_segments(captions: str, rows: int | None) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _solved(
-    teacher: "DiffusionPipeline", x: Tensor, segment: Tensor, ids: Tensor, empty: Tensor
-) -> Tensor:
+def _solved(teacher: "DiffusionPipeline", x: Tensor, segment: Tensor, ids: Tensor, empty: Tensor) -> Tensor:
     """Return the ends of segments: `SUBSTEPS` guided DDIM steps to the next of the timesteps, or to x_0."""
     ends = torch.tensor([*TIMESTEPS[1:], -1])
     first, last = torch.tensor(TIMESTEPS)[segment], ends[segment]
-    condition = torch.cat(
-        [teacher.text_encoder(part)[0] for part in (empty.expand(len(ids), -1), ids)]
-    )
+    condition = torch.cat([teacher.text_encoder(part)[0] for part in (empty.expand(len(ids), -1), ids)])
     abar = teacher.scheduler.alphas_cumprod
     for step in range(SUBSTEPS):
-        now, then = (
-            (first + (last - first) * share / SUBSTEPS).round().long() for share in (step, step + 1)
-        )
+        now, then = ((first + (last - first) * share / SUBSTEPS).round().long() for share in (step, step + 1))
         output = teacher.unet(torch.cat([x, x]), torch.cat([now, now]), condition, return_dict=False)[0]
         output = guide(*output.chunk(2), GUIDANCE)
         level = _level(abar, now)

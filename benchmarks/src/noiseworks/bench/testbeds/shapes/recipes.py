@@ -332,9 +332,9 @@ RECIPES = {
         about={
             "name": "shapes-few",
             "class": "StableDiffusionPipeline",
-            "about": "Text to image in four steps: the U-Net of `shapes`, distilled to predict the end of its teacher's "
-            "flow at guidance 4 from the timesteps 999, 749, 499 and 249, and an `LCMScheduler` that noises each "
-            "prediction anew. Call it with `guidance_scale=1`.",
+            "about": "Text to image in four steps: the U-Net of `shapes`, distilled to predict the end of its "
+            "teacher's flow at guidance 4 from the timesteps 999, 749, 499 and 249, and an `LCMScheduler` that "
+            "noises each prediction anew. Call it with `guidance_scale=1`.",
             "data": {"captions": "right", "teacher": "testbed:shapes, guidance 4, 3 DDIM steps a segment"},
         },
     ),
