@@ -99,10 +99,6 @@ def offline(
         raise InputError(
             f"{len(losers)} of {len(choices)} lines of {data} have a loser; give one in all, or in none"
         )
-    if losers and pairing.refresh:
-        raise InputError(
-            "refresh draws the model's own reference images anew: leave out the losers, or refresh 0"
-        )
     from noiseworks.kits.image_tuning import encode_files
     from noiseworks.pso.training import OfflinePSO
     from torch import tensor
