@@ -70,7 +70,7 @@ CLAIM = Claim(
         "quick": Scale(
             (500,),
             120,
-            {"winners": 16, "prompts": 4, "per_prompt": 2, "updates": 1, "iterations": 2, "batch": 8},
+            {"winners": 8, "prompts": 4, "per_prompt": 1, "updates": 1, "iterations": 2, "batch": 4},
         ),
         "laptop": Scale(
             (1000, 1001, 1002),
