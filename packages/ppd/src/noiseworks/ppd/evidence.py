@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 ROLLOUT = Rollout(num_inference_steps=10, guidance_scale=1.0, rollout_batch=32)
 SAMPLING = Sampling(num_inference_steps=10, guidance_scale=1.0, batch_size=32)
 SUPPORT = Support(choices_each=4, reserved=8, embeddings=8)
-KAPPA, RATE, LORA_RATE = 200.0, 3e-3, 1e-3
+# Where an image's layout and colours are decided; below, the errors are large and say little of either.
+TIMESTEPS = torch.arange(400, 1000)
+KAPPA, RATE, LORA_RATE = 2000.0, 1e-3, 1e-3
 PROMPTS = ("a circle", "a square", "a triangle", "a cross")
 CANDIDATES = (
     5  # images of which `rerank` shows the best: four more cost as many rows as training PPD at laptop does
@@ -142,7 +144,7 @@ def drawn_by(arm: str, shared: Shared, context: Context) -> Tensor:
         options = LoraTuning(**run, learning_rate=LORA_RATE)
         pipe = options.pipeline(shared.model)
         parts = (shared.pairs, shared.ids)
-        DiffusionDPO(pipe, PROMPTS, *parts, options, PairLoss(kappa=KAPPA)).fit(progress=False)
+        DiffusionDPO(pipe, PROMPTS, *parts, options, PairLoss(kappa=KAPPA), TIMESTEPS).fit(progress=False)
         images = draw_for(pipe, None, shared.prompts, None, SAMPLING, shared.seeds)
         return images.expand(people, *images.shape)
     if arm == "rerank":
@@ -210,7 +212,7 @@ def trained(shared: Shared, options: Training, by_coin: bool = False) -> "UserBr
     if not shared.branches:
         pipe = options.pipeline(shared.model)
         parts = (shared.pairs, shared.ids, shared.who, shared.users)
-        trainer = PPD(pipe, PROMPTS, *parts, options, Taste(kappa=KAPPA))
+        trainer = PPD(pipe, PROMPTS, *parts, options, Taste(kappa=KAPPA), TIMESTEPS)
         trainer.fit(progress=False)
         shared.branches.append(trainer.branch)
     return shared.branches[0]

@@ -30,6 +30,7 @@ class PPD(DiffusionDPO):
         users: Everybody's embeddings.
         options: The run.
         settings: How strongly choices count.
+        timesteps: Those that are trained, by default all.
 
     Attributes:
         branch: What is trained.
@@ -50,11 +51,12 @@ class PPD(DiffusionDPO):
         users: Users,
         options: OfflineTuning,
         settings: Taste = Taste(),
+        timesteps: Tensor | None = None,
     ) -> None:
         self.who, self.users, self.told = who, users, users.standard
         if len(who) != len(latents):
             raise InputError(f"{len(latents)} choices with {len(who)} users; give one a choice")
-        super().__init__(pipe, prompts, latents, ids, options, settings)
+        super().__init__(pipe, prompts, latents, ids, options, settings, timesteps)
 
     def adapt(self) -> dict[str, nn.Parameter]:
         """Put a fresh branch on the denoiser."""
