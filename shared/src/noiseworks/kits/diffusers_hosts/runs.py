@@ -126,6 +126,8 @@ _ARGUMENTS = (
     "guidance_rescale",
     "height",
     "width",
+    "prompt",
+    "class_labels",
 )
 
 

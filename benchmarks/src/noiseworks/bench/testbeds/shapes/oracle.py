@@ -126,6 +126,11 @@ def _read_backgrounds(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return best, near.mean(1) >= FLAT_SHARE
 
 
+def background_colors(images: np.ndarray) -> np.ndarray:
+    """Return the palette background nearest to each image's border, float32 [n, 3]."""
+    return _BACKGROUND_VALUES[_read_backgrounds(images)[0]]
+
+
 def _opacity(images: np.ndarray, background: np.ndarray) -> np.ndarray:
     """Return each pixel's opacity [n, 32, 32]: its place on the line from background to palette colour."""
     base = _BACKGROUND_VALUES[background][:, None, None]

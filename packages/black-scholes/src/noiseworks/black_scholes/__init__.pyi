@@ -1,0 +1,12 @@
+from .calibrating import calibrate_strikes as calibrate_strikes
+from .diffusers import attach as attach
+from .options import Pricing as Pricing
+from .policies import Alternating as Alternating
+from .policies import BlackScholes as BlackScholes
+from .policies import BlendPolicy as BlendPolicy
+from .policies import ClipMin as ClipMin
+from .policies import Linear as Linear
+from .policies import StepSwitch as StepSwitch
+from .pricing import call_price as call_price
+from .scorers import ClipScorer as ClipScorer
+from .syntax import parse_prompt as parse_prompt
