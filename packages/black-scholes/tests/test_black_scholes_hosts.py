@@ -4,6 +4,7 @@ import pytest
 import torch
 from noiseworks.black_scholes import Alternating, BlackScholes, ClipMin, ClipScorer, Linear, Pricing, attach
 from noiseworks.black_scholes.calibrating import calibrate_strikes, read_strikes, write_strikes
+from noiseworks.black_scholes.comparison import agreement
 from noiseworks.black_scholes.mixing import mix
 from noiseworks.core.errors import InputError, NonFiniteError, UnsupportedHostError
 from noiseworks.kits.diffusers_hosts import (
@@ -23,6 +24,11 @@ def brightness(images, texts):
     return 100 * images.mean((2, 3))[:, : len(texts[0])]
 
 
+def ripples(images, texts):
+    """Score so that the order of concepts changes with the image, also on untrained models."""
+    return 50 + 10 * torch.sin(1000 * brightness(images, texts) / 100)
+
+
 def run(pipe, family, batch=2, steps=4, seeds=None, **changed):
     inputs = tiny_inputs(family, batch) | changed
     generator = sample_generators(seeds or range(batch))
@@ -35,7 +41,7 @@ def test_feedback_runs_on_every_family_and_leaves_it(family):
     pipe = tiny_pipeline(family)
     plain = run(pipe, family)
     other = 3 if family == "dit" else OTHER
-    with attach(pipe, [other], scorer=brightness) as handle:
+    with attach(pipe, [other], scorer=ripples) as handle:
         blended = run(pipe, family)
         trace = handle.report
     assert torch.equal(run(pipe, family), plain)
@@ -47,6 +53,7 @@ def test_feedback_runs_on_every_family_and_leaves_it(family):
     expected = torch.where(known[..., 0] < known[..., 1], 0, 1)
     assert torch.equal(trace.choices[:, 1:], expected)
     assert bool((trace.choices == 1).any())
+    torch.testing.assert_close(agreement(trace), torch.ones(2))
     assert not torch.equal(blended, plain)
 
 
@@ -138,9 +145,12 @@ def test_looking_less_often_keeps_choices_in_between():
 
 def test_volatility_comes_from_the_scheduler_or_is_refused():
     pipe = tiny_pipeline("sd3")
-    with attach(pipe, [OTHER], BlackScholes(Pricing(volatility="stride")), scorer=brightness):
-        with pytest.raises(UnsupportedHostError, match="posterior"):
-            run(pipe, "sd3")
+    stride = BlackScholes(Pricing(volatility="stride"))
+    with (
+        attach(pipe, [OTHER], stride, scorer=brightness),
+        pytest.raises(UnsupportedHostError, match="posterior"),
+    ):
+        run(pipe, "sd3")
     pipe = tiny_pipeline("sd")
     prices = []
     for kind in ("posterior", "stride", "table"):
@@ -173,12 +183,17 @@ def test_what_cannot_be_blended_is_refused():
         attach(pipe, [OTHER])
     with attach(pipe, [["a"], ["b"], ["c"]], Linear()), pytest.raises(InputError, match="3"):
         run(pipe, "sd")
-    with attach(pipe, [OTHER], scorer=lambda images, texts: images.mean((1, 2, 3))):
-        with pytest.raises(InputError, match="shape"):
-            run(pipe, "sd")
-    with attach(pipe, [OTHER], scorer=lambda images, texts: brightness(images, texts) * torch.nan):
-        with pytest.raises(NonFiniteError):
-            run(pipe, "sd")
+
+    def flat(images, texts):
+        return images.mean((1, 2, 3))
+
+    def broken(images, texts):
+        return brightness(images, texts) * torch.nan
+
+    with attach(pipe, [OTHER], scorer=flat), pytest.raises(InputError, match="shape"):
+        run(pipe, "sd")
+    with attach(pipe, [OTHER], scorer=broken), pytest.raises(NonFiniteError):
+        run(pipe, "sd")
     embeds = pipe.encode_prompt(["red"] * 2, "cpu", 1, True)
     with attach(pipe, [OTHER], Linear()), pytest.raises(UnsupportedHostError, match="text"):
         run(pipe, "sd", prompt=None, prompt_embeds=embeds[0], negative_prompt_embeds=embeds[1])

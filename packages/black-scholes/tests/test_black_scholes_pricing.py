@@ -6,6 +6,7 @@ import pytest
 import torch
 from noiseworks.black_scholes.pricing import call_price, posterior_sigma
 from noiseworks.core.errors import InputError
+from scipy.stats import norm
 
 
 def draws(n, *ranges):
@@ -36,11 +37,32 @@ def test_prices_of_the_textbook(arguments, price):
 
 @pytest.mark.parametrize(
     ("step", "spot", "price"),
-    [(0, 20, 2.398738), (0, 25, 4.380405), (0, 30, 6.879720), (25, 20, 0.00164308), (25, 30, 0.0985492)],
+    [
+        (0, 20, 2.398738),
+        (0, 25, 4.380405),
+        (0, 30, 6.879720),
+        (25, 20, 0.00164308),
+        (25, 25, 0.0182140),
+        (25, 30, 0.0985492),
+    ],
 )
 def test_prices_along_fifty_ddim_steps(step, spot, price):
+    # The printed figures come from float32 arithmetic, which holds five digits of the volatility.
     sigma = posterior_sigma(table(), 980 - 20 * step)
-    assert float(call_price(spot, 100, 1 / 50, sigma, 50 - step)) == pytest.approx(price, rel=2e-6)
+    found = float(call_price(spot, 100, 1 / 50, sigma, 50 - step))
+    assert found == pytest.approx(price, rel=1e-4)
+    assert found == pytest.approx(closed_form(spot, 100, 1 / 50, sigma, 50 - step), rel=1e-9)
+
+
+def closed_form(s, k, r, sigma, tau):
+    width = sigma * math.sqrt(tau)
+    d1 = (math.log(s / k) + r * tau) / width + width / 2
+    return s * norm.cdf(d1) - k * math.exp(-r * tau) * norm.cdf(d1 - width)
+
+
+def test_prices_are_the_closed_form_s():
+    for arguments in zip(*(values[:200].tolist() for values in draws(200, *RANGES)), strict=True):
+        assert float(call_price(*arguments)) == pytest.approx(closed_form(*arguments), rel=1e-8, abs=1e-11)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +70,11 @@ def test_prices_along_fifty_ddim_steps(step, spot, price):
     [(980, 0.1080924), (740, 0.0887607), (480, 0.0677925), (240, 0.0484209), (0, 0.0206482)],
 )
 def test_volatility_is_the_posterior_of_one_training_timestep(timestep, sigma):
-    assert posterior_sigma(table(), timestep) == pytest.approx(sigma, abs=2e-7)
+    found = posterior_sigma(table(), timestep)
+    assert found == pytest.approx(sigma, rel=1e-5)
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    beta, (noisy, clean) = betas[timestep + 1], (table()[timestep + 1], table()[timestep])
+    assert found == pytest.approx(math.sqrt(beta * (1 - clean) / (1 - noisy)), rel=1e-10)
 
 
 def test_the_last_timestep_of_training_does_not_run_over_the_table():

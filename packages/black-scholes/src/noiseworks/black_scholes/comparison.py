@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from noiseworks.black_scholes.diffusers import BlendTrace, attach
 from noiseworks.black_scholes.options import Contest, Pricing, Watching
-from noiseworks.black_scholes.policies import BlendPolicy, named_policy
+from noiseworks.black_scholes.policies import BlendPolicy, lowest, named_policy
 from noiseworks.black_scholes.scorers import Scorer, score
 from noiseworks.kits.diffusers_hosts.drawing import draw
 from noiseworks.kits.diffusers_hosts.options import Sampling
@@ -142,3 +142,11 @@ def compare_policies(
             }
         )
     return rows, found
+
+
+def agreement(trace: BlendTrace) -> Tensor:
+    """Return the share of a run's decisions that are those of the lowest score, [B]; of steps after a look only."""
+    scores = trace.scores[:, :-1]
+    known = scores.isfinite().all(-1)
+    same = (trace.choices[:, 1:] == lowest(scores.flatten(0, 1)).view(known.shape)) & known
+    return same.sum(1) / known.sum(1).clamp(min=1)

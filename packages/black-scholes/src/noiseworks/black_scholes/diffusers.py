@@ -12,7 +12,6 @@ from noiseworks.black_scholes.pricing import posterior_sigma
 from noiseworks.black_scholes.scorers import Scorer, score
 from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.errors import InputError, UnsupportedHostError
-from noiseworks.kits.attachments import Attachment
 from noiseworks.kits.diffusers_hosts.conditions import cond_rows, encode_condition, with_condition
 from noiseworks.kits.diffusers_hosts.forecasts import decode_latents, guided_prediction, latents_of
 from noiseworks.kits.diffusers_hosts.hooks import DenoiserCall, DenoiserHook, HookHandle, attach_hook
@@ -189,10 +188,10 @@ class BlendHook(DenoiserHook):
         """Score the forecast of the step before."""
         latents = latents_of(call) if self.released else seen.latents
         alpha, sigma = seen.level
-        if alpha == 0:  # pure noise tells nothing of the image
+        kind = prediction_type_of(call.run.scheduler)
+        if alpha == 0 and kind == "epsilon":  # pure noise, of which the noise alone is predicted
             run.seen = None
             return
-        kind = prediction_type_of(call.run.scheduler)
         x0 = to_x0(seen.prediction, latents, alpha, sigma, kind)
         found = score(self.scorer, decode_latents(call.run.pipe, x0, _size(call)).float(), run.trace.concepts)
         run.history.append(found)
@@ -275,8 +274,8 @@ def attach(
 ) -> BlendHandle:
     """Blend further concepts into the prompts of a pipeline's next runs, until `detach`.
 
-    The prompt that the pipeline is called with is the first concept. Scheduler, negative prompt, LoRA and ControlNet stay
-    as they are; a step still costs one call of the denoiser.
+    The prompt that the pipeline is called with is the first concept. Scheduler, negative prompt, LoRA and ControlNet
+    stay as they are; a step still costs one call of the denoiser.
 
     Args:
         pipe: A Stable Diffusion (1, 2, XL, 3), InstructPix2Pix, FLUX, PixArt or DiT pipeline.

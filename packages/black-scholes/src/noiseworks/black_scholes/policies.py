@@ -81,7 +81,7 @@ class BlackScholes:
         strikes: Concept -> strike; concepts that are not in it have the settings' one.
     """
 
-    pricing: Pricing = Pricing()
+    pricing: Pricing = field(default_factory=Pricing)
     strikes: Mapping[str, float] = field(default_factory=dict)
     watches: ClassVar[bool] = True
 

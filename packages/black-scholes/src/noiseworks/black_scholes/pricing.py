@@ -1,7 +1,7 @@
 """The Black-Scholes call price, in log space, and the volatilities that a noise schedule gives.
 
-A concept is an asset: spot S is how well the image in the making matches the prompt (0 to 100), strike K a perfect match,
-the rate 1 / N, expiry the steps that are left, and volatility the scheduler's own noise (arXiv 2405.13685).
+A concept is an asset: spot S is how well the image in the making matches the prompt (0 to 100), strike K a perfect
+match, the rate 1 / N, expiry the steps that are left, and volatility the scheduler's own noise (arXiv 2405.13685).
 """
 
 import math
@@ -89,7 +89,8 @@ def posterior_sigma(alphas_cumprod: Tensor, timestep: float, earlier: float | No
     """Return the standard deviation of the posterior between two timesteps.
 
     The released code asks for one training timestep, t + 1 to t, whatever the sampler's stride:
-    sigma^2 = |(1 - a_t) / (1 - a_(t+1)) (1 - a_(t+1) / a_t)|. With `earlier` it is the sampler's own stride, t to earlier.
+    sigma^2 = |(1 - a_t) / (1 - a_(t+1)) (1 - a_(t+1) / a_t)|. With `earlier` it is the sampler's own stride, t to
+    earlier.
 
     Args:
         alphas_cumprod: [T], the scheduler's table; t + 1 is kept inside of it.

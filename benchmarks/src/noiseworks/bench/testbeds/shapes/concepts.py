@@ -1,4 +1,4 @@
-"""Concepts: one coloured shape each, pairs of them that no caption of `shapes-parts` joins, and how visible they are.
+"""Concepts: one coloured shape each, pairs of them, prompts that name one of a pair, and how visible they are.
 
 The oracle's attributes are right or wrong. Here a concept is visible to a degree, also in a two-coloured object: each
 colour's own part of the image is compared with the shape that was asked for.
@@ -9,8 +9,8 @@ from itertools import product
 
 import numpy as np
 from noiseworks.bench.testbeds.shapes.oracle import background_colors
-from noiseworks.bench.testbeds.shapes.scenes import COLORS, SHAPES, UNIT_AREA, coverage
-from noiseworks.core.checks import check_number, check_seed
+from noiseworks.bench.testbeds.shapes.scenes import COLORS, RELATIONS, SHAPES, UNIT_AREA, coverage
+from noiseworks.core.checks import check_choice, check_number, check_seed
 from noiseworks.core.errors import InputError
 from scipy import ndimage
 
@@ -37,6 +37,26 @@ def concept_pairs(n: int, seed: int) -> list[tuple[str, str]]:
     ]
     order = np.random.default_rng([seed, 17]).permutation(len(pairs))
     return [pairs[order[i % len(pairs)]] for i in range(n)]
+
+
+def open_prompts(pair: tuple[str, str], relation: str) -> tuple[str, str]:
+    """Return two captions of one scene, each of which leaves the other concept's colour open.
+
+    `a red circle left of a square` and `a circle left of a blue square`.
+
+    Args:
+        pair: Two concepts.
+        relation: A key of `RELATIONS`.
+
+    Raises:
+        InputError: When the relation is unknown.
+    """
+    check_choice("relation", relation, tuple(RELATIONS))
+    first, second = pair
+    return (
+        f"{first} {relation} a {second.split()[2]}",
+        f"a {first.split()[2]} {relation} {second}",
+    )
 
 
 def concept_scores(images: np.ndarray, concepts: Sequence[str]) -> np.ndarray:

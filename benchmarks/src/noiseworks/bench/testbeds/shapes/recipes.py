@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from noiseworks.bench.testbeds.shapes import architectures as nets
-from noiseworks.bench.testbeds.shapes import evaluation, parts, pixels
+from noiseworks.bench.testbeds.shapes import clip_training, evaluation, pixels
 from noiseworks.bench.testbeds.shapes import scenes as scenes_data
 from noiseworks.bench.testbeds.shapes.reading import statements, teach
 from noiseworks.bench.testbeds.shapes.scenes import Scene, caption, render, sample_scenes, training_caption
@@ -391,32 +391,15 @@ RECIPES = {
             "data": {"captions": "none"},
         },
     ),
-    "shapes-parts": Recipe(
-        prepare=parts.prepare_parts,
-        build=parts.build_parts,
-        publish=publish_text_to_image,
-        tune=parts.tune_parts,
-        measure=parts.measure_parts,
-        learning_rate=parts.UNET_RATE,
-        batch_size=32,
-        rows=parts.ROWS,
-        about={
-            "name": "shapes-parts",
-            "class": "StableDiffusionPipeline",
-            "about": "Text to image from scenes of two objects whose captions name one of them (`a red circle`): no "
-            "caption joins two concepts, so drawing both is left to methods that blend.",
-            "data": {"captions": "one object of two", "captions dropped for guidance": 0.1},
-        },
-    ),
     "shapes-clip": Recipe(
-        prepare=parts.prepare_clip,
-        build=parts.build_clip,
-        publish=parts.publish_clip,
-        tune=parts.tune_clip,
-        measure=parts.measure_clip,
-        learning_rate=parts.CLIP_RATE,
+        prepare=clip_training.prepare_clip,
+        build=clip_training.build_clip,
+        publish=clip_training.publish_clip,
+        tune=clip_training.tune_clip,
+        measure=clip_training.measure_clip,
+        learning_rate=clip_training.CLIP_RATE,
         batch_size=64,
-        rows=parts.ROWS,
+        rows=clip_training.ROWS,
         about={
             "name": "shapes-clip",
             "class": "CLIPModel",

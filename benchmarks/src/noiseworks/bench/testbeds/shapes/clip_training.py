@@ -1,7 +1,6 @@
-"""Models whose captions name one thing at a time: `shapes-parts` (text to image) and `shapes-clip` (image and text).
+"""Training of `shapes-clip`, an image-text model: how well an image shows a concept such as `a red circle`.
 
-Both see scenes of two objects; every caption names one of them (`a red circle`). So no caption joins two concepts, and
-a prompt that does is new to the models.
+It sees scenes of two objects; every caption names one of them.
 """
 
 import copy
@@ -15,20 +14,18 @@ import torch
 import torch.nn.functional as F
 from noiseworks.bench.testbeds.cards import CARD_SEED, Figure, figure
 from noiseworks.bench.testbeds.shapes import architectures as nets
-from noiseworks.bench.testbeds.shapes.concepts import CONCEPTS, concept_pairs, concept_scores
+from noiseworks.bench.testbeds.shapes.concepts import CONCEPTS
 from noiseworks.bench.testbeds.shapes.scenes import Scene, render, sample_scenes
 from noiseworks.kits.training import Average, warm_decay
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
     from noiseworks.bench.testbeds.training import Captions
     from transformers import CLIPModel
 
 TRAIN_SEED = 0
 ROWS = 12_000
-UNET_RATE, CLIP_RATE = 2e-3, 2e-3
-STEPS, GUIDANCE = 25, 4.0
+CLIP_RATE = 2e-3
 SCALE = 20.0  # of cosines in the contrastive loss; CLIP learns 100 from far larger batches
 
 
@@ -51,100 +48,6 @@ def _differ(scene: Scene) -> bool:
 def concepts_of(scene: Scene) -> list[str]:
     """Return what can be said of a scene: a concept an object."""
     return [f"a {item.color} {item.shape}" for item in scene.objects]
-
-
-# --- text to image ------------------------------------------------------------------------------------------
-
-
-def make_parts_unet() -> "UNet2DConditionModel":
-    """Return the untrained U-Net of `shapes-parts` for 8x8x4 latents."""
-    from diffusers import UNet2DConditionModel
-
-    return UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(24, 48),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=nets.TEXT_WIDTH,
-        attention_head_dim=4,
-        norm_num_groups=8,
-        addition_embed_type="text",
-        addition_embed_type_num_heads=4,
-    )
-
-
-def prepare_parts(captions: "Captions", rows: int | None) -> dict[str, Tensor]:
-    """Return posteriors of the shipped first stage, each scene twice, with the ids of its two captions."""
-    from noiseworks.bench.testbeds.shapes.recipes import encode_scenes
-
-    scenes = pair_scenes(rows or ROWS, TRAIN_SEED)
-    texts = [text for scene in scenes for text in concepts_of(scene)]
-    ids = nets.make_tokenizer()(texts, padding="max_length", return_tensors="pt")["input_ids"]
-    return {k: v.repeat_interleave(2, 0) for k, v in encode_scenes(scenes).items()} | {"input_ids": ids}
-
-
-def build_parts(data: dict[str, Tensor]) -> L.LightningModule:
-    """Return U-Net and text encoder, both from scratch, under the latent diffusion loss."""
-    from noiseworks.bench.testbeds.shapes.recipes import shipped_vae
-    from noiseworks.ldm.conditioning.conditioners import TextConditioner
-    from noiseworks.ldm.diffusion.trainer import LatentDiffusionTrainer, make_scheduler
-
-    vae, tokenizer = shipped_vae(), nets.make_tokenizer()
-    return LatentDiffusionTrainer(
-        make_parts_unet(),
-        vae,
-        TextConditioner(nets.make_text_encoder(tokenizer), tokenizer),
-        make_scheduler(beta_start=0.00085, beta_end=0.012),
-        learning_rate=UNET_RATE,
-        scale_factor=vae.config.scaling_factor,
-        ema_decay=0.998,
-    )
-
-
-def tune_parts(folder: Path, n: int, seed: int = 0) -> dict[str, float]:
-    """Return how visible the concept of a prompt is at guidance 4 and without, and both of two joined."""
-    pairs = concept_pairs(n, seed)
-    prompts = [first for first, _ in pairs]
-    found = {"share_right": GUIDANCE, "share_right_unguided": 1.0}
-    scores = {
-        k: float(concept_scores(_draw(folder, prompts, g, seed), prompts).mean()) for k, g in found.items()
-    }
-    return scores | {"joined": float(_joined(folder, pairs, seed).mean())}
-
-
-def measure_parts(folder: Path, n: int, seed: int = CARD_SEED) -> dict[str, Figure]:
-    """Return the card's figures: how visible concepts are, alone and joined in one prompt.
-
-    Args:
-        folder: The model's folder.
-        n: Prompts.
-        seed: Of prompts and samples.
-    """
-    pairs = concept_pairs(n, seed)
-    prompts = [first for first, _ in pairs]
-    figures = {}
-    for guidance in (1.0, GUIDANCE, 7.5):
-        images = _draw(folder, prompts, guidance, seed)
-        figures[f"concept visible, guidance {guidance:g}"] = figure(concept_scores(images, prompts))
-        if guidance == GUIDANCE:
-            other = concept_scores(images, [second for _, second in pairs])
-            figures["concept of another prompt visible"] = figure(other)
-    return figures | {"less visible one of two joined concepts": figure(_joined(folder, pairs, seed))}
-
-
-def _joined(folder: Path, pairs: list[tuple[str, str]], seed: int) -> np.ndarray:
-    images = _draw(folder, [f"{a} {b}" for a, b in pairs], GUIDANCE, seed)
-    return np.minimum(*(concept_scores(images, list(side)) for side in zip(*pairs, strict=True)))
-
-
-def _draw(folder: Path, prompts: list[str], guidance: float, seed: int) -> np.ndarray:
-    from noiseworks.bench.testbeds.shapes import evaluation
-
-    return evaluation.sample(evaluation.load(folder), prompts, guidance, steps=STEPS, seed=seed)
-
-
-# --- image and text -----------------------------------------------------------------------------------------
 
 
 def make_clip() -> "CLIPModel":
