@@ -1,17 +1,14 @@
 """Diffusers pipelines as priors: pixels (DDPM, DDIM) and latents (Stable Diffusion)."""
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from noiseworks.core.errors import InputError, ModelNotFoundError, UnsupportedHostError
+from noiseworks.core.errors import InputError, UnsupportedHostError
 from noiseworks.core.interop import from_scheduler
-from noiseworks.core.models import resolve_model, without_loading_bars
 from noiseworks.core.params import guide
 from noiseworks.core.schedules import TableSchedule
-from noiseworks.kits.diffusers_hosts import decode_latents, load_pipeline
+from noiseworks.kits.diffusers_hosts import UNCONDITIONAL, decode_latents, load_image_model
 from noiseworks.red_diff.operators import Operator
 from noiseworks.red_diff.priors import Prior
 from torch import Tensor
@@ -19,7 +16,6 @@ from torch import Tensor
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-PIXELS = ("DDPMPipeline", "DDIMPipeline")
 LATENTS = ("StableDiffusionPipeline",)
 
 
@@ -37,23 +33,7 @@ def load_prior(
         ModelNotFoundError: When it is not there or corrupt.
         UnsupportedHostError: When it is of another class.
     """
-    path = resolve_model(name)
-    index = Path(path) / "model_index.json"
-    if not Path(path).is_dir() or (
-        index.is_file() and json.loads(index.read_text()).get("_class_name") not in PIXELS
-    ):
-        return load_pipeline(name, device, dtype or torch.float32, families=("sd",))
-    from diffusers import DiffusionPipeline
-    from safetensors import SafetensorError
-
-    try:
-        with without_loading_bars():
-            pipe = DiffusionPipeline.from_pretrained(path, dtype=dtype or torch.float32)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelNotFoundError(
-            f"the pipeline {name} cannot be loaded: {str(error).splitlines()[0]}"
-        ) from error
-    return pipe.to(device)
+    return load_image_model(name, device, dtype or torch.float32, families=("sd",))
 
 
 def prior_of(pipe: "DiffusionPipeline", prompt: str = "", guidance_scale: float = 1.0) -> Prior:
@@ -81,12 +61,14 @@ def prior_of(pipe: "DiffusionPipeline", prompt: str = "", guidance_scale: float 
             text = embeds.repeat_interleave(len(x), 0)
             out = unet(rows, t, encoder_hidden_states=text).sample.to(x.dtype)
             return guide(*out.chunk(2), guidance_scale) if len(embeds) > 1 else out
-    elif name in PIXELS:
+    elif name in UNCONDITIONAL:
 
         def predict(x: Tensor, t: int) -> Tensor:
             return unet(x.to(unet.dtype), t).sample.to(x.dtype)
     else:
-        raise UnsupportedHostError(f"red-diff works with {', '.join((*PIXELS, *LATENTS))}, not with {name}")
+        raise UnsupportedHostError(
+            f"red-diff works with {', '.join((*UNCONDITIONAL, *LATENTS))}, not with {name}"
+        )
     return Prior(predict, host.schedule, (unet.config.in_channels, height, width), host.prediction_type)
 
 

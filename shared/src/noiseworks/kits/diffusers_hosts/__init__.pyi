@@ -20,8 +20,11 @@ from .layouts import denoiser_of as denoiser_of
 from .layouts import layout_of as layout_of
 from .levels import noise_level as noise_level
 from .levels import prediction_type_of as prediction_type_of
+from .levels import score_slope as score_slope
 from .levels import to_epsilon as to_epsilon
 from .levels import to_x0 as to_x0
+from .loading import UNCONDITIONAL as UNCONDITIONAL
+from .loading import load_image_model as load_image_model
 from .loading import load_pipeline as load_pipeline
 from .loading import sample_generators as sample_generators
 from .loading import seeded_latents as seeded_latents

@@ -8,7 +8,7 @@ import torch
 from noiseworks.core.errors import InputError
 from noiseworks.kits.diffusers_hosts.conditions import role_rows
 from noiseworks.kits.diffusers_hosts.hooks import DenoiserCall, latent_channels_of
-from noiseworks.kits.diffusers_hosts.levels import noise_level, prediction_type_of, to_x0
+from noiseworks.kits.diffusers_hosts.levels import noise_level, prediction_type_of, score_slope, to_x0
 from noiseworks.kits.diffusers_hosts.rows import prediction_of, replace_prediction
 from torch import Tensor
 
@@ -165,7 +165,7 @@ def add_score(call: DenoiserCall, output: Any, score: Tensor) -> Any:
     (alpha, sigma), kind = noise_level(scheduler, call.timestep), prediction_type_of(scheduler)
     if alpha == 0:
         return output
-    slope = {"epsilon": -sigma, "sample": sigma**2 / alpha}.get(kind, -sigma / alpha)
+    slope = score_slope(alpha, sigma, kind)
     prediction = prediction_of(output).clone()
     moved = (slope * score).to(prediction.dtype)
     _latents(call, prediction).add_(moved.repeat(len(prediction) // len(moved), *[1] * (moved.ndim - 1)))

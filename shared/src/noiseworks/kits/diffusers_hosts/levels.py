@@ -99,6 +99,22 @@ def to_epsilon(
     raise InputError(f"prediction_type must be one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
 
 
+def score_slope(alpha: float, sigma: float, prediction_type: str) -> float:
+    """Return by how much a prediction moves with a score, the gradient of a log-probability at x_t.
+
+    The noise prediction moves by -sigma score (Dhariwal and Nichol 2021, algorithm 2), x_0 by sigma^2 / alpha score,
+    v and flow by -sigma / alpha score; where alpha is 0 x_t tells nothing of x_0, and nothing is moved.
+
+    Args:
+        alpha: Signal coefficient at this timestep.
+        sigma: Noise coefficient at this timestep.
+        prediction_type: One of `PREDICTION_TYPES`.
+    """
+    if alpha == 0:
+        return 0.0
+    return {"epsilon": -sigma, "sample": sigma**2 / alpha}.get(prediction_type, -sigma / alpha)
+
+
 def distinct_timesteps(timesteps: Tensor) -> list[float]:
     """Return the timesteps without repetition, in order: second-order schedulers list some of them twice."""
     return list(dict.fromkeys(float(t) for t in timesteps.tolist()))

@@ -15,6 +15,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+UNCONDITIONAL = ("DDPMPipeline", "DDIMPipeline")
+
 
 def load_pipeline(
     name: str | Path,
@@ -57,6 +59,42 @@ def load_pipeline(
             f"the pipeline {name} is missing or corrupt: {_first_line(error)}"
         ) from error
     _check_family(name, layout_of(pipe).family, families)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)
+
+
+def load_image_model(
+    name: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    families: Sequence[str] | None = None,
+) -> "DiffusionPipeline":
+    """Load an unconditional pixel pipeline (`UNCONDITIONAL`), or one of a known family as `load_pipeline` does.
+
+    Args:
+        name: The model's name.
+        device: Where the pipeline goes.
+        dtype: Precision of the weights.
+        families: The families that the caller supports besides.
+
+    Raises:
+        ModelNotFoundError: When it is not there or corrupt.
+        UnsupportedHostError: When it is of another class.
+    """
+    path = resolve_model(name)
+    index = Path(path) / "model_index.json"
+    if not Path(path).is_dir() or (
+        index.is_file() and json.loads(index.read_text()).get("_class_name") not in UNCONDITIONAL
+    ):
+        return load_pipeline(name, device, dtype, families)
+    from diffusers import DiffusionPipeline
+    from safetensors import SafetensorError
+
+    try:
+        with _quiet():
+            pipe = DiffusionPipeline.from_pretrained(path, dtype=dtype)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelNotFoundError(f"the pipeline {name} cannot be loaded: {_first_line(error)}") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 

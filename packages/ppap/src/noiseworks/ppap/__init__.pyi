@@ -1,0 +1,12 @@
+from .diffusers import attach as attach
+from .diffusers import draw_images as draw_images
+from .experts import Experts as Experts
+from .guidance import NoisyGuide as NoisyGuide
+from .guide import Guide as Guide
+from .guide import load_guide as load_guide
+from .options import Adapters as Adapters
+from .options import Strength as Strength
+from .options import Transfer as Transfer
+from .saving import load_experts as load_experts
+from .saving import save_experts as save_experts
+from .transferring import learn as learn

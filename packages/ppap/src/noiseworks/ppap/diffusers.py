@@ -1,0 +1,198 @@
+"""The adapter to diffusers: pixel pipelines without conditions (DDPM, DDIM), and Stable Diffusion (1, 2, XL, 3)."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from noiseworks.core.errors import InputError, UnsupportedHostError
+from noiseworks.kits.attachments import Attachment, Replace, Wrap
+from noiseworks.kits.attachments import attach as attach_parts
+from noiseworks.kits.diffusers_hosts import (
+    UNCONDITIONAL,
+    DenoiserCall,
+    DenoiserHook,
+    HookHandle,
+    add_score,
+    attach_hook,
+    decode_latents,
+    encode_images,
+    latents_of,
+    layout_of,
+    noise_level,
+    prediction_of,
+    prediction_type_of,
+    replace_prediction,
+    sample_generators,
+    score_slope,
+    to_x0,
+)
+from noiseworks.ppap.guidance import NoisyGuide, gradient, scaled
+from noiseworks.ppap.options import Strength
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+NAME = "noiseworks-ppap"
+FAMILIES = ("sd", "sdxl", "sd3")
+
+
+def is_pixel(pipe: "DiffusionPipeline") -> bool:
+    """Return whether a pipeline denoises pixels without a condition.
+
+    Raises:
+        UnsupportedHostError: When it does neither that nor belong to `FAMILIES`.
+    """
+    if type(pipe).__name__ in UNCONDITIONAL:
+        return True
+    if layout_of(pipe).family not in FAMILIES:
+        raise UnsupportedHostError(
+            f"ppap guides {', '.join((*UNCONDITIONAL, *FAMILIES))}, not {type(pipe).__name__}"
+        )
+    return False
+
+
+def timesteps_of(pipe: "DiffusionPipeline") -> int:
+    """Return T, the number of timesteps that the model was trained at."""
+    return int(pipe.scheduler.config.num_train_timesteps)
+
+
+def noise_levels(pipe: "DiffusionPipeline") -> Tensor:
+    """Return alpha and sigma of each trained timestep, `[2, T]`."""
+    return torch.tensor([noise_level(pipe.scheduler, t) for t in range(timesteps_of(pipe))]).T
+
+
+def seen_images(pipe: "DiffusionPipeline", x: Tensor) -> Tensor:
+    """Return the images that a guide sees of samples, around [-1, 1]: decoded where they are latents."""
+    return x if is_pixel(pipe) else decode_latents(pipe, x).float() * 2 - 1
+
+
+def model_samples(pipe: "DiffusionPipeline", images: Tensor, batch: int = 32) -> Tensor:
+    """Return images in [-1, 1] as the model's samples x_0: encoded where it denoises latents."""
+    if is_pixel(pipe):
+        return images
+    return torch.cat([encode_images(pipe, part / 2 + 0.5) for part in images.split(batch)])
+
+
+class GuidanceHook(DenoiserHook):
+    """Steers every prediction of a latent pipeline, so that its own guidance formula gives the steered one.
+
+    Args:
+        pipe: The pipeline.
+        reader: The guide.
+        target: What it shall see.
+        strength: How hard.
+    """
+
+    def __init__(
+        self, pipe: "DiffusionPipeline", reader: NoisyGuide, target: Tensor, strength: Strength
+    ) -> None:
+        super().__init__(pipe)
+        self.reader, self.target, self.strength = reader, target, strength
+
+    def denoise(self, call: DenoiserCall) -> Any:
+        """Return the prediction, moved by the guide's score."""
+        output = self.evaluate(call)
+        if self.strength.scale == 0:
+            return output
+        pipe, reader = call.run.pipe, self.reader.to(call.sample.device)
+        x = latents_of(call)
+        found = gradient(
+            lambda z: reader.log_likelihood(seen_images(pipe, z), call.timestep, self.target), x.detach()
+        )
+        return add_score(call, output, scaled(found, x, self.strength))
+
+
+def _pixel_forward(
+    pipe: "DiffusionPipeline", reader: NoisyGuide, target: Tensor, strength: Strength
+) -> Callable[..., Any]:
+    """Return what takes the place of the forward of an unconditional model."""
+
+    def forward(beneath: Callable[..., Any], sample: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Any:
+        t = float(torch.as_tensor(timestep).flatten()[0])
+        level, kind = noise_level(pipe.scheduler, t), prediction_type_of(pipe.scheduler)
+        output = beneath(sample, timestep, *args, **kwargs)
+        if strength.scale == 0:
+            return output
+        reader.to(sample.device)
+        channels = sample.shape[1]  # a learned variance stands behind the prediction
+
+        def denoised(x: Tensor) -> Tensor:
+            made = prediction_of(beneath(x.to(sample.dtype), timestep, *args, **kwargs))[:, :channels]
+            return to_x0(made.float(), x, *level, kind)
+
+        def value(x: Tensor) -> Tensor:
+            return reader.log_likelihood(x if strength.through == "sample" else denoised(x), t, target)
+
+        found = scaled(gradient(value, sample), sample, strength)
+        prediction = prediction_of(output).clone()
+        prediction[:, :channels] += (score_slope(*level, kind) * found).to(prediction.dtype)
+        return replace_prediction(output, prediction)
+
+    return forward
+
+
+def attach(
+    pipe: "DiffusionPipeline",
+    reader: NoisyGuide,
+    target: Tensor | int | Sequence[int],
+    strength: Strength = Strength(),
+) -> Attachment | HookHandle:
+    """Guide a pipeline's next runs until `detach()`: e' = e - sigma s gradient of log p(target | x_t).
+
+    With a DDPM scheduler that is the published form of the mean, mu + Sigma s gradient, up to the step's
+    1 / sqrt(alpha_t).
+
+    Args:
+        pipe: A DDPM or DDIM pipeline, or Stable Diffusion (1, 2, XL, 3).
+        reader: The guide, with experts or as it is.
+        target: A class or a map for each image of a run, or one for all.
+        strength: How hard.
+
+    Returns:
+        A handle: a context manager, and `detach()`.
+
+    Raises:
+        InputError: When it is attached already, or the guide cannot look at what is denoised.
+        UnsupportedHostError: When the pipeline is of another kind.
+    """
+    target, pixel = torch.as_tensor(target), is_pixel(pipe)
+    if strength.through == "denoised" and (not pixel or reader.experts is not None):
+        raise InputError(
+            "a look at the denoised image is for pixel pipelines and for a guide without experts"
+        )
+    if not pixel:
+        return attach_hook(GuidanceHook(pipe, reader, target, strength), NAME)
+    return attach_parts(NAME, [Wrap(pipe.unet, _pixel_forward(pipe, reader, target, strength))])
+
+
+@contextmanager
+def deterministic(pipe: "DiffusionPipeline") -> Iterator[None]:
+    """Let a pixel pipeline draw by DDIM within a block, as published; others keep their schedulers."""
+    if not is_pixel(pipe):
+        yield
+        return
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    with attach_parts("deterministic sampling", [Replace(pipe, "scheduler", scheduler)]):
+        yield
+
+
+def draw_images(pipe: "DiffusionPipeline", seeds: Sequence[int], steps: int, prompt: str = "") -> Tensor:
+    """Return images in [-1, 1] on the CPU, [len(seeds), 3, H, W], one seed each.
+
+    Args:
+        pipe: The pipeline, with whatever is attached to it.
+        seeds: Of each image's noise.
+        steps: Denoising steps.
+        prompt: For Stable Diffusion.
+    """
+    settings = {"num_inference_steps": steps, "generator": sample_generators(seeds)}
+    with deterministic(pipe):
+        if is_pixel(pipe):
+            made = torch.from_numpy(pipe(batch_size=len(seeds), output_type="np", **settings).images)
+            return made.permute(0, 3, 1, 2).float() * 2 - 1
+        made = pipe(prompt=[prompt] * len(seeds), output_type="pt", **settings).images
+    return made.float().cpu() * 2 - 1

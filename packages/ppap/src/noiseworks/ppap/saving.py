@@ -1,0 +1,73 @@
+"""Experts and synthetic images as folders."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from noiseworks.core.artifacts import load_artifact, save_artifact
+from noiseworks.core.errors import ArtifactError, InputError
+from noiseworks.ppap.experts import Experts
+from noiseworks.ppap.guide import Guide
+from noiseworks.ppap.options import Adapters
+from torch import Tensor, nn
+
+KIND = "ppap/experts"
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def fingerprint(network: nn.Module) -> float:
+    """Return a number that tells networks apart: the mean size of all weights."""
+    found = [one.detach().double().abs().sum().cpu() for one in network.parameters()]
+    return float(torch.stack(found).sum()) / sum(one.numel() for one in network.parameters())
+
+
+def save_experts(experts: Experts, folder: str | Path) -> None:
+    """Write experts, without the network that they stand on, as config.json and model.safetensors."""
+    config = {
+        "adapters": asdict(experts.settings),
+        "bounds": experts.bounds,
+        "base": fingerprint(experts.base),
+    }
+    save_artifact(folder, KIND, config, experts.state_dict())
+
+
+def load_experts(folder: str | Path, guide: Guide) -> Experts:
+    """Read experts and put them on their guide.
+
+    Raises:
+        ArtifactError: When the folder is missing, corrupt or of another kind.
+        InputError: When they are another guide's.
+    """
+    config, tensors = load_artifact(folder, KIND)
+    try:
+        settings, bounds, base = Adapters(**config["adapters"]), config["bounds"], float(config["base"])
+        if abs(fingerprint(guide.model) - base) > 1e-4 * abs(base):
+            raise InputError(f"the experts in {folder} are another guide's: train them for this one")
+        experts = Experts(guide.model, bounds, settings)
+        experts.load_state_dict(tensors)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ArtifactError(
+            f"the experts in {folder} are corrupt or incomplete ({str(error).splitlines()[0]}); train them again"
+        ) from error
+    return experts.eval()
+
+
+def read_folder(folder: Path) -> Tensor:
+    """Return the images of a folder in the order of their names, [n, 3, H, W] in [-1, 1].
+
+    Raises:
+        InputError: When there is none, one cannot be read, or their sizes differ.
+    """
+    import numpy as np
+    from PIL import Image, UnidentifiedImageError
+
+    files = (
+        sorted(one for one in folder.iterdir() if one.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+    )
+    try:
+        read = [np.asarray(Image.open(one).convert("RGB")) for one in files]
+    except (OSError, UnidentifiedImageError) as error:
+        raise InputError(f"an image in {folder} cannot be read: {error}") from error
+    if not read or len({one.shape for one in read}) > 1:
+        raise InputError(f"{folder} must hold images of one size ({', '.join(SUFFIXES)}), it has {len(read)}")
+    return torch.from_numpy(np.stack(read)).permute(0, 3, 1, 2).float() / 127.5 - 1
