@@ -1,11 +1,15 @@
 """Network, masks, loss and sampling against worked numbers, closed forms and the limits of the paper."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from noiseworks.bench.claims import Context
 from noiseworks.core.errors import ArtifactError, InputError
 from noiseworks.core.schedules import table_schedule
-from noiseworks.kits.backbones import keep_count, random_masks, to_images
+from noiseworks.kits.backbones import fit_features, keep_count, random_masks, to_images
 from noiseworks.umd import UMD, FineTuning, Mixture, Pretraining, UMDConfig, draw, load_model, mixture_loss
+from noiseworks.umd.claim import CLAIM
 from noiseworks.umd.features import features_of, untrained
 from noiseworks.umd.model import time_waves
 from noiseworks.umd.sampling import time_list
@@ -243,3 +247,29 @@ def test_bad_sizes_and_ratios_are_refused():
         keep_count(4, 0.9)
     with pytest.raises(InputError, match="shape"):
         UMD(CONFIG)(torch.zeros(1, 3, 16, 16), torch.zeros(1))
+
+
+def test_the_claim_reads_every_arm_in_the_same_places(monkeypatch):
+    """The best of four readings against one of them says which reading is good, not which training."""
+    from noiseworks.umd import claim, features
+
+    read, original = {}, features.features_of
+
+    def recorded(model, images, chosen=features.Features()):
+        read.setdefault(arm, set()).add((chosen.time, chosen.tokens))
+        return original(model, images, chosen)
+
+    monkeypatch.setattr(features, "features_of", recorded)
+    settings = CLAIM.scales["smoke"].settings | {"samples": 6, "shots": 1}
+    context = Context("smoke", settings, None, "cpu", Path(), lambda *_: None)
+    pixels = torch.rand(64, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    known = torch.arange(64) % 2
+    net = fit_features(pixels, known, steps=1)
+    shared = claim.Shared(500, pixels, pixels, [(known, known)], known, net)
+    for arm in ("untrained", "mae"):
+        assert "probe_cls" in claim.run(arm, shared, context).metrics
+    arm = "umd"
+    monkeypatch.setattr("noiseworks.umd.sampling.draw", lambda model, wanted, *_, **__: pixels[: len(wanted)])
+    monkeypatch.setattr("noiseworks.kits.backbones.frechet_distance", lambda *_: 0.0)
+    claim.run(arm, shared, context)
+    assert read == {name: set(claim.READINGS) for name in ("untrained", "mae", "umd")}
