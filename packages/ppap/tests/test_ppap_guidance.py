@@ -1,5 +1,6 @@
 """The transfer and the guidance: closed forms, hosts, and what training leaves alone."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -158,7 +159,9 @@ def test_students_come_nearer_to_the_teacher_and_leave_it_alone():
     guide.model[4].weight.data.mul_(10)  # a teacher that is sure
     flat = torch.linspace(-1, 1, 32).view(-1, 1, 1, 1).expand(32, 3, 8, 8)
     before = {name: one.clone() for name, one in guide.model.state_dict().items()}
-    experts = learn(pipe, guide, flat, Adapters(experts=2, rank=2), TRANSFER)
+    # Fewer steps leave the norms' running statistics behind the weights, and the student worse than the guide.
+    longer = replace(TRANSFER, max_steps=200, learning_rate=3e-3, batch_size=32)
+    experts = learn(pipe, guide, flat, Adapters(experts=2, rank=2), longer)
     assert all(torch.equal(one, before[name]) for name, one in guide.model.state_dict().items())
     bar, generator = pipe.scheduler.alphas_cumprod[700], torch.Generator().manual_seed(0)
     noisy = bar.sqrt() * flat + (1 - bar).sqrt() * torch.randn(flat.shape, generator=generator)
