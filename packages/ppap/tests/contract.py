@@ -174,7 +174,6 @@ CONTRACT = Contract(
         (f"make {DRAW.replace('0,2', 'cat')} --out out", "labels"),
         (f"make {DRAW.replace('0,2', '9')} --out out", "0 to 3"),
         (f"make {DRAW} --map {{map.npy}} --out out", "either"),
-        (f"make {GUIDED} --out out", "either"),
         (f"make {DRAW} --experts {{experts}} --through denoised --out out", "without experts"),
         (f"compare {DRAW} --experts {{experts}} --out {{pixels}}", "source"),
     ],

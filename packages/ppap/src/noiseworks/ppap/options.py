@@ -133,7 +133,8 @@ class Wanted(Options):
     """What the guide shall see.
 
     Attributes:
-        labels: Numbers of classes, with commas between; each gets `copies` images.
+        labels: Numbers of classes, with commas between, each of which gets `copies` images; 0 when a command is given
+            neither labels nor a map.
         map: A .npy file instead: depths (H, W), or the class of each pixel.
         copies: Images of each.
     """
