@@ -121,12 +121,23 @@ def test_a_look_at_the_denoised_image_goes_through_the_denoiser():
     bar = pipe.scheduler.alphas_cumprod[t]
     leaf = x.clone().requires_grad_()
     x0 = (leaf - (1 - bar).sqrt() * pipe.unet(leaf, t).sample) / bar.sqrt()
-    (wanted,) = torch.autograd.grad(guide(x0).log_softmax(1)[0, 2], leaf)
+    assert x0.abs().max() > 1
+    assert pipe.scheduler.config.clip_sample
+    (wanted,) = torch.autograd.grad(guide(x0.clamp(-1, 1)).log_softmax(1)[0, 2], leaf)
     with torch.no_grad():
         before = pipe.unet(x, t).sample
         with attach(pipe, NoisyGuide(guide), 2, Strength(scale=s, through="denoised")):
             after = pipe.unet(x, t).sample
     torch.testing.assert_close(after - before, -(1 - bar).sqrt() * s * wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_a_guided_step_calls_the_denoiser_once():
+    for through in ("sample", "denoised"):
+        pipe, calls = pixel_pipe(), []
+        pipe.unet.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        with attach(pipe, NoisyGuide(classifier()), 2, Strength(through=through)):
+            draw_images(pipe, [0], 3)
+        assert len(calls) == 3
 
 
 def test_norms_of_each_sample_keep_batches_apart_and_the_released_one_does_not():

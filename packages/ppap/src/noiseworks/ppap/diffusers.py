@@ -112,25 +112,35 @@ def _pixel_forward(
     def forward(beneath: Callable[..., Any], sample: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Any:
         t = float(torch.as_tensor(timestep).flatten()[0])
         level, kind = noise_level(pipe.scheduler, t), prediction_type_of(pipe.scheduler)
-        output = beneath(sample, timestep, *args, **kwargs)
         if strength.scale == 0:
-            return output
+            return beneath(sample, timestep, *args, **kwargs)
         reader.to(sample.device)
         channels = sample.shape[1]  # a learned variance stands behind the prediction
-
-        def denoised(x: Tensor) -> Tensor:
-            made = prediction_of(beneath(x.to(sample.dtype), timestep, *args, **kwargs))[:, :channels]
-            return to_x0(made.float(), x, *level, kind)
+        output = None
 
         def value(x: Tensor) -> Tensor:
-            return reader.log_likelihood(x if strength.through == "sample" else denoised(x), t, target)
+            nonlocal output
+            if strength.through == "sample":
+                return reader.log_likelihood(x, t, target)
+            output = beneath(x.to(sample.dtype), timestep, *args, **kwargs)
+            x0 = to_x0(prediction_of(output)[:, :channels].float(), x, *level, kind)
+            return reader.log_likelihood(_clipped(x0, pipe), t, target)
 
         found = scaled(gradient(value, sample), sample, strength)
-        prediction = prediction_of(output).clone()
+        if output is None:
+            output = beneath(sample, timestep, *args, **kwargs)
+        prediction = prediction_of(output).detach().clone()
         prediction[:, :channels] += (score_slope(*level, kind) * found).to(prediction.dtype)
         return replace_prediction(output, prediction)
 
     return forward
+
+
+def _clipped(x0: Tensor, pipe: "DiffusionPipeline") -> Tensor:
+    """Return x_0 as the scheduler clips it: at high noise it is a guide's only way to see an image in it."""
+    config = pipe.scheduler.config
+    bound = config.get("clip_sample_range", 1.0)
+    return x0.clamp(-bound, bound) if config.get("clip_sample", False) else x0
 
 
 def attach(

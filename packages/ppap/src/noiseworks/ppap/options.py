@@ -49,7 +49,7 @@ class Transfer(Fit):
         seed: Of the first values, the order of the images, noise and timesteps.
         precision: 32-true or bf16-mixed.
         device: auto (the GPU if there is one), cpu, cuda or mps.
-        devices: 1; experts that start fresh may be trained by processes of their own.
+        devices: 1, the number of processes.
         strategy: auto.
         checkpoint_every: Minutes between two checkpoints; 0 writes one after every step.
         log_every: Steps between two rows of metrics.csv.
@@ -87,8 +87,8 @@ class Strength(Options):
         scale: s, on the gradient of the log-probability.
         norm: per-sample gives each sample's gradient the length of the noisy sample first, for guides whose gradients
             have no natural scale, such as depth; released takes the norms of the whole batch and of its first sample.
-        through: sample lets the guide look at the noisy sample, denoised at what the denoiser makes of it, with a
-            backward pass through the denoiser (pixel pipelines).
+        through: sample lets the guide look at the noisy sample, denoised at what the denoiser makes of it, clipped as
+            the scheduler does, with a backward pass through the denoiser (pixel pipelines).
     """
 
     scale: Annotated[float, at_least(0)] = 7.5
