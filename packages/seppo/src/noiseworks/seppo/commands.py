@@ -9,6 +9,7 @@ from noiseworks.core.models import resolve_model
 from noiseworks.core.options import Spread
 from noiseworks.kits.diffusers_hosts.options import Hardware
 from noiseworks.kits.image_tuning.choices import read_choices
+from noiseworks.kits.image_tuning.evaluating import evaluate_adapter
 from noiseworks.kits.image_tuning.options import RewardChoice, Rollout, Subject, Trial
 from noiseworks.kits.training import check_run, open_run
 from noiseworks.seppo.options import Objective, Opponents, Training
@@ -85,15 +86,9 @@ def evaluate(
     Returns:
         Mean reward before and after, and the share of images that became better (equal ones count half).
     """
-    if out is not None:
-        check_folder(out, TRIAL, sources=(subject.model, subject.prompts, lora))
-    subject.texts()
-    from noiseworks.kits.image_tuning import named_reward
-    from noiseworks.kits.image_tuning.reports import adapted, report, tried
-
-    reward = named_reward(choice.reward, "seppo")
-    said = {"subject": asdict(subject), "lora": str(lora), "trial": asdict(trial)}
-    return report(tried(adapted(subject, lora, rollout, hardware), reward, trial), out, TRIAL, said)
+    return evaluate_adapter(
+        TRIAL, subject, lora, out, choice=choice, rollout=rollout, trial=trial, hardware=hardware
+    )
 
 
 def compare(
