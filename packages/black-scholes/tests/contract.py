@@ -11,37 +11,13 @@ WATCH = "--scorer {clip}"
 FAMILIES = ("sd", "sdxl", "sd3", "flux", "pixart", "dit", "instruct-pix2pix")
 
 
-def make_clip(folder: Path) -> None:
-    """Save a tiny random CLIP model with its processor."""
-    import torch
-    from noiseworks.kits.diffusers_hosts import tiny_pipeline
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPVisionConfig
-
-    torch.manual_seed(0)
-    pipe = tiny_pipeline("sd")
-    vision = CLIPVisionConfig(
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=16,
-        patch_size=8,
-    )
-    text = pipe.text_encoder.config.to_dict()
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision.to_dict(), projection_dim=8)).save_pretrained(
-        folder
-    )
-    side = {"height": 16, "width": 16}
-    CLIPProcessor(CLIPImageProcessor(size=side, crop_size=side), pipe.tokenizer).save_pretrained(folder)
-
-
 def files(folder: Path) -> dict[str, Path]:
     """Make a tiny pipeline, a CLIP model, and files that a user could name by mistake."""
-    from noiseworks.kits.diffusers_hosts import tiny_pipeline
+    from noiseworks.kits.diffusers_hosts import save_tiny_clip, tiny_pipeline
 
     tiny_pipeline("sd").save_pretrained(folder / "model")
     tiny_pipeline("dit").save_pretrained(folder / "dit")
-    make_clip(folder / "clip")
+    save_tiny_clip(folder / "clip")
     (folder / "pairs.txt").write_text("a red circle | a blue square\na blue circle | a red square\n")
     (folder / "uneven.txt").write_text("red | blue\nred | blue | small\n")
     (folder / "strikes.json").write_text('{"strikes": {"a red circle": 30.0}}')

@@ -11,6 +11,7 @@ from noiseworks.kits.diffusers_hosts import (
     Sampling,
     decode_latents,
     sample_generators,
+    save_tiny_clip,
     tiny_inputs,
     tiny_pipeline,
 )
@@ -201,25 +202,8 @@ def test_what_cannot_be_blended_is_refused():
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPVisionConfig
-
     folder = tmp_path_factory.mktemp("clip")
-    pipe = tiny_pipeline("sd")
-    torch.manual_seed(0)
-    vision = CLIPVisionConfig(
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=16,
-        patch_size=8,
-    )
-    text = pipe.text_encoder.config.to_dict()
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision.to_dict(), projection_dim=8)).save_pretrained(
-        folder
-    )
-    side = {"height": 16, "width": 16}
-    CLIPProcessor(CLIPImageProcessor(size=side, crop_size=side), pipe.tokenizer).save_pretrained(folder)
+    save_tiny_clip(folder)
     return folder
 
 

@@ -37,6 +37,7 @@ from .rows import take_rows as take_rows
 from .runs import Run as Run
 from .through import through_run as through_run
 from .tiny import FAMILIES as FAMILIES
+from .tiny import save_tiny_clip as save_tiny_clip
 from .tiny import tiny_inputs as tiny_inputs
 from .tiny import tiny_pipeline as tiny_pipeline
 from .units import Units as Units

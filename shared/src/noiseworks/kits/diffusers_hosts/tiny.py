@@ -4,6 +4,7 @@ They answer whether a method attaches, counts, detaches and restores as it shoul
 pictures.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -93,6 +94,34 @@ def tiny_inputs(family: str, batch: int, guidance_scale: float = 4.0) -> dict[st
         case "instruct-pix2pix":
             return {**base, "image": images, "image_guidance_scale": 1.5}
     return {**base, **size}
+
+
+def save_tiny_clip(folder: str | Path) -> None:
+    """Write a random CLIP model with its processor, as `CLIPModel.from_pretrained` and `AutoProcessor` read them.
+
+    It knows the words of `tiny_pipeline`'s prompts and sees images of 16x16.
+
+    Args:
+        folder: The model's folder.
+    """
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPVisionConfig
+
+    pipe = tiny_pipeline("sd")
+    vision = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
+    )
+    text = pipe.text_encoder.config.to_dict()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision.to_dict(), projection_dim=8))
+    model.save_pretrained(folder)
+    side = {"height": 16, "width": 16}
+    CLIPProcessor(CLIPImageProcessor(size=side, crop_size=side), pipe.tokenizer).save_pretrained(folder)
 
 
 def _vae(latent_channels: int = 4) -> "AutoencoderKL":
