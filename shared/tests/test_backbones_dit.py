@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from noiseworks.core.artifacts import save_artifact
 from noiseworks.core.errors import ArtifactError, InputError, UnsupportedHostError
 from noiseworks.core.schedules import table_schedule
 from noiseworks.kits.backbones import (
@@ -12,6 +13,7 @@ from noiseworks.kits.backbones import (
     from_diffusers,
     held_out_loss,
     load_dit,
+    load_network,
     match_original,
     original_keys,
     sample,
@@ -252,3 +254,24 @@ def test_a_saved_model_says_which_method_it_needs(tmp_path):
     _, config, rest = load_dit(tmp_path / "routed", knows=("dtr",))
     assert config["methods"] == {"dtr": {"beta": 0.8}}
     assert rest["dtr.a"] == 1
+
+
+def test_a_network_of_an_artifact_comes_back_frozen_and_what_does_not_fit_is_said(tmp_path):
+    def make(config):
+        return nn.Linear(config["inner"], 2).train(), config["about"]
+
+    layer = nn.Linear(3, 2)
+    save_artifact(tmp_path / "a", "x/layer", {"inner": 3, "about": "kept"}, layer.state_dict())
+    loaded, about = load_network(tmp_path / "a", "x/layer", make)
+    assert about == "kept"
+    assert torch.equal(loaded.weight, layer.weight)
+    assert not loaded.training
+    assert not loaded.weight.requires_grad
+    with pytest.raises(ArtifactError, match="x/other"):
+        load_network(tmp_path / "a", "x/other", make)
+    save_artifact(tmp_path / "b", "x/layer", {"inner": 4, "about": ""}, layer.state_dict())
+    with pytest.raises(ArtifactError, match="another network"):
+        load_network(tmp_path / "b", "x/layer", make)
+    save_artifact(tmp_path / "c", "x/layer", {"inner": 3}, layer.state_dict())
+    with pytest.raises(ArtifactError, match="no x/layer that this release reads: 'about'"):
+        load_network(tmp_path / "c", "x/layer", make)

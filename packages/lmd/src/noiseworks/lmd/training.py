@@ -4,12 +4,11 @@ import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from noiseworks.core.artifacts import load_artifact, save_artifact
-from noiseworks.core.errors import ArtifactError, InputError
-from noiseworks.kits.backbones import fit_loss
+from noiseworks.core.artifacts import save_artifact
+from noiseworks.core.errors import InputError
+from noiseworks.kits.backbones import fit_loss, load_network
 from noiseworks.kits.backbones.masking import Masks, keep_count, masked_mean, random_masks
 from noiseworks.kits.training import Run
 from noiseworks.lmd.adan import Adan
@@ -277,7 +276,9 @@ def load_model(path: str | Path) -> tuple[LMD, Trained]:
     Raises:
         ArtifactError: When the folder holds no such model.
     """
-    return _load(path, MODEL, lambda config: LMD(LMDConfig(**config["model"])))
+    return load_network(
+        path, MODEL, lambda config: (LMD(LMDConfig(**config["model"])), Trained(**config["trained"]))
+    )
 
 
 def save_classifier(path: str | Path, model: Classifier, trained: Trained) -> None:
@@ -293,23 +294,11 @@ def load_classifier(path: str | Path) -> tuple[Classifier, Trained]:
     Raises:
         ArtifactError: When the folder holds no such model.
     """
-    return _load(
+    return load_network(
         path,
         CLASSIFIER,
-        lambda config: Classifier(Encoder(LMDConfig(**config["model"])), config["classes"]),
+        lambda config: (
+            Classifier(Encoder(LMDConfig(**config["model"])), config["classes"]),
+            Trained(**config["trained"]),
+        ),
     )
-
-
-def _load(path: str | Path, kind: str, make: Callable[[dict], Any]) -> tuple[Any, Trained]:
-    config, tensors = load_artifact(path, kind)
-    try:
-        model, trained = make(config), Trained(**config["trained"])
-    except (KeyError, TypeError, InputError) as error:
-        raise ArtifactError(f"{path} is no model that this release reads: {error}") from error
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ArtifactError(
-            f"{path} holds weights of another network (depth, width or size) than its config.json says"
-        ) from error
-    return model.eval().requires_grad_(False), trained

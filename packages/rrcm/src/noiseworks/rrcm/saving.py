@@ -2,9 +2,10 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from noiseworks.core.artifacts import load_artifact, save_artifact
-from noiseworks.core.errors import ArtifactError, InputError
+from noiseworks.core.artifacts import save_artifact
+from noiseworks.kits.backbones import load_network
 from noiseworks.rrcm.encoder import NoisyClassifier, RrcmEncoder
 from noiseworks.rrcm.options import Network
 
@@ -23,15 +24,13 @@ def load_encoder(path: str | Path) -> tuple[RrcmEncoder, Network, tuple[int, int
     Raises:
         ArtifactError: When the folder holds none.
     """
-    config, tensors = load_artifact(path, ENCODER)
-    try:
-        network = Network(**config["network"])
-        shape = (config["channels"], config["image_size"])
-        encoder = RrcmEncoder(network, channels=shape[0], image_size=shape[1])
-        encoder.load_state_dict(tensors)
-    except (KeyError, TypeError, RuntimeError, InputError) as error:
-        raise ArtifactError(f"{path} is no encoder that this release reads: {error}") from error
-    return encoder.eval(), network, shape
+    encoder, (network, shape) = load_network(path, ENCODER, _encoder_of)
+    return encoder, network, shape
+
+
+def _encoder_of(config: dict[str, Any]) -> tuple[RrcmEncoder, tuple[Network, tuple[int, int]]]:
+    network, shape = Network(**config["network"]), (config["channels"], config["image_size"])
+    return RrcmEncoder(network, channels=shape[0], image_size=shape[1]), (network, shape)
 
 
 def save_classifier(
@@ -55,13 +54,11 @@ def load_classifier(path: str | Path) -> tuple[NoisyClassifier, Network, tuple[i
     Raises:
         ArtifactError: When the folder holds none.
     """
-    config, tensors = load_artifact(path, CLASSIFIER)
-    try:
-        network = Network(**config["network"])
-        shape = (config["channels"], config["image_size"])
-        encoder = RrcmEncoder(network, channels=shape[0], image_size=shape[1])
+
+    def make(config: dict[str, Any]) -> tuple[NoisyClassifier, tuple[Network, tuple[int, int]]]:
+        encoder, about = _encoder_of(config)
         model = NoisyClassifier(encoder, config["classes"], sigma=config["sigma"], normed=config["normed"])
-        model.load_state_dict(tensors)
-    except (KeyError, TypeError, RuntimeError, InputError) as error:
-        raise ArtifactError(f"{path} is no classifier that this release reads: {error}") from error
-    return model.eval().requires_grad_(False), network, shape
+        return model, about
+
+    model, (network, shape) = load_network(path, CLASSIFIER, make)
+    return model, network, shape

@@ -4,10 +4,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from noiseworks.core.artifacts import load_artifact, save_artifact
-from noiseworks.core.errors import ArtifactError, InputError
+from noiseworks.core.artifacts import save_artifact
 from noiseworks.core.schedules import table_schedule
-from noiseworks.kits.backbones import fit_loss
+from noiseworks.kits.backbones import fit_loss, load_network
 from noiseworks.kits.training import Run
 from noiseworks.umd.mixture import mixture_loss
 from noiseworks.umd.model import UMD, UNDECAYED
@@ -118,16 +117,12 @@ def load_model(path: str | Path) -> tuple[UMD, str, Mixture]:
     Raises:
         ArtifactError: When the folder holds no such model.
     """
-    config, tensors = load_artifact(path, KIND)
-    try:
-        model = UMD(UMDConfig(**config["model"]))
-        mixture, schedule = Mixture(**config["mixture"]), config["schedule"]
-    except (KeyError, TypeError, InputError) as error:
-        raise ArtifactError(f"{path} is no model that this release reads: {error}") from error
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ArtifactError(
-            f"{path} holds weights of another network (depth, width or classes) than its config.json says"
-        ) from error
-    return model.eval(), schedule, mixture
+    model, about = load_network(
+        path,
+        KIND,
+        lambda config: (
+            UMD(UMDConfig(**config["model"])),
+            (config["schedule"], Mixture(**config["mixture"])),
+        ),
+    )
+    return model, *about

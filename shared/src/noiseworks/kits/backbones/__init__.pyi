@@ -39,6 +39,7 @@ from .probes import linear_probe as linear_probe
 from .probes import ridge_probe as ridge_probe
 from .sampling import sample as sample
 from .saving import load_dit as load_dit
+from .saving import load_network as load_network
 from .saving import save_dit as save_dit
 from .training import DenoiserModule as DenoiserModule
 from .training import drop_labels as drop_labels

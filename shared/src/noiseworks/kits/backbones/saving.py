@@ -1,6 +1,6 @@
-"""A DiT as an artifact, with what the methods in it need to be known by whoever loads it."""
+"""Networks as artifacts; a DiT with what the methods in it need to be known by whoever loads it."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,40 @@ from noiseworks.core.errors import ArtifactError, InputError
 from noiseworks.kits.backbones.conversion import load_original
 from noiseworks.kits.backbones.dit import DiT
 from noiseworks.kits.backbones.options import DiTConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 KIND = "backbones/dit"
+
+
+def load_network[Network: nn.Module, About](
+    path: str | Path, kind: str, make: Callable[[dict[str, Any]], tuple[Network, About]]
+) -> tuple[Network, About]:
+    """Read a network that `save_artifact(path, kind, config, network.state_dict())` wrote.
+
+    Args:
+        path: The folder.
+        kind: What it must be, such as "umd/model".
+        make: Makes, of the folder's config.json, a new network and whatever else the caller wants to know.
+
+    Returns:
+        The network with the folder's weights, in evaluation mode and without gradients, and the rest.
+
+    Raises:
+        ArtifactError: When the folder holds nothing of that kind, a config.json that `make` does not read, or weights
+            of other sizes than config.json says.
+    """
+    config, tensors = load_artifact(path, kind)
+    try:
+        model, about = make(config)
+    except (KeyError, TypeError, InputError) as error:
+        raise ArtifactError(f"{path} is no {kind} that this release reads: {error}") from error
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ArtifactError(
+            f"{path} holds weights of another network (depth, width, size or classes) than its config.json says"
+        ) from error
+    return model.eval().requires_grad_(False), about
 
 
 def save_dit(
