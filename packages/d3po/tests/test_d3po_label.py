@@ -1,6 +1,7 @@
 """The page on which images are compared: what it asks, what it writes, whom it answers."""
 
 import json
+import shutil
 import urllib.request
 from threading import Thread
 
@@ -136,3 +137,51 @@ def test_a_file_of_something_else_is_refused(tmp_path, text):
     (tmp_path / "other.jsonl").write_text(text)
     with pytest.raises(InputError, match="holds no answers"):
         load_answers(tmp_path / "other.jsonl")
+
+
+@pytest.mark.browser
+def test_the_page_fits_the_screen_and_takes_keys_clicks_and_taps(app, drawn):
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium is installed")
+    api = pytest.importorskip("playwright.sync_api")
+    flags = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    server = serve(drawn, TEXTS, app.answers, app.save, 0)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    complaints = []
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+        for width, height, touch in ((1280, 800, False), (500, 900, True)):
+            screen = {
+                "viewport": {"width": width, "height": height},
+                "color_scheme": "dark",
+                "has_touch": touch,
+            }
+            page = browser.new_page(**screen)
+            page.on("console", lambda message: complaints.append(message.text))
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.goto(f"http://127.0.0.1:{server.port}/")
+            page.wait_for_function("document.getElementById('left').naturalWidth > 0")
+            sides_of = "['scrollWidth', 'scrollHeight'].map(side => document.documentElement[side])"
+            assert page.evaluate(sides_of) == [width, height]
+            assert page.evaluate("document.getElementById('left').style.imageRendering") == "pixelated"
+            if touch:
+                page.tap("[data-choice=left] img")
+                page.wait_for_function("document.getElementById('count').textContent === '3 of 4'")
+                page.click("#finish")
+                page.wait_for_function("document.getElementById('prompt').textContent.startsWith('Saved')")
+            else:
+                assert page.text_content("#prompt") == TEXTS[0]
+                page.keyboard.press("ArrowRight")
+                page.wait_for_function("document.getElementById('count').textContent === '1 of 4'")
+                page.click("#choices [data-choice=same]")
+                page.wait_for_function("document.getElementById('count').textContent === '2 of 4'")
+                assert page.text_content("#prompt") == TEXTS[1]  # as text, not as markup
+        browser.close()
+    thread.join(10)
+    server.server_close()
+    assert not thread.is_alive()
+    assert complaints == []
+    kept = load_answers(drawn / "me.jsonl", open_answers(drawn / "me.jsonl", drawn / "samples.json", 2, 3)[1])
+    assert len(kept.better) == 3
