@@ -117,6 +117,7 @@ def measured(arm: str, label: str, shared: Shared, context: Context) -> Measurem
         metrics = {"seconds": time.perf_counter() - began, "calls": float(trainer.policy.calls)}
         draws = draw_scored(trainer.policy, reward, shared.trial)
     metrics["match"] = draws.rewards[:, 0].tolist()
+    metrics["right"] = (draws.rewards[:, 0] == 1).float().tolist()
     metrics["diversity"] = diversity(draws.images, draws.prompt_ids).tolist()
     picture = strip(to_pixels(draws.images[:8]), scale=2)
     return Measurement(metrics, images={label: write_picture(picture, context.folder / f"{arm}.png")})

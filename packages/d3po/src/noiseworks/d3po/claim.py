@@ -61,9 +61,9 @@ CLAIM = Claim(
         at_most("wins", "shuffled", "base", difference=0.05, name="control, at most 55 %", guard=True),
     ),
     scales={
-        "smoke": Scale((500,), 300, {"prompts": 2, "per_prompt": 1, "rounds": 1, "batch": 1}),
+        "smoke": Scale((500,), 300, {"prompts": 2, "per_prompt": 1, "rounds": 1, "batch": 2}),
         "quick": Scale((500,), 120, {"prompts": 8, "per_prompt": 2, "rounds": 1, "batch": 4}),
-        "laptop": Scale((1000, 1001, 1002), 900, {"prompts": 24, "per_prompt": 6, "rounds": 12, "batch": 16}),
+        "laptop": Scale((1000, 1001, 1002), 900, {"prompts": 24, "per_prompt": 6, "rounds": 5, "batch": 16}),
         "full": Scale(
             (1000, 1001, 1002), 360_000, {"prompts": 48, "per_prompt": 10, "rounds": 200, "batch": 20}
         ),

@@ -32,9 +32,10 @@ from noiseworks.kits.pictures import strip, to_pixels, write_picture
 from torch import Tensor
 
 ROLLOUT = Rollout(num_inference_steps=10, guidance_scale=1.0, rollout_batch=32)
-# Larger than the published ones, which are for Stable Diffusion and tens of thousands of images.
-PREFERENCE = Preference(beta=1.0)
-LEARNING_RATE, MINIBATCH, CLIP = 5e-3, 2, 1e-2
+# Larger than the published ones, which are for Stable Diffusion and tens of thousands of images. Four images a prompt,
+# each from noise of its own: two that start alike often have one background, and their order says little.
+PREFERENCE = Preference(copies=4, shared_start=False, beta=1.0)
+LEARNING_RATE, MINIBATCH, CLIP = 5e-3, 4, 1e-2  # the minibatch is of images
 
 
 def brightness(images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -113,15 +114,16 @@ def trained(arm: str, shared: Shared, context: Context, **changes: Any) -> Tuner
         device=context.device,
     )
     options = replace(options, **changes)
-    pipe = options.pipeline(shared.model)
+    pipe, images = options.pipeline(shared.model), 2 * options.batch_size
     start = (pipe, shared.prompts, brightness)
     if arm in ("d3po", "shuffled"):
-        trainer = (D3PO if arm == "d3po" else Shuffled)(*start, options, ROLLOUT, PREFERENCE)
+        copies = PREFERENCE.copies
+        grouped = replace(options, batch_size=max(1, images // copies), minibatch=max(1, MINIBATCH // copies))
+        trainer = (D3PO if arm == "d3po" else Shuffled)(*start, grouped, ROLLOUT, PREFERENCE)
     elif arm == "ddpo":
-        two = replace(options, minibatch=2 * options.minibatch)
-        trainer = DDPO(*start, two, ROLLOUT, DDPOSettings(copies=2, clip=CLIP))
+        trainer = DDPO(*start, options, ROLLOUT, DDPOSettings(copies=2, clip=CLIP))
     else:
-        trainer = Supervised(*start, options, ROLLOUT)
+        trainer = Supervised(*start, replace(options, minibatch=MINIBATCH // 2), ROLLOUT)
     trainer.fit(progress=False)
     return trainer
 
