@@ -63,6 +63,20 @@ def test_conditional_only_equals_the_host_without_guidance(pipes, family):
     torch.testing.assert_close(skipped, unguided, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["sd", "flux"])
+def test_a_kept_difference_fades_by_its_age(pipes, family):
+    pipe, drawn = pipes[family], {}
+    for decay in (0.0, 0.5, 1.0):
+        with attach(pipe, AdaptiveGuidance(threshold=-1.0, decay=decay)) as ag:
+            drawn[decay] = draw(pipe, family, steps=FEW)
+        assert ag.report.nfe == [FEW + 1] * 2
+    with attach(pipe, ReuseGuidance(every=FEW)):
+        assert torch.equal(draw(pipe, family, steps=FEW), drawn[1.0])
+    # The second of two steps is linear in its prediction, so half the difference ends half way.
+    assert not torch.allclose(drawn[0.0], drawn[1.0])
+    torch.testing.assert_close(drawn[0.5], (drawn[0.0] + drawn[1.0]) / 2, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("family", ["sd", "flux", "dit", "instruct-pix2pix"])
 def test_mixed_batch_equals_single_runs(pipes, family):
     pipe = pipes[family]

@@ -28,6 +28,7 @@ def given():
     ("name", "policy"),
     [
         ("ag", AdaptiveGuidance(threshold=0.9)),
+        ("ag:0.8", AdaptiveGuidance(threshold=0.9, decay=0.8)),
         ("cfg", FixedPolicy(actions="2222")),
         ("cond", FixedPolicy(actions="1111")),
         ("alternating", FixedPolicy(actions="2121")),
@@ -52,7 +53,21 @@ def test_names_of_linear_policies(name, actions):
 
 
 @pytest.mark.parametrize(
-    "name", ["", "first", "first:2", "first:x", "interval:0.5", "reuse:0", "last:-1", "22", "a:b", "²²²²"]
+    "name",
+    [
+        "",
+        "ag:",
+        "ag:2",
+        "first",
+        "first:2",
+        "first:x",
+        "interval:0.5",
+        "reuse:0",
+        "last:-1",
+        "22",
+        "a:b",
+        "²²²²",
+    ],
 )
 def test_other_names_are_refused(name):
     with pytest.raises(InputError):

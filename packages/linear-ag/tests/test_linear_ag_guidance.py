@@ -81,6 +81,23 @@ def test_without_stickiness_every_other_step_is_measured_again():
     assert "".join(str(a) for a in actions[:, 0].tolist()) == "212121"
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_keeping_the_difference_costs_nothing_and_marks_its_steps(decay):
+    gamma = torch.full((6, 2), 0.5, dtype=torch.float64)
+    gamma[2:, 0] = 0.999
+    actions, nfe = run_policy(AdaptiveGuidance(threshold=0.99, decay=decay), gamma)
+    kept = Action.REUSE if decay else Action.COND
+    assert actions[:, 0].tolist() == [Action.CFG] * 3 + [kept] * 3
+    assert nfe.tolist() == [2 * 3 + 3, 2 * 6]
+
+
+def test_steps_since_a_sample_was_guided_are_counted_for_each_row():
+    state = GuidanceState.empty(5, 2)
+    assert state.since_guided(0).tolist() == [1, 1]
+    state.actions[:4] = torch.tensor([[2, 2], [2, 1], [4, 2], [4, 4]])
+    assert state.since_guided(4).tolist() == [3, 2]
+
+
 def test_delayed_start_interval_and_reuse():
     gamma = rising(1, 10)
     texts = [

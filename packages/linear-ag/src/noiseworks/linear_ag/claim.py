@@ -1,6 +1,7 @@
 """The claim: Adaptive Guidance keeps the quality of 40 guided evaluations with 30, on the testbed `shapes`.
 
-What is drawn and measured stands in `evidence`.
+What is drawn and measured stands in `evidence`. Version 4 adds the arm that keeps the last difference after
+convergence, an extra beyond the paper, with the same two targets as the paper's arm, and new judging seeds.
 """
 
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ ARMS = (
     Arm("fewer_steps", "CFG, 15 steps", "baseline"),
     Arm("cond", "conditional only", "naive"),
     Arm("ag", "Adaptive Guidance", "method"),
+    Arm("ag_kept", "Adaptive Guidance, difference kept", "method"),
     Arm("linear_25", "LinearAG, 25 calls", "method"),
     Arm("linear_30", "LinearAG, every second step", "method"),
     Arm("first_half", "CFG in the first half", "reference"),
@@ -60,6 +62,8 @@ CLAIM = Claim(
     targets=(
         at_most("calls", "ag", "cfg", ratio=0.75),
         no_worse("score", "ag", "cfg", by=0.01, name="oracle score within 1 point"),
+        at_most("calls", "ag_kept", "cfg", ratio=0.75, name="network calls, difference kept"),
+        no_worse("score", "ag_kept", "cfg", by=0.01, name="oracle score within 1 point, difference kept"),
         at_least(
             "score", "ag", "cond", difference=0.05, name="oracle score above conditional only", guard=True
         ),
@@ -68,7 +72,7 @@ CLAIM = Claim(
     scales={
         "smoke": Scale((500,), 300, {"prompts": 2, "others": 2, "calibration": 2}),
         "quick": Scale((500,), 120, {"prompts": 18, "others": 8, "calibration": 12}),
-        "laptop": Scale((2000, 2001, 2002), 600, {"prompts": 192, "others": 32, "calibration": 96}),
+        "laptop": Scale((3000, 3001, 3002), 600, {"prompts": 192, "others": 32, "calibration": 96}),
         "full": Scale(
             (1000, 1001, 1002, 1003, 1004), 36_000, {"prompts": 200, "others": 200, "calibration": 200}
         ),
@@ -92,5 +96,5 @@ CLAIM = Claim(
             against="cond",
         ),
     ),
-    version=3,
+    version=4,
 )

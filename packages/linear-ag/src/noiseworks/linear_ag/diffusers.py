@@ -230,7 +230,7 @@ class GuidanceHook(DenoiserHook):
         """Measure, remember and replace; returns None when the host's own predictions stand."""
         run, step = call.run.state, call.run.step
         estimate = self._estimate(run, step, actions, predictions)
-        filled = fill(predictions, actions, estimate, run.difference)
+        filled = fill(predictions, actions, estimate, self._kept(run, step))
         strength = self.policy.strength(step)
         handed = filled if strength == 1.0 else strengthen(filled, strength)
         if estimate is not None:
@@ -265,6 +265,14 @@ class GuidanceHook(DenoiserHook):
         if not bool((actions == Action.LINEAR).any()):
             return None
         return self.policy.estimate(step, run.memory[0, : step + 1], run.memory[1, :step])
+
+    def _kept(self, run: GuidedRun, step: int) -> Tensor | None:
+        """Return each row's last measured difference, faded by the steps since."""
+        if run.difference is None or self.policy.retention == 1.0:
+            return run.difference
+        age = run.record.since_guided(step).to(run.difference.device)
+        faded = (self.policy.retention**age).to(run.difference.dtype)
+        return run.difference * faded.reshape(1, -1, *[1] * (run.difference.ndim - 2))
 
     def _remember(self, run: GuidedRun, step: int, actions: Tensor, filled: Tensor) -> None:
         if run.memory is not None and step < self.policy.history:

@@ -59,6 +59,12 @@ class GuidanceState:
             nfe=torch.zeros(batch, dtype=torch.int64),
         )
 
+    def since_guided(self, step: int) -> Tensor:
+        """Return how many steps ago each sample was last fully guided, int64 `[B]`; `step` + 1 if never."""
+        guided = (self.actions[:step] == Action.CFG).long()
+        steps = torch.arange(1, step + 1).unsqueeze(1)
+        return step + 1 - (guided * steps).amax(dim=0) if step else torch.ones(self.batch, dtype=torch.int64)
+
     @property
     def num_steps(self) -> int:
         """T."""

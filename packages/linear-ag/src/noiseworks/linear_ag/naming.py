@@ -14,12 +14,19 @@ if TYPE_CHECKING:
     from noiseworks.linear_ag.policies import AdaptiveGuidance, GuidancePolicy
 
 FORMS = (
-    "ag, cfg, cond, alternating, linear, linear-all, first:0.5 (StepAG), last:0.5, interval:0.2-0.8, reuse:2, "
-    "one digit a step, or a folder that calibrate or search wrote"
+    "ag, ag:0.8 (keeps the last difference, times 0.8 a step), cfg, cond, alternating, linear, linear-all, "
+    "first:0.5 (StepAG), last:0.5, interval:0.2-0.8, reuse:2, one digit a step, or a folder that calibrate or "
+    "search wrote"
 )
 _PLAIN = ("ag", "cfg", "cond", "alternating", "linear", "linear-all")
 _NUMBER = r"([0-9]*\.?[0-9]+)"
-_FORMS = {"first": _NUMBER, "last": _NUMBER, "interval": f"{_NUMBER}-{_NUMBER}", "reuse": "([0-9]+)"}
+_FORMS = {
+    "ag": _NUMBER,
+    "first": _NUMBER,
+    "last": _NUMBER,
+    "interval": f"{_NUMBER}-{_NUMBER}",
+    "reuse": "([0-9]+)",
+}
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,8 @@ def named_policy(name: str, given: Ingredients) -> "GuidancePolicy":
 
     match kind:
         case "ag":
-            return given.adaptive or policies.AdaptiveGuidance()
+            adaptive = given.adaptive or policies.AdaptiveGuidance()
+            return replace(adaptive, decay=numbers[0]) if numbers else adaptive
         case "cfg" | "cond":
             return policies.FixedPolicy({"cfg": "2", "cond": "1"}[kind] * given.steps)
         case "alternating":

@@ -72,6 +72,11 @@ class GuidancePolicy:
         return False
 
     @property
+    def retention(self) -> float:
+        """Factor on a reused difference for each step since it was measured."""
+        return 1.0
+
+    @property
     def history(self) -> int:
         """Number of first steps whose predictions must be kept for `estimate`."""
         return 0
@@ -110,6 +115,9 @@ class AdaptiveGuidance(GuidancePolicy):
         armed: Count a gamma above the threshold only after one below it.
         start: Fraction of the steps, from the noisiest, that run without guidance before anything else
             ("CFG start").
+        decay: Beyond the paper: what becomes of the last measured difference after convergence. j steps
+            later the sample is still guided by decay^j of it, at no evaluation. 0 drops it at once, as the
+            paper does; 1 keeps it whole.
     """
 
     threshold: float = 0.99
@@ -118,23 +126,35 @@ class AdaptiveGuidance(GuidancePolicy):
     sticky: bool = True
     armed: bool = False
     start: float = 0.0
+    decay: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
+        check_number("decay", self.decay, low=0.0, high=1.0)
         check_number("threshold", self.threshold, low=-1.0)
         if self.min_step is not None:
             check_number("min_step", self.min_step, low=0, integer=True)
         check_number("start", self.start, low=0.0, high=1.0)
 
     def decide(self, step: int, state: GuidanceState) -> Tensor:
-        """Return CFG for samples that have not converged, COND for those that have, PAIR in between."""
+        """Return CFG for samples that have not converged, PAIR in between, COND or REUSE for those that have."""
         if step < round(self.start * state.num_steps):
             return torch.full((state.batch,), Action.COND)
         converged = self.converged(state.gamma[self.first_step(state.num_steps) : step])
         actions = torch.full((state.batch,), Action.CFG)
         actions[converged[:, 0]] = Action.PAIR
-        actions[converged.all(dim=1)] = Action.COND
+        actions[converged.all(dim=1)] = Action.REUSE if self.decay else Action.COND
         return actions
+
+    @property
+    def reuses(self) -> bool:
+        """Whether differences are kept: with a decay above 0."""
+        return self.decay > 0
+
+    @property
+    def retention(self) -> float:
+        """The decay."""
+        return self.decay
 
     def converged(self, gamma: Tensor) -> Tensor:
         """Return which pairs of predictions agree, bool `[B, pairs]`.
