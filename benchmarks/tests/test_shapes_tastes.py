@@ -16,6 +16,7 @@ from noiseworks.bench.testbeds.shapes.tastes import (
     tastes,
 )
 from torch.nn.functional import avg_pool2d
+from torch.testing import assert_close
 
 
 def scene(color="red", x=16.0, y=16.0, radius=8.0, background="white"):
@@ -73,4 +74,19 @@ def test_both_scorers_know_the_rule():
 def test_blur_lowers_sharpness():
     drawn = images(*[one for one in sample_scenes(50, 5, "test") if one.kind == "single"])
     blurred = avg_pool2d(drawn, 3, stride=1, padding=1, count_include_pad=False)
-    assert float((sharpness(blurred) / sharpness(drawn)).mean()) < 0.75
+    assert float((sharpness(blurred) / sharpness(drawn)).mean()) < 0.5
+
+
+def test_contrast_and_brightness_are_no_sharpness():
+    drawn = images(*[one for one in sample_scenes(50, 5, "test") if one.kind == "single"])
+    for changed in (0.5 * drawn, 0.4 * drawn + 0.3, 1 - drawn):
+        assert_close(sharpness(changed), sharpness(drawn), rtol=1e-4, atol=1e-6)
+    assert sharpness(torch.full((1, 3, 32, 32), 0.4)).tolist() == [0]
+
+
+def test_size_is_hardly_sharpness():
+    singles = [one for one in sample_scenes(300, 5, "test") if one.kind == "single"]
+    small, large = (
+        sharpness(images(*[one for one in singles if one.size == size])).mean() for size in ("small", "large")
+    )
+    assert float(small / large) == pytest.approx(1, abs=0.1)

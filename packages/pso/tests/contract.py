@@ -18,6 +18,10 @@ CUSTOMIZE = (
     "--negatives 2 --max-steps 1 --device cpu --out run"
 )
 EVAL = "eval --model {model} --prompts {prompts.txt} --reward brightness --per-prompt 1 --device cpu --kind renoising"
+COMPARE = (
+    f"compare --model {{model}} --prompts {{prompts.txt}} --reward brightness {FEW} --batch-size 2 --max-steps 1 "
+    "--per-prompt 1 --device cpu --out out"
+)
 LORA = ("run/lora/pytorch_lora_weights.safetensors", "run/metrics.csv")
 
 
@@ -115,6 +119,7 @@ CONTRACT = Contract(
         f"{OFFLINE} --data {{style}} --gamma 0.5 --anchor 0.1 --refresh 1": LORA,
         f"{CUSTOMIZE} --images {{pictures}} --timesteps script": LORA,
         f"{EVAL} --lora {{lora}} --steps 2,3 --out out": ("out/trial.json", "out/images.png"),
+        COMPARE: ("out/trial.json", "out/images.png"),
     },
     bad=[
         (f"{TRAIN} --beta 0", "beta"),
@@ -134,6 +139,7 @@ CONTRACT = Contract(
         (f"{EVAL} --lora {{other}}", "does not fit"),
         (f"{EVAL} --lora {{full}}", "pytorch_lora_weights"),
         (f"{EVAL} --lora {{lora}} --steps 1", "steps"),
+        (COMPARE.replace("--out out", "--out {model}"), "source"),
     ],
     resume={"online": Resume(online, 2), "refreshed": Resume(refreshed, 3)},
 )

@@ -13,6 +13,10 @@ app = make_app(
         "eval": Command(
             f"{_HOME}:evaluate", "Compare a tuned pipeline with what it was, at several numbers of steps."
         ),
+        "compare": Command(
+            f"{_HOME}:compare",
+            "Try it on your own model, beside DDPO and the denoising loss at equal images.",
+        ),
     },
 )
 

@@ -1,6 +1,6 @@
 """What `noiseworks-pso` runs: each verb is one of these functions."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -207,3 +207,52 @@ def evaluate(
         said = {"subject": asdict(subject), "lora": str(lora), "trial": asdict(trial), "at_steps": figures}
         report(draws, out, TRIAL, said)
     return figures
+
+
+def compare(
+    *,
+    subject: Spread[Subject],
+    out: Path,
+    choice: Spread[RewardChoice] = RewardChoice(),
+    sampler: Spread[Sampler] = Sampler(),
+    preference: Spread[Preference] = Preference(),
+    training: Spread[Tuning] = replace(ONLINE, max_steps=20),
+    trial: Spread[Trial] = Trial(),
+) -> dict[str, Any]:
+    """Try it on your own model: PSO beside DDPO and the denoising loss, at equal images and updates.
+
+    The denoising loss is given the better image of each pair. All are tried at the sampler's number of steps.
+
+    Args:
+        subject: A pipeline of a distilled model, and the prompts to train on and to try.
+        out: Folder for `trial.json` and `images.png`, a row of images a method, the untuned model first.
+        choice: What orders and scores the images.
+        sampler: The few-step sampler.
+        preference: What PSO compares.
+        training: All trainings; a round is of `batch_size` prompts.
+        trial: How many images are tried.
+
+    Returns:
+        For each method mean reward and diversity, and the share of images that became better.
+    """
+    check_folder(out, TRIAL, sources=(subject.model, subject.prompts))
+    texts = subject.texts()
+    from noiseworks.kits.image_tuning import DDPO, DDPOSettings, named_reward
+    from noiseworks.kits.image_tuning.reports import report, tried
+    from noiseworks.pso.samplers import few_step
+    from noiseworks.pso.training import BestOfTwo, OnlinePSO
+
+    reward, draws = named_reward(choice.reward, "pso"), {}
+    single = replace(training, minibatch=2 * training.minibatch)  # rows are images, not pairs
+    for name in ("PSO", "DDPO", "denoising loss"):
+        pipe = training.pipeline(subject.model, FAMILIES)
+        if name == "DDPO":
+            few = few_step(pipe, sampler)
+            trainer = DDPO(few, texts, reward, single, sampler.rollout(), DDPOSettings(copies=2))
+        else:
+            kind = OnlinePSO if name == "PSO" else BestOfTwo
+            trainer = kind(pipe, texts, reward, training, sampler, preference)
+        trainer.fit()
+        found = tried(trainer.policy, reward, trial)
+        draws |= {"before": found["before"], name: found["after"]}
+    return report(draws, out, TRIAL, {"subject": asdict(subject), "training": asdict(training)})
