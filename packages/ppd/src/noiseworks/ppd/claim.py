@@ -41,7 +41,7 @@ def run(arm: str, shared: "Shared", context: Context) -> Measurement:
     )
 
 
-_SIZES = {"seen": 60, "unseen": 20, "choices": 40, "pool": 100, "per_prompt": 2, "steps": 100, "batch": 32}
+_SIZES = {"seen": 60, "unseen": 20, "choices": 40, "pool": 100, "per_prompt": 2, "steps": 120, "batch": 64}
 
 CLAIM = Claim(
     method="ppd",
@@ -51,7 +51,7 @@ CLAIM = Claim(
     testbed="shapes",
     arms=(
         Arm("base", "untuned", "naive"),
-        Arm("rerank", "best of five by the same four choices", "baseline"),
+        Arm("rerank", "best of eleven by the same four choices", "baseline"),
         Arm("words", "the same four choices in words", "baseline"),
         Arm("pooled", "Diffusion-DPO, all choices pooled", "baseline"),
         Arm("ppd", "PPD", "method"),
@@ -89,7 +89,7 @@ CLAIM = Claim(
     units="person",
     preconditions=(
         Floor(
-            "rerank", "seen", 0.55, "four choices say too little: the best of five by them is liked in {:.0%}"
+            "rerank", "seen", 0.55, "four choices say too little: the best of eleven by them is liked in {:.0%}"
         ),
     ),
     columns={
