@@ -44,13 +44,14 @@ CLAIM = Claim(
     testbed="shapes",
     arms=ARMS,
     targets=(
-        at_most("latent_error", "ecodiff", "magnitude", ratio=0.6),
+        at_most("latent_error", "ecodiff", "magnitude", ratio=0.6, name="latent error against magnitude"),
+        at_most("latent_error", "ecodiff", "step", ratio=0.8, name="latent error against one step's objective"),
         no_worse("score", "ecodiff", "whole", by=0.03, name="oracle score within 3 points"),
-        at_most("seconds", "ecodiff", "whole", ratio=0.9, name="wall-clock"),
+        at_most("seconds", "ecodiff", "whole", ratio=0.9, name="seconds per image"),
     ),
     scales={
         "smoke": Scale((500,), 300, {"prompts": 2, "calibration": 4, "epochs": 1, "steps": 2}),
-        "quick": Scale((500,), 300, {"prompts": 32, "calibration": 16, "epochs": 1, "steps": 6}),
+        "quick": Scale((500,), 300, {"prompts": 16, "calibration": 16, "epochs": 1, "steps": 4}),
         "laptop": Scale(
             (1000, 1001, 1002), 1200, {"prompts": 128, "calibration": 32, "epochs": 4, "steps": 8}
         ),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from noiseworks.core.timing import in_turns
+from noiseworks.core.timing import in_turns, work_clock
 from noiseworks.ecodiff.objective import Runs
 from noiseworks.kits.diffusers_hosts.forecasts import decode_latents
 from noiseworks.kits.diffusers_hosts.layouts import denoiser_of, layout_of
@@ -56,8 +56,8 @@ def draw_all(
 ) -> tuple[dict[str, Tensor], dict[str, list[float]]]:
     """Return final latents `[n, ...]` and seconds an image of each batch, by denoiser.
 
-    All draw the same prompts from the same noise, batch by batch in turn, so that a change of the machine's speed meets
-    them alike.
+    All draw the same prompts from the same noise, batch by batch in turn and every second batch backwards, so that a
+    change of the machine's speed meets them alike. On a CPU the seconds are the process's own, without other programs'.
 
     Args:
         runs: The pipeline and the prompts.
@@ -74,11 +74,13 @@ def draw_all(
         return draw
 
     for number, rows in enumerate(batches_of(runs)):
+        order = reversed(denoisers.items()) if number % 2 else denoisers.items()
         times = in_turns(
-            {name: drawing(denoiser, rows) for name, denoiser in denoisers.items()},
+            {name: drawing(denoiser, rows) for name, denoiser in order},
             1,
             warmup=int(number == 0),
             device=runs.pipe.device,
+            clock=work_clock(runs.pipe.device),
             keep=True,
         )
         for name, one in times.items():

@@ -12,14 +12,16 @@ import numpy as np
 import torch
 from noiseworks.bench.claims import Context, Measurement
 from noiseworks.bench.testbeds import shapes
+from noiseworks.bench.testbeds.shapes.architectures import T5_TOKENS
 from noiseworks.ecodiff.evaluation import count_parameters, decoded, draw_all, latent_errors, pruned_copy
 from noiseworks.ecodiff.learning import learn_masks
 from noiseworks.ecodiff.objective import Runs
-from noiseworks.ecodiff.options import Cut, Learning, Sampling
+from noiseworks.ecodiff.options import Cut, Learning
 from noiseworks.ecodiff.pruning import scores_of
 from noiseworks.ecodiff.selection import select
 from noiseworks.kits.diffusers_hosts.layouts import denoiser_of
 from noiseworks.kits.diffusers_hosts.loading import load_pipeline
+from noiseworks.kits.diffusers_hosts.options import CallSampling
 from noiseworks.kits.diffusers_hosts.units import find_units
 from noiseworks.kits.images import structural_similarity
 from noiseworks.kits.pictures import strip, to_pixels, write_picture
@@ -56,8 +58,10 @@ def draw_arms(seed: int, context: Context, arms: Sequence[str]) -> Shared:
     units = find_units(denoiser_of(pipe))
     captions = [shapes.caption(s) for s in shapes.sample_scenes(sizes["calibration"], seed + 1, "train")]
     scenes = shapes.sample_scenes(sizes["prompts"], seed, "test")
-    sampling = Sampling(sizes["steps"], GUIDANCE_SCALE, batch_size=4, seed=seed * 1000 + 500)
-    calibration = Runs(pipe, captions, sampling)
+    # the testbed's T5 is trained at 20 tokens; the pipeline's own 256 would be four fifths of the sequence
+    short = {} if context.model else {"max_sequence_length": T5_TOKENS}
+    sampling = CallSampling(sizes["steps"], GUIDANCE_SCALE, extra=short)
+    calibration = Runs(pipe, captions, replace(sampling, batch_size=4, seed=seed * 1000 + 500))
     scores = {}
     for number, arm in enumerate(arms[1:]):
         context.progress(number, len(arms), f"ranking: {arm}")
@@ -74,7 +78,7 @@ def draw_arms(seed: int, context: Context, arms: Sequence[str]) -> Shared:
     test = Runs(
         pipe,
         [shapes.caption(scene) for scene in scenes],
-        Sampling(sizes["steps"], GUIDANCE_SCALE, batch_size=BATCH, seed=seed * 1000),
+        replace(sampling, batch_size=BATCH, seed=seed * 1000),
     )
     latents, seconds = draw_all(test, denoisers)
     return Shared(
