@@ -45,7 +45,9 @@ CLAIM = Claim(
     arms=ARMS,
     targets=(
         at_most("latent_error", "ecodiff", "magnitude", ratio=0.6, name="latent error against magnitude"),
-        at_most("latent_error", "ecodiff", "step", ratio=0.8, name="latent error against one step's objective"),
+        at_most(
+            "latent_error", "ecodiff", "step", ratio=0.8, name="latent error against one step's objective"
+        ),
         no_worse("score", "ecodiff", "whole", by=0.03, name="oracle score within 3 points"),
         at_most("seconds", "ecodiff", "whole", ratio=0.9, name="seconds per image"),
     ),
