@@ -202,12 +202,13 @@ class Rows(L.LightningDataModule):
 def recipes() -> dict[str, Recipe]:
     """Return the recipes by the name that follows `testbed:`."""
     from noiseworks.bench.testbeds.countdown.recipes import RECIPES as TEXT
+    from noiseworks.bench.testbeds.digits.recipes import RECIPES as DIGITS
     from noiseworks.bench.testbeds.maze.recipes import RECIPES as MAZES
     from noiseworks.bench.testbeds.metaworld.recipes import RECIPES as SIMULATED
     from noiseworks.bench.testbeds.shapes.recipes import RECIPES as IMAGES
     from noiseworks.bench.testbeds.tabletop.recipes import RECIPES as POLICIES
 
-    return {**IMAGES, **TEXT, **POLICIES, **SIMULATED, **MAZES}
+    return {**IMAGES, **DIGITS, **TEXT, **POLICIES, **SIMULATED, **MAZES}
 
 
 def train_testbed(
@@ -230,7 +231,7 @@ def train_testbed(
     Args:
         name: `shapes-vae`, `shapes`, `shapes-sd3` or `shapes-dit` (the last three use the shipped
             `shapes-vae`), `shapes-inpaint` or `shapes-few` (of the shipped `shapes`), `shapes-pixels`,
-            `shapes-clip`; `countdown`, `countdown-dream` or `countdown-ar`; `tabletop-unet`,
+            `shapes-clip`, `digits-pixels`; `countdown`, `countdown-dream` or `countdown-ar`; `tabletop-unet`,
             `tabletop-unet-scaled` or `tabletop-transformer`; `maze-routes` or `maze-routes-slow`.
         budget: Minutes of training in all; data preparation and evaluation are not counted.
         out: The run's folder, by default `testbeds/<name>` in the current folder; the model is `<out>/model`.

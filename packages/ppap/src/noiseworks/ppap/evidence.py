@@ -1,20 +1,19 @@
-"""What the claim trains and measures: a classifier of clean scenes that guides a pixel model of scenes."""
+"""What the claim trains and measures: a classifier of clean digits that guides a pixel model of digits."""
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from noiseworks.bench.claims import Context, Measurement
-from noiseworks.bench.testbeds.shapes import read, sample_scenes
-from noiseworks.bench.testbeds.shapes.pixels import pixel_scenes
-from noiseworks.bench.testbeds.shapes.scenes import COLORS, SHAPES
+from noiseworks.bench.testbeds.digits.recipes import digit_images
 from noiseworks.core.noise import mix64
+from noiseworks.kits.backbones.metrics import gaussian_distance
 from noiseworks.kits.diffusers_hosts import load_image_model
 from noiseworks.kits.pictures import strip, to_pixels, write_picture
-from noiseworks.ppap.diffusers import attach, draw_images
+from noiseworks.ppap.diffusers import attach, draw_images, noise_levels
 from noiseworks.ppap.guidance import NoisyGuide
 from noiseworks.ppap.guide import Guide
 from noiseworks.ppap.options import Adapters, Strength, Transfer
@@ -25,10 +24,12 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-CLASSES = [(shape, color) for shape in SHAPES for color in COLORS]
+CLASSES = 10
 STEPS = 25  # of DDIM, as published
-BATCH = 48  # images drawn at a time
+BATCH = 100  # images drawn at a time
 RANK, ALPHA, RATE = 4, 8.0, 2e-3
+LEVELS = (100, 300, 500, 700)  # timesteps at which a guide's accuracy on noise is noted
+NOISED = "share of noised test digits that the guide reads, by timestep"
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +39,7 @@ class Shared:
     Attributes:
         pipe: The pixel model.
         readers: Arm -> the guide; arms without one are not guided.
+        judge: Another network than the guide, of another width and seed, that reads the images.
         targets: A class for each image.
         seed: Of the noise.
         notes: What was found on the way.
@@ -45,94 +47,154 @@ class Shared:
 
     pipe: "DiffusionPipeline"
     readers: Mapping[str, NoisyGuide]
+    judge: "DigitNetwork"
     targets: Tensor
     seed: int
     notes: tuple[str, ...]
 
 
-def labelled_scenes(n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return scenes that show one kind of object, [m, 3, 16, 16] in [-1, 1], and their classes [m]."""
-    scenes, images = sample_scenes(n, seed), pixel_scenes(n, seed)
-    rows = [i for i, scene in enumerate(scenes) if scene.kind != "relation"]
-    labels = [CLASSES.index((scenes[i].objects[0].shape, scenes[i].objects[0].color)) for i in rows]
-    return images[rows], torch.tensor(labels)
+class DigitNetwork(nn.Module):
+    """A convolutional classifier of 8x8 digits with batch norms.
+
+    Args:
+        width: Channels of the first layer.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        sizes = ((1, width), (width, 2 * width), (2 * width, 2 * width))
+        blocks = [
+            nn.Sequential(nn.Conv2d(ins, outs, 3, padding=1), nn.BatchNorm2d(outs), nn.ReLU())
+            for ins, outs in sizes
+        ]
+        self.features = nn.Sequential(*blocks[:2], nn.MaxPool2d(2), blocks[2], nn.AvgPool2d(2), nn.Flatten())
+        self.head = nn.Linear(8 * width, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits [B, 10] of images [B, 1, 8, 8] around [-1, 1]."""
+        return self.head(self.features(x))
 
 
-def clean_classifier(images: Tensor, labels: Tensor, steps: int, seed: int) -> nn.Module:
-    """Train a small classifier on clean images, as public ones are."""
+def clean_classifier(width: int, steps: int, seed: int) -> DigitNetwork:
+    """Train a small classifier on clean digits, as public ones are, each moved by up to a pixel."""
+    images, labels = digit_images()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        sizes = ((3, 32, 1), (32, 64, 2), (64, 64, 2))
-        blocks = [
-            nn.Sequential(nn.Conv2d(ins, outs, 3, stride, 1), nn.BatchNorm2d(outs), nn.ReLU())
-            for ins, outs, stride in sizes
-        ]
-        network = nn.Sequential(*blocks, nn.Flatten(), nn.Linear(64 * 16, len(CLASSES)))
-    optimizer = torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=0.05)
+        network = DigitNetwork(width)
+    optimizer = torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=0.01)
     generator = torch.Generator().manual_seed(mix64(seed) >> 1)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 2e-3 * (1 - step / steps)
-        rows = torch.randint(len(images), (128,), generator=generator)
-        loss = F.cross_entropy(network(images[rows]), labels[rows])
+        rows = torch.randint(len(images), (64,), generator=generator)
+        shift = torch.randint(-1, 2, (2,), generator=generator).tolist()
+        loss = F.cross_entropy(network(images[rows].roll(shift, (2, 3))), labels[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return network.eval()
+    return network.eval().requires_grad_(False)
 
 
 def prepare(seed: int, context: Context) -> Shared:
-    """Train the clean classifier, let the model make images, and train the students and the ceiling."""
+    """Train guide and judge, let the model make images, and train the students and the ceiling."""
     settings = context.settings
-    pipe = load_image_model(context.model or "testbed:shapes-pixels", context.device)
-    images, labels = labelled_scenes(settings["labelled"], mix64(seed, 1) % 2**31)
-    guide = Guide(clean_classifier(images, labels, settings["clean_steps"], seed), Classification())
-    made = synthesised(pipe, settings["synthetic"], mix64(seed, 2) % 2**31)
-    context.progress(1, 4, "students")
+    pipe = load_image_model(context.model or "testbed:digits-pixels", context.device)
+    guide = Guide(clean_classifier(16, settings["clean_steps"], mix64(seed, 1) >> 33), Classification())
+    judge = clean_classifier(24, settings["clean_steps"], mix64(seed, 2) >> 33).to(context.device)
+    made = synthesised(pipe, settings["synthetic"], mix64(seed, 3) >> 33)
     transfer = Transfer(
-        max_steps=settings["steps"], batch_size=64, learning_rate=RATE, flip=False, seed=seed, device="auto"
+        max_steps=settings["steps"],
+        batch_size=64,
+        learning_rate=RATE,
+        flip=False,  # a mirrored digit is none
+        seed=seed,
+        device=context.device,
     )
+    one, five = (Adapters(experts=count, rank=RANK, alpha=ALPHA) for count in (1, 5))
+    whole = replace(five, tuned="all")
+    images, labels = digit_images()
+    lessons = {
+        "single": (made, one, transfer, None),
+        "fresh": (made, five, replace(transfer, start="fresh"), None),
+        "supervised": (images, whole, transfer, labels),
+        "ppap": (made, five, transfer, None),
+    }
     readers = {"off_the_shelf": NoisyGuide(guide), "denoised": NoisyGuide(guide)}
-    for arm, count in (("single", 1), ("ppap", 5)):
-        adapters = Adapters(experts=count, rank=RANK, alpha=ALPHA)
-        readers[arm] = NoisyGuide(guide, learn(pipe, guide, made, adapters, transfer))
-        context.progress(2 + (count > 1), 4, "students")
-    ceiling = learn(pipe, guide, images, Adapters(experts=1, tuned="all"), transfer, labels=labels)
-    readers["supervised"] = NoisyGuide(guide, ceiling)
-    held, held_labels = labelled_scenes(400, mix64(seed, 3) % 2**31)
-    right = (guide(held).argmax(1) == held_labels).float().mean()
-    own = sum(one.numel() for one in readers["single"].experts.parts[0].parameters())
+    for number, (arm, (clean, adapters, options, known)) in enumerate(lessons.items()):
+        context.progress(number, len(lessons), "experts")
+        readers[arm] = NoisyGuide(guide, learn(pipe, guide, clean, adapters, options, labels=known))
+    targets = torch.arange(CLASSES).repeat(settings["copies"])
+    return Shared(pipe, readers, judge, targets, seed, found_first(guide, judge, readers["ppap"]))
+
+
+@torch.no_grad()
+def found_first(guide: Guide, judge: DigitNetwork, ppap: NoisyGuide) -> tuple[str, ...]:
+    """Return how good guide and judge are on digits that nobody learned from, and how small an expert is."""
+    images, labels = digit_images("test")
+    device = next(judge.parameters()).device
+    right = [
+        float((network(images.to(device)).argmax(1).cpu() == labels).float().mean())
+        for network in (guide, judge)
+    ]
+    own = sum(one.numel() for one in ppap.experts.parts[0].parameters())
     whole = sum(one.numel() for one in guide.model.parameters())
-    notes = (
-        f"the guide is right on {right:.0%} of clean scenes; an expert has {own} of its {whole} parameters",
+    return (
+        f"the guide is right on {right[0]:.0%} of clean test digits, the judge on {right[1]:.0%}; "
+        f"an expert has {own} of the guide's {whole} parameters",
     )
-    targets = torch.arange(settings["images"]) % len(CLASSES)
-    return Shared(pipe, readers, targets, seed, notes)
 
 
 def synthesised(pipe: "DiffusionPipeline", count: int, seed: int) -> Tensor:
     """Return what the model makes by itself, 8-bit as images are stored."""
     parts = [
-        draw_images(pipe, range(seed + i, seed + min(i + 100, count)), STEPS) for i in range(0, count, 100)
+        draw_images(pipe, range(seed + i, seed + min(i + BATCH, count)), STEPS)
+        for i in range(0, count, BATCH)
     ]
     return torch.cat(parts).clamp(-1, 1).add(1).mul(127.5).round().div(127.5).sub(1)
 
 
-def oracle_right(images: Tensor, targets: Tensor) -> list[float]:
-    """Return 1 for images in which the oracle reads the class, [n, 3, 16, 16] in [-1, 1]; it is no network."""
-    large = F.interpolate(images, scale_factor=2).div(2).add(0.5).clamp(0, 1)
-    readings = read(large.permute(0, 2, 3, 1).numpy())
-    seen = [{(one.shape, one.color) for one in reading.objects} for reading in readings]
-    return [float(found == {CLASSES[int(target)]}) for found, target in zip(seen, targets, strict=True)]
+@torch.no_grad()
+def noisy_accuracy(pipe: "DiffusionPipeline", reader: NoisyGuide, seed: int) -> list[float]:
+    """Return the share of noised test digits that a guide reads right at each of `LEVELS`."""
+    images, labels = digit_images("test")
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
+    alpha, sigma = noise_levels(pipe)
+    device = next(reader.guide.model.parameters()).device
+    read = [reader.output((alpha[t] * images + sigma[t] * noise).to(device), t) for t in LEVELS]
+    return [float((one.argmax(1).cpu() == labels).float().mean()) for one in read]
 
 
 def measured(arm: str, label: str, shared: Shared, context: Context) -> Measurement:
-    """Draw an arm's images at the judged scale, and let the oracle read them."""
+    """Draw an arm's images at the judged scale and at others, and let the judge read them."""
     began = time.perf_counter()
     images = guided(arm, shared, context.settings["scale"])
-    seconds = (time.perf_counter() - began) / len(images)
-    picture = write_picture(strip(to_pixels(images[:12] / 2 + 0.5), scale=3), context.folder / f"{arm}.png")
-    right = oracle_right(images, shared.targets)
-    return Measurement({"success": right, "seconds": seconds}, images={label: picture}, notes=shared.notes)
+    metrics = {"success": right(shared, images), "seconds": (time.perf_counter() - began) / len(images)}
+    metrics["distance"] = distance(shared.judge, images)
+    for scale in () if arm == "unguided" else context.settings["others"]:
+        part = replace(shared, targets=shared.targets[:BATCH])
+        metrics[f"success at {scale:g}"] = right(part, guided(arm, part, scale))
+    reader = shared.readers.get(arm)
+    series = {} if reader is None else {NOISED: (LEVELS, noisy_accuracy(shared.pipe, reader, shared.seed))}
+    shown = images[:CLASSES].expand(-1, 3, -1, -1)
+    picture = write_picture(strip(to_pixels(shown / 2 + 0.5), scale=4), context.folder / f"{arm}.png")
+    return Measurement(metrics, series, {label: picture}, shared.notes)
+
+
+@torch.no_grad()
+def right(shared: Shared, images: Tensor) -> list[float]:
+    """Return 1 for images in which the judge reads the wanted class."""
+    read = shared.judge(images.to(next(shared.judge.parameters()).device)).argmax(1).cpu()
+    return (read == shared.targets).double().tolist()
+
+
+@torch.no_grad()
+def distance(judge: DigitNetwork, images: Tensor) -> float:
+    """Return the Frechet distance to the test digits in the judge's features, which are averaged over places."""
+    device = next(judge.parameters()).device
+    found: list[Tensor] = []
+    for one in (images, digit_images("test")[0]):
+        features = judge.features(one.to(device)).unflatten(1, (-1, 4)).mean(2).double().cpu()
+        found += [features.mean(0), features.T.cov()]
+    return gaussian_distance(*found)
 
 
 def guided(arm: str, shared: Shared, scale: float) -> Tensor:

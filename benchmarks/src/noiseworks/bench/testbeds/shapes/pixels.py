@@ -107,18 +107,17 @@ def publish_pixels(module: PixelTrainer, folder: Path) -> None:
 
 
 @torch.no_grad()
-def denoising_errors(folder: Path, n: int, seed: int) -> dict[int, np.ndarray]:
-    """Return the squared error of E[x_0 | x_t] on `test` scenes at each of `LEVELS`, as a share of their variance.
+def denoising_errors(folder: Path, images: Tensor, seed: int) -> dict[int, np.ndarray]:
+    """Return the squared error of E[x_0 | x_t] of images at each of `LEVELS`, as a share of their variance.
 
     Args:
         folder: A published model.
-        n: Number of scenes.
-        seed: Of the scenes and of the noise.
+        images: Images that it did not see, [n, C, H, W] in [-1, 1].
+        seed: Of the noise.
     """
     from diffusers import DDPMPipeline
 
-    unet = DDPMPipeline.from_pretrained(folder).unet.eval()
-    images, schedule = pixel_scenes(n, seed, "test"), table_schedule("linear")
+    unet, schedule = DDPMPipeline.from_pretrained(folder).unet.eval(), table_schedule("linear")
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
     errors = {}
     for t in LEVELS:
@@ -132,7 +131,7 @@ def denoising_errors(folder: Path, n: int, seed: int) -> dict[int, np.ndarray]:
 
 def tune_pixels(folder: Path, n: int, seed: int = 0) -> dict[str, float]:
     """Return the share of the scenes' variance that the model finds again, which selects the model that is kept."""
-    errors = denoising_errors(folder, n, seed)
+    errors = denoising_errors(folder, pixel_scenes(n, seed, "test"), seed)
     return {"share_right": float(np.mean([1 - error.mean() for error in errors.values()]))}
 
 
@@ -144,5 +143,9 @@ def measure_pixels(folder: Path, n: int, seed: int = CARD_SEED) -> dict[str, Fig
         n: Scenes.
         seed: Seed of the scenes.
     """
-    found = denoising_errors(folder, n, seed)
-    return {f"share of the variance missed by the denoiser, t = {t}": figure(e) for t, e in found.items()}
+    return missed_shares(denoising_errors(folder, pixel_scenes(n, seed, "test"), seed))
+
+
+def missed_shares(errors: Mapping[int, np.ndarray]) -> dict[str, Figure]:
+    """Return `denoising_errors` as figures of a card."""
+    return {f"share of the variance missed by the denoiser, t = {t}": figure(e) for t, e in errors.items()}
