@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from noiseworks.core.errors import InputError, NonFiniteError, UnsupportedHostError
 from noiseworks.kits.diffusers_hosts import sample_generators, tiny_pipeline
 from noiseworks.ppap import (
@@ -24,7 +24,7 @@ from noiseworks.ppap.tasks import Classification, Depth, Segmentation
 from torch import nn
 
 
-def pixel_pipe(kind: str = "epsilon") -> DDPMPipeline:
+def pixel_pipe(kind: str = "epsilon", clip: bool = True) -> DDPMPipeline:
     """Return a small unconditional pipeline."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -36,7 +36,7 @@ def pixel_pipe(kind: str = "epsilon") -> DDPMPipeline:
             up_block_types=("UpBlock2D",) * 2,
             norm_num_groups=4,
         )
-    pipe = DDPMPipeline(unet, DDPMScheduler(prediction_type=kind))
+    pipe = DDPMPipeline(unet, DDPMScheduler(prediction_type=kind, clip_sample=clip))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -74,7 +74,7 @@ class Exponential:
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_the_prediction_moves_by_the_score(kind):
-    pipe, s, a = pixel_pipe(kind), 3.0, 0.5
+    pipe, s, a = pixel_pipe(kind, clip=False), 3.0, 0.5
     x, t = torch.randn(2, 3, 8, 8), 400
     # Tilted sees x / 2 + 0.5 normalised back, which is x
     reader = NoisyGuide(Guide(Tilted(), Exponential()))
@@ -88,21 +88,26 @@ def test_the_prediction_moves_by_the_score(kind):
     torch.testing.assert_close(after, before + moved, rtol=1e-5, atol=1e-5)
 
 
-def test_the_pipeline_equals_a_loop_written_by_hand():
-    pipe, guide = pixel_pipe(), classifier()
+@pytest.mark.parametrize("clip", [True, False])
+def test_the_pipeline_equals_a_loop_written_by_hand(clip):
+    pipe, guide = pixel_pipe(clip=clip), classifier()
     target, s = torch.tensor([1, 3]), 5.0
     with attach(pipe, NoisyGuide(guide), target, Strength(scale=s)):
         made = draw_images(pipe, [0, 1], 5)
-    scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    scheduler.set_timesteps(5)
     x = torch.stack([torch.randn(3, 8, 8, generator=g) for g in sample_generators([0, 1])])
-    for t in scheduler.timesteps:
+    for t in (800, 600, 400, 200, 0):
         leaf = x.clone().requires_grad_()
         guide(leaf).log_softmax(1).gather(1, target[:, None]).sum().backward()
+        bar = pipe.scheduler.alphas_cumprod[t]
+        before = pipe.scheduler.alphas_cumprod[t - 200] if t else torch.tensor(1.0)
         with torch.no_grad():
-            eps = pipe.unet(x, t).sample - (1 - scheduler.alphas_cumprod[t]).sqrt() * s * leaf.grad
-        x = scheduler.step(eps, t, x).prev_sample
-    torch.testing.assert_close(made, x.clamp(-1, 1), rtol=1e-5, atol=1e-5)
+            x0 = (x - (1 - bar).sqrt() * pipe.unet(x, t).sample) / bar.sqrt()
+        assert x0.abs().max() > 1  # the published order: clip, then guide, then step
+        x0 = x0.clamp(-1, 1) if clip else x0
+        eps = (x - bar.sqrt() * x0) / (1 - bar).sqrt() - (1 - bar).sqrt() * s * leaf.grad
+        x0 = (x - (1 - bar).sqrt() * eps) / bar.sqrt()
+        x = before.sqrt() * x0 + (1 - before).sqrt() * eps
+    torch.testing.assert_close(made, x.clamp(-1, 1), rtol=1e-4, atol=1e-5)
 
 
 def test_weights_get_no_gradient_and_the_mode_stays():
@@ -128,6 +133,7 @@ def test_a_look_at_the_denoised_image_goes_through_the_denoiser():
         before = pipe.unet(x, t).sample
         with attach(pipe, NoisyGuide(guide), 2, Strength(scale=s, through="denoised")):
             after = pipe.unet(x, t).sample
+    before = (x - bar.sqrt() * x0.detach().clamp(-1, 1)) / (1 - bar).sqrt()
     torch.testing.assert_close(after - before, -(1 - bar).sqrt() * s * wanted, rtol=1e-3, atol=1e-5)
 
 

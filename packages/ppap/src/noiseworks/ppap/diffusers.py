@@ -105,9 +105,13 @@ class GuidanceHook(DenoiserHook):
 
 
 def _pixel_forward(
-    pipe: "DiffusionPipeline", reader: NoisyGuide, target: Tensor, strength: Strength
+    pipe: "DiffusionPipeline",
+    reader: NoisyGuide,
+    target: Tensor,
+    strength: Strength,
+    bound: float | None,
 ) -> Callable[..., Any]:
-    """Return what takes the place of the forward of an unconditional model."""
+    """Return what takes the place of the forward of an unconditional model; x_0 is clipped before the guidance."""
 
     def forward(beneath: Callable[..., Any], sample: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Any:
         t = float(torch.as_tensor(timestep).flatten()[0])
@@ -118,17 +122,22 @@ def _pixel_forward(
         channels = sample.shape[1]  # a learned variance stands behind the prediction
         output = None
 
+        def x0_of(output: Any, x: Tensor) -> Tensor:
+            return to_x0(prediction_of(output)[:, :channels].float(), x, *level, kind)
+
         def value(x: Tensor) -> Tensor:
             nonlocal output
             if strength.through == "sample":
                 return reader.log_likelihood(x, t, target)
             output = beneath(x.to(sample.dtype), timestep, *args, **kwargs)
-            x0 = to_x0(prediction_of(output)[:, :channels].float(), x, *level, kind)
-            return reader.log_likelihood(_clipped(x0, pipe), t, target)
+            return reader.log_likelihood(_clipped(x0_of(output, x), bound), t, target)
 
         found = scaled(gradient(value, sample), sample, strength)
         if output is None:
             output = beneath(sample, timestep, *args, **kwargs)
+        if bound is not None and level[0] > 0:  # the prediction becomes that of the clipped x_0
+            x0 = x0_of(output, sample.float()).detach()
+            found = found + (_clipped(x0, bound) - x0) / score_slope(*level, "sample")
         prediction = prediction_of(output).detach().clone()
         prediction[:, :channels] += (score_slope(*level, kind) * found).to(prediction.dtype)
         return replace_prediction(output, prediction)
@@ -136,11 +145,27 @@ def _pixel_forward(
     return forward
 
 
-def _clipped(x0: Tensor, pipe: "DiffusionPipeline") -> Tensor:
-    """Return x_0 as the scheduler clips it: at high noise it is a guide's only way to see an image in it."""
+def clip_bound(pipe: "DiffusionPipeline") -> float | None:
+    """Return the size to which a scheduler clips x_0, None where it does not."""
     config = pipe.scheduler.config
-    bound = config.get("clip_sample_range", 1.0)
-    return x0.clamp(-bound, bound) if config.get("clip_sample", False) else x0
+    return config.get("clip_sample_range", 1.0) if config.get("clip_sample", False) else None
+
+
+def _clipped(x0: Tensor, bound: float | None) -> Tensor:
+    """Return x_0 as the scheduler clips it: at high noise it is a guide's only way to see an image in it."""
+    return x0 if bound is None else x0.clamp(-bound, bound)
+
+
+def _without_clipping(pipe: "DiffusionPipeline") -> list[Replace]:
+    """Return what takes the place of a scheduler that clips x_0, which would undo the guidance.
+
+    DDIM's step would clip the guided x_0 and keep the guided noise, whose part of the guidance alone leads away from
+    what is wanted. As published x_0 is clipped before the guidance, and not again.
+    """
+    if clip_bound(pipe) is None:
+        return []
+    unclipped = type(pipe.scheduler).from_config(pipe.scheduler.config, clip_sample=False)
+    return [Replace(pipe, "scheduler", unclipped)]
 
 
 def attach(
@@ -174,7 +199,9 @@ def attach(
         )
     if not pixel:
         return attach_hook(GuidanceHook(pipe, reader, target, strength), NAME)
-    return attach_parts(NAME, [Wrap(pipe.unet, _pixel_forward(pipe, reader, target, strength))])
+    forward = _pixel_forward(pipe, reader, target, strength, clip_bound(pipe))
+    changed = _without_clipping(pipe) if strength.scale else []
+    return attach_parts(NAME, [Wrap(pipe.unet, forward), *changed])
 
 
 @contextmanager
