@@ -73,7 +73,7 @@ def files(folder: Path) -> dict[str, Path]:
     guide = resnet()
     guide.save_pretrained(folder / "guide")
     save_experts(Experts(guide, [0, 500, 1000], Adapters(experts=2, rank=2)), folder / "experts")
-    guide.classifier[1].weight.data.add_(1)
+    guide.classifier[1].weight.data = guide.classifier[1].weight.data.flip(0)  # of the same mean size
     save_experts(Experts(guide, [0, 1000], Adapters(experts=1, rank=2)), folder / "others")
     (folder / "data").mkdir()
     for i, pixels in enumerate(to_pixels(images() / 2 + 0.5)):
@@ -168,6 +168,7 @@ CONTRACT = Contract(
         (f"{TRAIN} --targets nothing --out run", "names none"),
         (f"{TRAIN.replace('{data}', '{empty}')} --out run", "images of one size"),
         (f"{TRAIN.replace('{guide}', '{text.txt}')} --out run", "text.txt"),
+        (f"make {DRAW.replace('{guide}', 'mistyped')} --out out", "no model at 'mistyped'"),
         (f"make {DRAW} --experts {{others}} --out out", "another guide"),
         (f"make {DRAW} --experts {{data}} --out out", "config.json"),
         (f"make {DRAW} --scale -1 --out out", "scale"),

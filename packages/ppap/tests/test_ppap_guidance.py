@@ -8,6 +8,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from noiseworks.core.errors import InputError, NonFiniteError, UnsupportedHostError
 from noiseworks.kits.diffusers_hosts import sample_generators, tiny_pipeline
+from noiseworks.kits.pictures import write_picture
 from noiseworks.ppap import (
     Adapters,
     Guide,
@@ -20,6 +21,8 @@ from noiseworks.ppap import (
     load_guide,
 )
 from noiseworks.ppap.guidance import gradient, scaled
+from noiseworks.ppap.reports import picture_of
+from noiseworks.ppap.saving import read_folder
 from noiseworks.ppap.tasks import Classification, Depth, Segmentation
 from torch import nn
 
@@ -230,6 +233,13 @@ def test_latent_pipelines_show_the_guide_decoded_noise():
         steered = draw_images(pipe, [0], 2, "a red circle")
     assert not torch.equal(plain, steered)
     assert steered.isfinite().all()
+
+
+def test_images_of_one_channel_are_written_and_read_as_they_are(tmp_path: Path):
+    grey = torch.linspace(-1, 1, 64).view(1, 1, 8, 8)
+    write_picture(picture_of(grey)[0], tmp_path / "0.png")
+    torch.testing.assert_close(read_folder(tmp_path, 1), grey, rtol=0, atol=0.005)
+    assert read_folder(tmp_path).shape == (1, 3, 8, 8)
 
 
 def test_what_does_not_fit_is_refused():

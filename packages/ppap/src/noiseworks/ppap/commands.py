@@ -33,9 +33,9 @@ def generate_data(
     """
     check_folder(out, DATA, sources=(drawing.model,))
     resolve_model(drawing.model)
-    from noiseworks.kits.pictures import to_pixels, write_picture
+    from noiseworks.kits.pictures import write_picture
     from noiseworks.ppap.diffusers import draw_images
-    from noiseworks.ppap.reports import load_host, seeds_of
+    from noiseworks.ppap.reports import load_host, picture_of, seeds_of
 
     pipe = load_host(drawing)
     with (
@@ -45,7 +45,7 @@ def generate_data(
         for first in range(0, synthesis.images, synthesis.batch):
             count = min(synthesis.batch, synthesis.images - first)
             made = draw_images(pipe, seeds_of(drawing.seed, first, count), drawing.steps, drawing.prompt)
-            for i, pixels in enumerate(to_pixels(made / 2 + 0.5)):
+            for i, pixels in enumerate(picture_of(made)):
                 write_picture(pixels, folder / f"{first + i:06d}.png")
             bar(first + count, synthesis.images)
     return {"out": str(out), "images": synthesis.images}
@@ -76,15 +76,18 @@ def train(
     settings = {"model": model, "data": data, "guided": guided, "adapters": adapters, "transfer": transfer}
     check_run(out, settings)
     check_folder(out / "experts", EXPERTS)
-    resolve_model(model)
+    for one in (model, guided.guide):
+        resolve_model(one)
+    from noiseworks.ppap.diffusers import channels_of
     from noiseworks.ppap.reports import guide_of, load_host
     from noiseworks.ppap.saving import read_folder, save_experts
     from noiseworks.ppap.transferring import prepared
 
-    images = read_folder(data)
     drawing = Drawing(model=model, device=transfer.device)
+    pipe = load_host(drawing)
+    images = read_folder(data, channels_of(pipe))
     guide = guide_of(guided, drawing.torch_device())
-    training = prepared(load_host(drawing), guide, images, adapters, transfer)
+    training = prepared(pipe, guide, images, adapters, transfer)
     with open_run(out, settings) as run:
         experts = training.train(run)
         save_experts(experts, out / "experts")
@@ -114,15 +117,15 @@ def make(
     Returns:
         The folder, and how well the guide finds what was wanted in the images.
     """
-    _check(drawing, out, IMAGES, wanted)
-    from noiseworks.kits.pictures import to_pixels, write_picture
-    from noiseworks.ppap.reports import drawn, likelihood, opened
+    _check(drawing, out, IMAGES, wanted, guided.guide)
+    from noiseworks.kits.pictures import write_picture
+    from noiseworks.ppap.reports import drawn, likelihood, opened, picture_of
 
     host = opened(drawing, guided, experts)
     made = drawn(host, host.reader, wanted, drawing, strength)
     found = likelihood(host, made, wanted)
     with results(out, IMAGES, {"drawing": drawing, "wanted": wanted, "strength": strength}) as folder:
-        for i, pixels in enumerate(to_pixels(made / 2 + 0.5)):
+        for i, pixels in enumerate(picture_of(made)):
             write_picture(pixels, folder / f"{i:04d}.png")
     return {"out": str(out), **found}
 
@@ -152,23 +155,24 @@ def compare(
     Returns:
         A row a method: how well the judge finds what was wanted, and seconds an image.
     """
-    _check(drawing, out, COMPARISON, wanted)
-    from noiseworks.kits.pictures import grid, to_pixels, write_picture
-    from noiseworks.ppap.reports import compared, opened
+    _check(drawing, out, COMPARISON, wanted, guided.guide, *([] if judge is None else [judge]))
+    from noiseworks.kits.pictures import grid, write_picture
+    from noiseworks.ppap.reports import compared, opened, picture_of
 
     host = opened(drawing, guided, experts, judge)
     rows, shown = compared(host, wanted, drawing, strength)
     settings = {"drawing": drawing, "wanted": wanted, "strength": strength, "judge": judge}
     with results(out, COMPARISON, settings) as folder:
         write_rows(folder / "comparison.csv", rows)
-        pixels = {name: to_pixels(images[:8] / 2 + 0.5) for name, images in shown.items()}
+        pixels = {name: picture_of(images[:8]) for name, images in shown.items()}
         write_picture(grid(pixels, scale=2), folder / "images.png")
     return rows
 
 
-def _check(drawing: Drawing, out: Path, kind: FolderKind, wanted: Wanted) -> None:
+def _check(drawing: Drawing, out: Path, kind: FolderKind, wanted: Wanted, *guides: str | Path) -> None:
     """Refuse what can be refused before torch is imported."""
     check_folder(out, kind, sources=(drawing.model, wanted.map))
-    resolve_model(drawing.model)
+    for one in (drawing.model, *guides):
+        resolve_model(one)
     if wanted.map is not None and not wanted.map.is_file():
         raise InputError(f"no map at {wanted.map}")

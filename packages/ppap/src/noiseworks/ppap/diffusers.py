@@ -58,6 +58,11 @@ def timesteps_of(pipe: "DiffusionPipeline") -> int:
     return int(pipe.scheduler.config.num_train_timesteps)
 
 
+def channels_of(pipe: "DiffusionPipeline") -> int:
+    """Return how many channels the images have that a guide sees: 3, or what a pixel pipeline denoises."""
+    return int(pipe.unet.config.in_channels) if is_pixel(pipe) else 3
+
+
 def noise_levels(pipe: "DiffusionPipeline") -> Tensor:
     """Return alpha and sigma of each trained timestep, `[2, T]`."""
     return torch.tensor([noise_level(pipe.scheduler, t) for t in range(timesteps_of(pipe))]).T
@@ -218,7 +223,7 @@ def deterministic(pipe: "DiffusionPipeline") -> Iterator[None]:
 
 
 def draw_images(pipe: "DiffusionPipeline", seeds: Sequence[int], steps: int, prompt: str = "") -> Tensor:
-    """Return images in [-1, 1] on the CPU, [len(seeds), 3, H, W], one seed each.
+    """Return images in [-1, 1] on the CPU, [len(seeds), C, H, W], one seed each.
 
     Args:
         pipe: The pipeline, with whatever is attached to it.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from noiseworks.core.errors import InputError, ModelNotFoundError
-from noiseworks.core.models import without_loading_bars
+from noiseworks.core.models import resolve_model, without_loading_bars
 from noiseworks.ppap.tasks import Classification, Depth, Segmentation, Task
 from torch import Tensor, nn
 
@@ -72,10 +72,11 @@ def load_guide(
         ModelNotFoundError: When it is not there or cannot be loaded.
         InputError: When it is about something else.
     """
+    where = resolve_model(name)
     import transformers
 
     try:
-        config = transformers.AutoConfig.from_pretrained(name)
+        config = transformers.AutoConfig.from_pretrained(where)
         kind = next((kind for ending, kind in KINDS.items() if _ends(config, ending)), None)
         if kind is None:
             raise InputError(
@@ -88,14 +89,14 @@ def load_guide(
         }
         cls, task = classes[kind]
         with without_loading_bars():
-            model = cls.from_pretrained(name, dtype=dtype)
+            model = cls.from_pretrained(where, dtype=dtype)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         if isinstance(error, InputError):
             raise
         raise ModelNotFoundError(
             f"the guide {name} cannot be loaded: {str(error).splitlines()[0]}"
         ) from error
-    told = Path(name) / "preprocessor_config.json"
+    told = Path(where) / "preprocessor_config.json"
     said = json.loads(told.read_text()) if told.is_file() else {}
     side = said.get("size", getattr(config, "image_size", None))
     if isinstance(side, dict):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from noiseworks.core.errors import InputError
 from noiseworks.kits.diffusers_hosts import load_image_model
+from noiseworks.kits.pictures import to_pixels
 from noiseworks.ppap.diffusers import FAMILIES, attach, draw_images, is_pixel, timesteps_of
 from noiseworks.ppap.guidance import NoisyGuide
 from noiseworks.ppap.guide import Guide, load_guide
@@ -17,6 +18,7 @@ from noiseworks.ppap.tasks import Classification
 from torch import Tensor
 
 if TYPE_CHECKING:
+    import numpy as np
     from diffusers import DiffusionPipeline
 
 
@@ -64,6 +66,11 @@ def opened(drawing: Drawing, guided: Guided, experts: Path | None, judge: str | 
 def seeds_of(seed: int, first: int, count: int) -> range:
     """Return the seeds of images `first` to `first + count`."""
     return range(seed + first, seed + first + count)
+
+
+def picture_of(images: Tensor) -> "np.ndarray":
+    """Return images in [-1, 1] of 3 channels, or of one, as uint8 [n, H, W, 3]."""
+    return to_pixels(images.expand(-1, 3, -1, -1) / 2 + 0.5)
 
 
 def target_of(wanted: Wanted) -> Tensor:

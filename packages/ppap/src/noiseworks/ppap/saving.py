@@ -6,19 +6,14 @@ from pathlib import Path
 import torch
 from noiseworks.core.artifacts import load_artifact, save_artifact
 from noiseworks.core.errors import ArtifactError, InputError
+from noiseworks.kits.backbones.latents import fingerprint
 from noiseworks.ppap.experts import Experts
 from noiseworks.ppap.guide import Guide
 from noiseworks.ppap.options import Adapters
-from torch import Tensor, nn
+from torch import Tensor
 
 KIND = "ppap/experts"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-
-
-def fingerprint(network: nn.Module) -> float:
-    """Return a number that tells networks apart: the mean size of all weights."""
-    found = [one.detach().double().abs().sum().cpu() for one in network.parameters()]
-    return float(torch.stack(found).sum()) / sum(one.numel() for one in network.parameters())
 
 
 def save_experts(experts: Experts, folder: str | Path) -> None:
@@ -40,8 +35,8 @@ def load_experts(folder: str | Path, guide: Guide) -> Experts:
     """
     config, tensors = load_artifact(folder, KIND)
     try:
-        settings, bounds, base = Adapters(**config["adapters"]), config["bounds"], float(config["base"])
-        if abs(fingerprint(guide.model) - base) > 1e-4 * abs(base):
+        settings, bounds, base = Adapters(**config["adapters"]), config["bounds"], config["base"]
+        if fingerprint(guide.model) != base:
             raise InputError(f"the experts in {folder} are another guide's: train them for this one")
         experts = Experts(guide.model, bounds, settings)
         experts.load_state_dict(tensors)
@@ -52,8 +47,12 @@ def load_experts(folder: str | Path, guide: Guide) -> Experts:
     return experts.eval()
 
 
-def read_folder(folder: Path) -> Tensor:
-    """Return the images of a folder in the order of their names, [n, 3, H, W] in [-1, 1].
+def read_folder(folder: Path, channels: int = 3) -> Tensor:
+    """Return the images of a folder in the order of their names, [n, channels, H, W] in [-1, 1].
+
+    Args:
+        folder: The folder.
+        channels: 3, or 1 for shades of grey.
 
     Raises:
         InputError: When there is none, one cannot be read, or their sizes differ.
@@ -65,9 +64,10 @@ def read_folder(folder: Path) -> Tensor:
         sorted(one for one in folder.iterdir() if one.suffix.lower() in SUFFIXES) if folder.is_dir() else []
     )
     try:
-        read = [np.asarray(Image.open(one).convert("RGB")) for one in files]
+        read = [np.asarray(Image.open(one).convert("RGB" if channels == 3 else "L")) for one in files]
     except (OSError, UnidentifiedImageError) as error:
         raise InputError(f"an image in {folder} cannot be read: {error}") from error
     if not read or len({one.shape for one in read}) > 1:
         raise InputError(f"{folder} must hold images of one size ({', '.join(SUFFIXES)}), it has {len(read)}")
-    return torch.from_numpy(np.stack(read)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    pixels = torch.from_numpy(np.stack(read)).float() / 127.5 - 1
+    return pixels.permute(0, 3, 1, 2) if channels == 3 else pixels[:, None]

@@ -42,10 +42,10 @@ def load_autoencoder(name: str | Path, kinds: Collection[str] = KINDS) -> "Autoe
     return getattr(diffusers, kind).from_pretrained(path).eval().requires_grad_(False)
 
 
-def fingerprint(vae: nn.Module) -> str:
-    """Return a short hash of an autoencoder's weights, so that caches are never used with another one."""
+def fingerprint(network: nn.Module) -> str:
+    """Return a short hash of a network's weights and statistics, so that what was made for it serves no other."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(vae.state_dict().items()):
+    for name, tensor in sorted(network.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
