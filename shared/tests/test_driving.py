@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from noiseworks.core.errors import InputError
 from noiseworks.kits.driving import Scenes, States, combine, rollout, score, score_plans, track
-from noiseworks.kits.driving.scenes import PADDING, PEDESTRIAN, STATIC, VEHICLE, on_strips, project
-from noiseworks.kits.driving.scoring import is_comfortable
+from noiseworks.kits.driving.proposals import propose
+from noiseworks.kits.driving.scenes import NO_LANE, PADDING, PEDESTRIAN, STATIC, VEHICLE, on_strips, project
+from noiseworks.kits.driving.scoring import find_areas, is_comfortable
 from noiseworks.kits.driving.tracking import STATES, STEP, curvature_profile, interpolate, speed_profile
 from noiseworks.kits.driving.vehicle import CENTRE, corners, ego_boxes, overlap
 
@@ -305,3 +306,41 @@ def test_scenes_that_cannot_be_scored_are_refused():
         bare.check()
     with pytest.raises(InputError, match="4 seconds"):
         score(States(np.zeros((1, 1, 9, 3)), np.zeros((1, 1, 9)), np.zeros((1, 1, 9))), scene())
+
+
+# --- Speed does not change what is found ---
+
+
+def test_areas_agree_with_each_strip_alone():
+    strips = (
+        (-50.0, 0.0, 0.0, 200.0, 0.0, 1.75, 0),
+        (-50.0, 3.5, 0.0, 90.0, 0.0, 1.75, 1),
+        (40.0, 3.5, 0.0, 60.0, 0.02, 1.75, 1),
+        (20.0, 0.0, 0.5, 30.0, 0.0, 4.0, NO_LANE),
+        (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, PADDING),
+    )
+    one = scene(strips=strips, junction=[False, False, False, True, False])
+    rng = np.random.default_rng(0)
+    poses = rng.uniform((-20, -4, -1), (60, 8, 1), (1, 7, STATES, 3))
+    areas = find_areas(poses, one)
+    for where in np.ndindex(1, 7, STATES):
+        here = np.concatenate((corners(ego_boxes(poses[where])), poses[where][None, :2]))
+        on = on_strips(one.strips, here[None])[0, :4]  # without the padding
+        lanes = [on[0, :4], on[1, :4] | on[2, :4]]
+        assert areas.off_road[where] == (not on[:, :4].any(axis=0).all())
+        assert areas.multiple_lanes[where] == (
+            sum(lane.any() for lane in lanes) > 1 and not any(lane.all() for lane in lanes)
+        )
+        assert areas.in_junction[where] == on[3, 4]
+    assert 0 < areas.off_road.mean() < 1
+    assert 0 < areas.multiple_lanes.mean() < 1
+
+
+def test_objects_off_the_route_leave_proposals_as_they_are():
+    ahead = (VEHICLE, 18.0, 0.4, 2.0)
+    away = [(VEHICLE, 20.0, 9.0, 1.0), (PEDESTRIAN, -30.0, 0.0, 0.0), (STATIC, 12.0, -4.0, 0.0)]
+    alone, crowded = scene(ahead), scene(*away, ahead)
+    made = propose(alone, alone.route)
+    assert np.array_equal(made, propose(crowded, crowded.route))
+    free = propose(scene(away[0]), alone.route)
+    assert made[..., -1, 0].max() < free[..., -1, 0].max()

@@ -42,13 +42,10 @@ def propose(scenes: Scenes, routes: np.ndarray, limit: np.ndarray | None = None)
     limit = scenes.limit if limit is None else limit
     batch, proposals = len(scenes), len(OFFSETS) * len(SPEEDS)
     scenes = _real_first(scenes)
-    centres = scenes.tracks[..., :2]
-    along, aside = (
-        part.reshape(centres.shape[:3]) for part in project(routes, centres.reshape(batch, -1, 2))
-    )
     offset = np.repeat(OFFSETS, len(SPEEDS))
     wanted = limit[:, None] * np.tile(SPEEDS, len(OFFSETS))
-    reach = (scenes.sizes[..., 1, None] + WIDTH) / 2
+    reach = (scenes.sizes[..., 1] + WIDTH) / 2
+    along, aside = _places(scenes, routes, reach)
     half = np.where(scenes.kinds == PEDESTRIAN, scenes.sizes.max(axis=-1), scenes.sizes[..., 0]) / 2
     start, _ = project(routes, np.zeros((batch, 1, 2)))
     place = np.broadcast_to(start, (batch, proposals)).copy()
@@ -56,7 +53,7 @@ def propose(scenes: Scenes, routes: np.ndarray, limit: np.ndarray | None = None)
     travelled = [place.copy()]
     for step in range(STATES - 1):
         ahead = along[:, None, :, step] - half[:, None] - (place[..., None] + FRONT)
-        blocks = np.abs(aside[:, None, :, step] - offset[:, None]) <= reach[:, None, :, 0]
+        blocks = np.abs(aside[:, None, :, step] - offset[:, None]) <= reach[:, None]
         blocks &= (ahead > -FRONT) & (scenes.kinds != NOTHING)[:, None]
         distance = np.where(blocks, ahead, FAR)
         nearest = distance.argmin(axis=-1)
@@ -69,6 +66,21 @@ def propose(scenes: Scenes, routes: np.ndarray, limit: np.ndarray | None = None)
         speed = faster
         travelled.append(place.copy())
     return drive_along(routes, np.stack(travelled, axis=-1), offset, start)
+
+
+def _places(scenes: Scenes, routes: np.ndarray, reach: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return how far along and beside the route objects are at each step, [B, M, 40] each.
+
+    Those that never come near the box around the route cannot block it, and count as infinitely far beside.
+    """
+    centres = scenes.tracks[:, :, : STATES - 1, :2]
+    room = (reach + max(OFFSETS))[..., None, None]
+    low, high = (find(axis=1)[:, None, None] for find in (routes.min, routes.max))
+    near = ((centres >= low - room) & (centres <= high + room)).all(axis=-1).any(axis=-1)
+    scene, item = np.nonzero(near & (scenes.kinds != NOTHING))
+    along, aside = np.zeros(centres.shape[:3]), np.full(centres.shape[:3], np.inf)
+    along[scene, item], aside[scene, item] = project(routes[scene], centres[scene, item])
+    return along, aside
 
 
 def drive_along(

@@ -145,7 +145,8 @@ def project(lines: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarr
         lines: [B, P, 2]; a line may repeat its last point.
         points: [B, Q, 2].
     """
-    squared = (lines**2).sum(axis=-1)[:, None] - 2 * points @ lines.swapaxes(1, 2)
+    squared = -2 * points @ lines.swapaxes(1, 2)
+    squared += (lines**2).sum(axis=-1)[:, None]
     nearest = squared.argmin(axis=-1)
     scene, last = np.arange(len(lines))[:, None], lines.shape[1] - 2
     lengths = arc_lengths(lines)

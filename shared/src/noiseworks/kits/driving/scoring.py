@@ -114,24 +114,23 @@ def find_areas(poses: np.ndarray, scenes: Scenes) -> _Areas:
 
     Off the road: a corner on no strip. In multiple lanes: more than one lane holds a corner, and none holds all four.
     """
-    shape = poses.shape[:3]
-    batch = len(poses)
-    points = np.concatenate(
-        (corners(ego_boxes(poses)).reshape(batch, -1, 2), poses[..., :2].reshape(batch, -1, 2)), axis=1
-    )
-    real = scenes.lanes != PADDING
-    on = on_strips(scenes.strips, points) & real[..., None]
-    count = int(np.prod(shape[1:]))
-    corner, axle = on[..., : 4 * count], on[..., 4 * count :]
-    off = ~corner.any(axis=1).reshape(*shape, 4).all(axis=-1)
-    touched = np.zeros(shape, np.int64)
-    whole = np.zeros(shape, bool)
-    for lane in range(int(scenes.lanes.max()) + 1):
-        of_lane = (scenes.lanes == lane)[..., None]
-        inside = (corner & of_lane).any(axis=1).reshape(*shape, 4)
-        touched += inside.any(axis=-1)
-        whole |= inside.all(axis=-1)
-    junction = (axle & scenes.junction[..., None]).any(axis=1).reshape(shape)
+    batch, shape = len(poses), poses.shape[:3]
+    # Corners come first, so that what is asked of all four is asked of whole rows.
+    corner = np.moveaxis(corners(ego_boxes(poses)).reshape(batch, -1, 4, 2), 2, 1)
+    count = corner.shape[2]
+    points = np.concatenate((corner.reshape(batch, -1, 2), poses[..., :2].reshape(batch, -1, 2)), axis=1)
+    # Of each lane, and behind the lanes of what belongs to none: which corners lie on it.
+    lanes = int(scenes.lanes.max()) + 1
+    held, junction = np.zeros((batch, lanes + 1, 4, count), bool), np.zeros((batch, count), bool)
+    for strip, lane in enumerate(scenes.lanes.T):
+        rows = np.flatnonzero(lane != PADDING)
+        on = on_strips(scenes.strips[rows, strip, None], points[rows])[:, 0]
+        held[rows, np.where(lane < 0, lanes, lane)[rows]] |= on[:, : 4 * count].reshape(-1, 4, count)
+        junction[rows] |= on[:, 4 * count :] & scenes.junction[rows, strip, None]
+    off = ~held.any(axis=1).all(axis=1)
+    touched = held[:, :lanes].any(axis=2).sum(axis=1)
+    whole = held[:, :lanes].all(axis=2).any(axis=1)
+    off, touched, whole, junction = (part.reshape(shape) for part in (off, touched, whole, junction))
     return _Areas(off, (touched > 1) & ~whole, junction)
 
 
@@ -240,14 +239,14 @@ def _contacts(ego: np.ndarray, boxes: np.ndarray, kinds: np.ndarray) -> tuple[np
     reach = np.hypot(ego[0, 0, 0, 3], ego[0, 0, 0, 4]) + np.hypot(boxes[:, :, 0, 3], boxes[:, :, 0, 4])
     reach = np.where(kinds == NOTHING, -1.0, reach)
     # First the objects that come near any proposal at all, then the times.
-    low, high = ego[..., :2].min(axis=(1, 2)), ego[..., :2].max(axis=(1, 2))
-    centre = boxes[..., :2]
-    inside = (centre > (low[:, None] - reach[..., None])[:, :, None]) & (
-        centre < (high[:, None] + reach[..., None])[:, :, None]
-    )
-    scene, item = np.nonzero(inside.all(axis=-1).any(axis=-1) & (reach > 0))
+    inside = np.ones(boxes.shape[:3], bool)
+    for axis in (0, 1):
+        here, centre = ego[..., axis], boxes[..., axis]
+        inside &= centre > (here.min(axis=(1, 2))[:, None] - reach)[..., None]
+        inside &= centre < (here.max(axis=(1, 2))[:, None] + reach)[..., None]
+    scene, item = np.nonzero(inside.any(axis=-1) & (reach > 0))
     gap = ego[scene, :, :, :2] - boxes[scene, item, None, :, :2]
-    near = (gap**2).sum(axis=-1) <= reach[scene, item, None, None] ** 2
+    near = gap[..., 0] ** 2 + gap[..., 1] ** 2 <= reach[scene, item, None, None] ** 2
     pair, p, t = np.nonzero(near)
     b, m = scene[pair], item[pair]
     hit = overlap(ego[b, p, t], boxes[b, m, t])
