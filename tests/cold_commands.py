@@ -18,7 +18,8 @@ from pathlib import Path
 
 from docstring_parser import parse
 from noiseworks.core.cli import run
-from noiseworks.core.options import Bound, Options
+from noiseworks.core.errors import InputError
+from noiseworks.core.options import Bound, Options, rules_of
 from noiseworks.dev.contracts import app_of, contract_of
 
 HEAVY = (
@@ -33,6 +34,8 @@ HEAVY = (
     "lerobot",
 )
 STEP = 1e-6
+NO_NUMBERS = (float("nan"), float("inf"), float("-inf"), "much", [1], True)
+NO_WHOLES = (2.5, 2**80)
 PACKAGES = Path(__file__).parents[1] / "packages"
 
 
@@ -110,12 +113,36 @@ def out_of_range(function):
                     yield name, f"{value}"
 
 
+def taken_without_a_word(function, verb):
+    """Yield the numeric fields of a command's option groups that take what is no number in their range's type.
+
+    The check is asked directly: every way to make a group, also the command line's, goes through it.
+    """
+    for group in groups(function):
+        for name, rule in rules_of(group).items():
+            if int in rule.types or float in rule.types:
+                for value in (*NO_NUMBERS, *([] if float in rule.types else NO_WHOLES)):
+                    try:
+                        rule.check(name, value)
+                    except InputError:
+                        continue
+                    if not (isinstance(value, str) and str in rule.types):
+                        yield f"{verb} {option(name)}={value}"
+
+
+def unread(function, verb):
+    """Yield the whole numbers of a command that stand in no group and are not read as `Whole` or `Seed`."""
+    for name, hint in typing.get_type_hints(function, include_extras=True).items():
+        if name != "return" and hint in (int, int | None):
+            yield f"{verb} {option(name)}"
+
+
 def main():
     os.environ["COLUMNS"] = "400"  # so that a long option's name does not wrap between the words of its help
     found = {}
     for slug in sys.argv[1:]:
         app, contract = app_of(slug), contract_of(PACKAGES / slug)
-        record = {"help": {}, "refused": []}
+        record = {"help": {}, "refused": [], "nonsense": []}
         for verb in [name for name in app if not name.startswith("-")]:
             text = call(app, [verb, "--help"])["stdout"]
             function = app[verb].default_command
@@ -123,6 +150,7 @@ def main():
             lines = [line for line in contract.good if line.split()[0] == verb]
             lost = [wanted for wanted in described(function) if wanted not in shown]
             record["help"][verb] = {"text": text, "lost": lost}
+            record["nonsense"] += [*taken_without_a_word(function, verb), *unread(function, verb)]
             for name, word in out_of_range(function):
                 filled = [w for w in required(function, lines) if not w.startswith(f"{option(name)}=")]
                 record["refused"].append(

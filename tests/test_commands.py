@@ -58,6 +58,11 @@ def test_values_out_of_range_are_one_line_that_names_the_option(cold):
             )
 
 
+def test_no_number_of_a_command_takes_what_is_none(cold):
+    """Neither NaN, infinities, texts and lists, nor fractions and more than 63 bits where wholes are asked for."""
+    assert {slug: record["nonsense"] for slug, record in cold.items() if record["nonsense"]} == {}
+
+
 def test_help_of_the_shared_commands_loads_no_torch(run):
     for command in (("noiseworks",), ("noiseworks", "bench")):
         done = run(*command, "--help", PYTHONPROFILEIMPORTTIME="1")

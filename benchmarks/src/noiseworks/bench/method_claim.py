@@ -11,6 +11,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from noiseworks.bench.claims import ScaleName
 from noiseworks.bench.runner.session import DEFAULT_OUT, BenchResult, Names, OpenFlag, bench
+from noiseworks.core.options import Whole
 
 
 def __getattr__(method: str) -> Callable[..., BenchResult]:
@@ -26,7 +27,7 @@ def verb_of(method: str) -> Callable[..., BenchResult]:
         *,
         scale: ScaleName = "quick",
         seeds: Names = None,
-        jobs: int | None = None,
+        jobs: Whole | None = None,
         out: Annotated[Path, Parameter(name=["--out", "-o"])] = DEFAULT_OUT,
         model: str | None = None,
         device: str = "cpu",

@@ -39,8 +39,10 @@ def check_number(
     message = f"{name} must be {kind}{bounds}, got {value!r}"
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise InputError(message)
-    if integer and float(value) != int(value):
+    if integer and value != int(value):
         raise InputError(message)
+    if integer and not -(2**63) <= value < 2**63:  # what a tensor's index or size can be
+        raise InputError(f"{name} must be a whole number of at most 63 bits, got {value!r}")
     if low is not None and (value < low or (low_open and value == low)):
         raise InputError(message)
     if high is not None and (value > high or (high_open and value == high)):

@@ -128,7 +128,7 @@ class Options:
         Raises:
             InputError: Naming the field, the allowed values and the value.
         """
-        for name, rule in _rules(type(self)).items():
+        for name, rule in rules_of(type(self)).items():
             rule.check(name, getattr(self, name))
         self.check()
 
@@ -137,7 +137,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class _Rule:
+class Rule:
     """What a field's annotation allows."""
 
     types: tuple[Any, ...]
@@ -145,6 +145,11 @@ class _Rule:
     bound: Bound
 
     def check(self, name: str, value: object) -> None:
+        """Refuse a value.
+
+        Raises:
+            InputError: Naming the field, the allowed values and the value.
+        """
         if value is None and NoneType in self.types:
             return
         if bool in self.types and isinstance(value, bool):
@@ -166,12 +171,13 @@ class _Rule:
 
 
 @cache
-def _rules(cls: type) -> dict[str, _Rule]:
+def rules_of(cls: type[Options]) -> dict[str, Rule]:
+    """Return what each field of a group must be; `check(name, value)` of a rule raises InputError for what is not."""
     hints = get_type_hints(cls, include_extras=True)
     return {field.name: _rule(hints[field.name]) for field in fields(cls)}
 
 
-def _rule(hint: Any) -> _Rule:
+def _rule(hint: Any) -> Rule:
     bounds = [bound for bound in _metadata(hint) if isinstance(bound, Bound)]
     lows = [bound for bound in bounds if bound.low is not None]
     highs = [bound for bound in bounds if bound.high is not None]
@@ -179,7 +185,7 @@ def _rule(hint: Any) -> _Rule:
     bound = Bound(low.low, high.high, low.low_open, high.high_open)
     types = _alternatives(hint)
     choices = tuple(word for kind in types if get_origin(kind) is Literal for word in get_args(kind))
-    return _Rule(types, choices, bound)
+    return Rule(types, choices, bound)
 
 
 def _metadata(hint: Any) -> tuple[Any, ...]:

@@ -61,16 +61,19 @@ def read_text(path: str | Path) -> str:
     """Return the text of a file.
 
     Raises:
-        InputError: When it cannot be read, or is no UTF-8 text.
+        InputError: When it cannot be read, or is no UTF-8 text (which a file of zeros is not either).
     """
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path} is no UTF-8 text ({error.reason} at byte {error.start}); convert it"
         ) from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    if "\0" in text:
+        raise InputError(f"{path} is no UTF-8 text (zero at character {text.index(chr(0))})")
+    return text
 
 
 def lines_of(source: str, what: str = "prompt") -> list[str]:

@@ -1,7 +1,9 @@
 """Types a package's good lines with one thing wrong, in this process, and counts how each is taken.
 
-What is wrong: a value out of any range, a path that is none, a broken file of every kind, an option said twice, without
-its value, or unknown. A call is taken well when it is refused in one line with nothing written, or accepted.
+First a table: a path that leads nowhere, a folder without files and a file of zeros in the place of each path that a
+good line reads; all of these are to be refused. Then by chance: a value out of any range, a path that is none, a
+broken file of every kind, an option said twice, without its value, or unknown; such a call is taken well when it is
+refused in one line with nothing written, or accepted.
 """
 
 import contextlib
@@ -15,7 +17,7 @@ import signal
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +25,7 @@ from typing import Annotated, Any
 from noiseworks.core.options import Options, Seed, Spread, at_least
 from noiseworks.dev.contracts import app_of, contract_of, typed, words_of, written
 from noiseworks.dev.workspace import check_slug, root_of
+from noiseworks.kits.contracts import Contract
 
 VALUES = ("", " ", "nan", "inf", "-inf", "-1", "0", "1e400", "2.5", "²", "٣", "1,,2", "x" * 300, "None", "[]")
 VALUES += (
@@ -58,11 +61,11 @@ class Effort(Options):
     """How much is typed.
 
     Attributes:
-        calls: Number of calls.
+        calls: Number of calls by chance, after the table of paths.
         seconds: Seconds after which a call counts as slow.
     """
 
-    calls: Annotated[int, at_least(1)] = 100
+    calls: Annotated[int, at_least(0)] = 100
     seconds: Annotated[int, at_least(1)] = 25
 
 
@@ -73,7 +76,7 @@ class Fuzzed:
     Attributes:
         counts: Outcome -> number of calls: "refused" (one line, status 2, nothing written), "accepted", "trace",
             "long" (more than one line, or something on stdout), "left" (refused, but something was written), "slow",
-            "failed" (another status).
+            "failed" (another status), "nonsense" (accepted with a path that leads to nothing).
         bad: Outcome other than refused, accepted and slow -> the calls, with what was printed.
         read: The calls that were accepted or slow, to be read: is one of them nonsense?
     """
@@ -116,13 +119,16 @@ def fuzz(slug: str, *, effort: Spread[Effort] = Effort(), seed: Seed = 0) -> Fuz
         files = contract.files(desk / "files")
         broken = list(break_things(desk / "broken"))
         lines = [words_of(line, files) for line in contract.good]
-        for _ in range(effort.calls):
-            words = spoiled(choose.choice(lines), choose, broken)
+        typed_lines = [(words, False) for words in misled(contract, files, desk / "broken")]
+        typed_lines += [(spoiled(choose.choice(lines), choose, broken), True) for _ in range(effort.calls)]
+        for words, may_be_accepted in typed_lines:
             (desk / "work").mkdir()
             before = written(desk)
             outcome, text = taken(app_of(slug), words, desk / "work", effort.seconds)
             if outcome == "refused" and written(desk) != before:
                 outcome = "left"
+            if outcome == "accepted" and not may_be_accepted:
+                outcome = "nonsense"
             outcomes[outcome] += 1
             calls.setdefault(outcome, []).append(f"{shlex.join(words)}\n    {text}".replace(name, ""))
             shutil.rmtree(desk / "work")
@@ -149,6 +155,24 @@ def break_things(folder: Path) -> Iterator[str]:
     with zipfile.ZipFile(folder / "pickled.npz", "w") as file:
         file.writestr("a.npy", pickle.dumps([1]))
     yield str(folder / "pickled.npz")
+
+
+def misled(contract: Contract, files: Mapping[str, Path | str], broken: Path) -> Iterator[list[str]]:
+    """Yield each path that a verb's good lines read with nothing, an empty folder and a file of zeros in its place."""
+    (broken / "hollow").mkdir()
+    seen = set()
+    for line in contract.good:
+        words = shlex.split(line)
+        for place, word in enumerate(words):
+            name = word.removeprefix("{").removesuffix("}")
+            if word != "{" + name + "}" or not isinstance(files.get(name), Path):
+                continue
+            read = words[0], words[place - 1] if words[place - 1].startswith("--") else str(place)
+            if read not in seen:
+                seen.add(read)
+                for wrong in ("gone" + files[name].suffix, "hollow", "zeros.txt"):
+                    spoilt = [*words[:place], str(broken / wrong), *words[place + 1 :]]
+                    yield words_of(shlex.join(spoilt).replace("'{", "{").replace("}'", "}"), files)
 
 
 def spoiled(words: list[str], choose: random.Random, broken: list[str]) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from noiseworks.core.artifacts import FolderKind, check_folder, read_json
 from noiseworks.core.checks import check_number
-from noiseworks.core.options import Spread
+from noiseworks.core.options import Seed, Spread, Whole
 from noiseworks.core.output import check_file, progress_bar, results
 from noiseworks.d3po.answers import SUFFIX
 from noiseworks.d3po.labels import merged, read_labels
@@ -78,7 +78,7 @@ def sample(
     preference: Spread[Preference] = Preference(copies=7),
     rollout: Spread[Rollout] = Rollout(),
     hardware: Spread[Hardware] = Hardware(),
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> dict[str, Any]:
     """Draw several images of each prompt and keep how they came about, so that they can be labelled and trained on.
 
@@ -123,7 +123,7 @@ def sample(
     return {"out": str(out), "prompts": len(texts), "images": count}
 
 
-def label(*, data: Path, out: Path, port: int = 8765, browser: bool = True) -> dict[str, Any]:
+def label(*, data: Path, out: Path, port: Whole = 8765, browser: bool = True) -> dict[str, Any]:
     """Show pairs of drawn images on a page of this machine, and write which is better; the same command goes on.
 
     Args:

@@ -5,7 +5,7 @@ from typing import Any
 
 from noiseworks.core.artifacts import check_folder, check_writable
 from noiseworks.core.errors import InputError
-from noiseworks.core.options import Spread
+from noiseworks.core.options import Spread, Whole
 from noiseworks.core.output import check_file, progress_bar
 from noiseworks.diffusiondrive.options import Architecture, Denoising, Fitting, SceneSet
 
@@ -83,7 +83,7 @@ def evaluate(
 
 
 def anchors(
-    *, out: Path, modes: int = 20, scenes: Spread[SceneSet] = SceneSet(scenes=4000)
+    *, out: Path, modes: Whole = 20, scenes: Spread[SceneSet] = SceneSet(scenes=4000)
 ) -> dict[str, Any]:
     """Write the means of clusters of the expert's plans, which `train` starts from.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from noiseworks.core.artifacts import atomic_write
 from noiseworks.core.checks import check_number
+from noiseworks.core.options import Whole
 from noiseworks.core.output import check_file
 from rich.table import Table
 from rich.text import Text
@@ -101,7 +102,7 @@ def html_page(trace: "Trace", title: str = "Denoising trace") -> str:
     )
 
 
-def view_trace(trace: Path, *, out: Path | None = None, row: int = 0) -> TraceView:
+def view_trace(trace: Path, *, out: Path | None = None, row: Whole = 0) -> TraceView:
     """Show a recorded trace in the terminal, and write it as an HTML page.
 
     Args:

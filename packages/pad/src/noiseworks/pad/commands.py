@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from noiseworks.core.artifacts import check_writable
 from noiseworks.core.errors import InputError
 from noiseworks.core.models import resolve_model
-from noiseworks.core.options import Spread
+from noiseworks.core.options import Spread, Whole
 from noiseworks.core.output import check_file
 from noiseworks.kits.policies.options import TABLETOP, Trials
 from noiseworks.pad.options import (
@@ -151,7 +151,7 @@ def rollout(
     trials: Spread[Trials] = Trials(),
     sampling: Spread[Sampling] = Sampling(),
     following: Spread[Following] = Following(),
-    execute: int | None = None,
+    execute: Whole | None = None,
     video: Path | None = None,
 ) -> dict[str, Any]:
     """Run the policy on the testbed `tabletop` and count its successes.

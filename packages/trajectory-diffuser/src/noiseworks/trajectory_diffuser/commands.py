@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noiseworks.core.artifacts import check_writable
-from noiseworks.core.options import Spread
+from noiseworks.core.options import Spread, Whole
 from noiseworks.core.output import check_file, write_json
 from noiseworks.kits.rl.options import Episodes, Recorded, World
 from noiseworks.trajectory_diffuser.options import Architecture, Fitting, Planning
@@ -73,7 +73,7 @@ def compare(
     world: Spread[World],
     planning: Spread[Planning] = Planning(),
     episodes: Spread[Episodes] = Episodes(episodes=20, together=20),
-    repeats: int = 10,
+    repeats: Whole = 10,
 ) -> dict[str, Any]:
     """Compare drafts, refined drafts and plans from noise: return, calls, and the time of one plan.
 

@@ -11,6 +11,7 @@ from noiseworks.core.artifacts import FolderKind, check_folder
 from noiseworks.core.errors import InputError
 from noiseworks.core.models import resolve_model
 from noiseworks.core.options import Options, at_least, below
+from noiseworks.core.output import read_text
 
 if TYPE_CHECKING:
     import torch
@@ -102,20 +103,20 @@ def read_prompts(source: str) -> list[str]:
     What names an existing file is that file, and what looks like the name of a file is no prompt.
 
     Raises:
-        InputError: When the file is missing, no text, of another format, or holds no prompt.
+        InputError: When the file is missing, a folder, no text, of another format, or holds no prompt.
     """
     path = Path(source)
-    is_file = len(source) < 4096 and "\0" not in source and path.is_file()
+    names_a_path = len(source) < 4096 and "\0" not in source and source.strip()
+    is_file = names_a_path and path.is_file()
+    if names_a_path and path.is_dir():
+        raise InputError(f"{source} is a folder; give a text, or a text file with one prompt a line")
     if not is_file and path.suffix in _FILES and " " not in source:
         raise InputError(
             f"no prompts file at {source}: name a text file with one prompt a line, or one prompt"
         )
     if is_file and path.suffix not in (*_TEXTS, ""):
         raise InputError(f"{source} is no text file: name a .txt file with one prompt a line")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines() if is_file else [source]
-    except (UnicodeDecodeError, OSError) as error:
-        raise InputError(f"the prompts in {source} cannot be read as UTF-8 text: {error}") from None
+    lines = read_text(path).splitlines() if is_file else [source]
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise InputError(f"no prompt in {source!r}: give a text, or a file with one a line")
