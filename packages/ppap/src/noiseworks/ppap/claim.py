@@ -56,8 +56,8 @@ CLAIM = Claim(
         ),
     ),
     scales={
-        "smoke": Scale((500,), 120, _sizes(copies=1, clean_steps=2, synthetic=10, steps=5, others=())),
-        "quick": Scale((500,), 120, _sizes(copies=4, clean_steps=150, synthetic=150, steps=150, others=())),
+        "smoke": Scale((500,), 120, _sizes(copies=1, clean_steps=2, synthetic=10, steps=5)),
+        "quick": Scale((500,), 120, _sizes(copies=4, clean_steps=150, synthetic=150, steps=150)),
         "laptop": Scale((1000, 1001, 1002), 900, _sizes()),
         "full": Scale(
             (1000, 1001, 1002),
