@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import typing
+from collections import defaultdict
 from dataclasses import MISSING, fields, is_dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -98,34 +99,53 @@ def group_names(function):
     return {name for name, hint in hints.items() if is_dataclass(hint) and issubclass(hint, Options)}
 
 
-def out_of_range(function):
-    """Yield the option and a word outside each bound of a command's option groups."""
-    for group in groups(function):
-        for name, hint in typing.get_type_hints(group, include_extras=True).items():
-            whole = any(kind in str(hint) for kind in ("int", "Wholes"))
-            for bound in getattr(hint, "__metadata__", ()):
-                if isinstance(bound, Bound):
-                    low = bound.low is not None
-                    edge = bound.low if low else bound.high
-                    open_edge = bound.low_open if low else bound.high_open
-                    move = (0 if open_edge else 1 if whole else STEP) * (-1 if low else 1)
-                    value = int(edge) + move if whole else float(edge) + move
-                    yield name, f"{value}"
+def out_of_range(function, seen):
+    """Yield options of a command with a word outside a bound.
+
+    One a verb, and one a group that no verb before it had, for a command line costs more than the check, which is the
+    group's own: `taken_without_a_word` asks it for each bound of a number. Of what is read from a text, like a list of
+    wholes, each bound once.
+    """
+    words = [(group, name, word) for group in groups(function) for name, word in out_of_bounds(group)]
+    for place, (group, name, word) in enumerate(words):
+        number = {int, float} & set(rules_of(group)[name].types)
+        one = group if number else (group, name, word)
+        if place == 0 or one not in seen:
+            yield name, word
+        seen.add(one)
+
+
+def out_of_bounds(group):
+    """Yield the option and a word outside each bound of an option group."""
+    for name, hint in typing.get_type_hints(group, include_extras=True).items():
+        whole = any(kind in str(hint) for kind in ("int", "Wholes"))
+        for bound in getattr(hint, "__metadata__", ()):
+            if isinstance(bound, Bound):
+                low = bound.low is not None
+                edge = bound.low if low else bound.high
+                open_edge = bound.low_open if low else bound.high_open
+                move = (0 if open_edge else 1 if whole else STEP) * (-1 if low else 1)
+                value = int(edge) + move if whole else float(edge) + move
+                yield name, f"{value}"
 
 
 def taken_without_a_word(function, verb):
     """Yield the numeric fields of a command's option groups that take what is no number in their range's type.
 
-    The check is asked directly: every way to make a group, also the command line's, goes through it.
+    Neither may a bound be passed. The check is asked directly: every way to make a group goes through it.
     """
     for group in groups(function):
+        outside = defaultdict(list)
+        for name, word in out_of_bounds(group):
+            outside[name].append(float(word))
         for name, rule in rules_of(group).items():
             if int in rule.types or float in rule.types:
-                for value in (*NO_NUMBERS, *([] if float in rule.types else NO_WHOLES)):
+                for value in (*NO_NUMBERS, *([] if float in rule.types else NO_WHOLES), *outside[name]):
                     try:
                         rule.check(name, value)
-                    except InputError:
-                        continue
+                    except InputError as error:
+                        if name in str(error):
+                            continue
                     if not (isinstance(value, str) and str in rule.types):
                         yield f"{verb} {option(name)}={value}"
 
@@ -139,7 +159,7 @@ def unread(function, verb):
 
 def main():
     os.environ["COLUMNS"] = "400"  # so that a long option's name does not wrap between the words of its help
-    found = {}
+    found, seen = {}, set()
     for slug in sys.argv[1:]:
         app, contract = app_of(slug), contract_of(PACKAGES / slug)
         record = {"help": {}, "refused": [], "nonsense": []}
@@ -151,7 +171,7 @@ def main():
             lost = [wanted for wanted in described(function) if wanted not in shown]
             record["help"][verb] = {"text": text, "lost": lost}
             record["nonsense"] += [*taken_without_a_word(function, verb), *unread(function, verb)]
-            for name, word in out_of_range(function):
+            for name, word in out_of_range(function, seen):
                 filled = [w for w in required(function, lines) if not w.startswith(f"{option(name)}=")]
                 record["refused"].append(
                     {"option": name, **call(app, [verb, *filled, f"{option(name)}={word}"])}

@@ -8,7 +8,7 @@ from noiseworks.core.artifacts import FolderKind
 from noiseworks.core.checks import check_number
 from noiseworks.core.errors import InputError
 from noiseworks.core.models import resolve_model
-from noiseworks.core.options import Spread
+from noiseworks.core.options import Spread, Whole
 from noiseworks.core.output import check_file, progress_bar, results, write_rows
 from noiseworks.kits.diffusers_hosts.options import Drawing, Hardware, Sampling
 
@@ -136,7 +136,7 @@ def calibrate(
     *,
     drawing: Spread[Drawing],
     out: Path,
-    images: int = 8,
+    images: Whole = 8,
     quantile: float = 0.95,
     watching: Spread[Watching] = Watching(),
     sampling: Spread[Sampling] = Sampling(num_inference_steps=50),
