@@ -8,7 +8,15 @@ import pytest
 import torch
 from noiseworks.core.errors import NonFiniteError
 from noiseworks.kits.diffusers_hosts import tiny_pipeline
-from noiseworks.kits.image_tuning import DDPO, DDPOSettings, Losses, Rollout, Tuning
+from noiseworks.kits.image_tuning import (
+    DDPO,
+    BestOfTwo,
+    DDPOSettings,
+    DenoisingError,
+    Losses,
+    Rollout,
+    Tuning,
+)
 from noiseworks.kits.training import open_run
 from noiseworks.kits.training.testing import check_resume
 
@@ -31,6 +39,28 @@ def tuner(reward=brightness, pipe=None, settings=DDPOSettings(copies=2, clip=0.2
     options = {"max_steps": 3, "batch_size": 2, "learning_rate": 1e-2, "device": "cpu", "checkpoint_every": 0}
     pipe = tiny_pipeline("sd") if pipe is None else pipe
     return DDPO(pipe, PROMPTS, reward, Tuning(**options | changes), ROLLOUT, settings)
+
+
+def test_best_of_two_learns_the_better_image_of_each_pair_at_any_timestep():
+    options = Tuning(max_steps=1, batch_size=2, learning_rate=1e-2, device="cpu", minibatch=2, accumulate=1)
+    trainer, ddpo = (
+        kind(tiny_pipeline("sd"), PROMPTS, brightness, options, ROLLOUT) for kind in (BestOfTwo, DDPO)
+    )
+    seen, error = [], DenoisingError.__call__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DenoisingError, "__call__", lambda *args: seen.append(args[1:4]) or error(*args))
+        figures = trainer.round(0)
+    drawn = ddpo.roll_out(ddpo.draw_prompts(2).repeat_interleave(2))
+    ends, best = drawn.latents[:, -1].unflatten(0, (2, 2)), drawn.rewards.view(2, 2).argmax(1)
+    better = {int(drawn.prompt_ids[2 * i]): ends[i, best[i]] for i in range(2)}
+    assert len(better) == 2
+    assert len(seen) == drawn.log_probs.shape[1]  # as many passes as steps
+    for x0, ids, _ in seen:
+        for row, number in zip(x0, ids.tolist(), strict=True):
+            assert torch.equal(row, better[number])
+    drawing = {int(t) for t in trainer.policy.chain.timesteps}
+    assert {int(t) for *_, times in seen for t in times} - drawing
+    assert figures["optimizer_steps"] == 1
 
 
 def test_ddpo_raises_a_reward():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from noiseworks.core.errors import InputError
 from noiseworks.kits.diffusers_hosts import sample_generators, tiny_pipeline
-from noiseworks.kits.image_tuning import DenoisingError, Policy, reference
+from noiseworks.kits.image_tuning import Policy, reference
 from noiseworks.pso import (
     OfflinePSO,
     OnlinePSO,
@@ -19,7 +19,6 @@ from noiseworks.pso import (
 )
 from noiseworks.pso.options import OFFLINE, ONLINE, PERSONAL
 from noiseworks.pso.samplers import trained_timesteps
-from noiseworks.pso.training import BestOfTwo
 
 PROMPTS = ("a red circle", "a blue square")
 DMD = (999, 749, 499, 249)
@@ -149,27 +148,6 @@ def test_a_round_trains_the_steps_that_draw_and_widens_the_gap():
     gain = (trainer.policy.log_probs(drawn) - before).mean(1).view(-1, 2)
     order = (drawn.rewards.view(-1, 2)[:, 0] - drawn.rewards.view(-1, 2)[:, 1]).sign()
     assert (order * (gain[:, 0] - gain[:, 1])).sum() > 0
-
-
-def test_the_denoising_loss_learns_the_better_image_of_each_pair():
-    options = replace(ONLINE, batch_size=2, learning_rate=1e-2, device="cpu", minibatch=2, accumulate=1)
-    rollout = (options, Sampler(4, "renoising"))
-    trainer, pso = (
-        kind(tiny_pipeline("sd"), PROMPTS, brightness, *rollout) for kind in (BestOfTwo, OnlinePSO)
-    )
-    seen, error = [], DenoisingError.__call__
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DenoisingError, "__call__", lambda *args: seen.append(args[1:4]) or error(*args))
-        figures = trainer.round(0)
-    drawn = pso.roll_out(pso.draw_prompts(2).repeat_interleave(2))
-    ends, best = drawn.latents[:, -1].view(2, 2, 4, 8, 8), drawn.rewards.view(2, 2).argmax(1)
-    better = {int(drawn.prompt_ids[2 * i]): ends[i, best[i]] for i in range(2)}
-    assert len(seen) == 3  # as many passes as steps that draw
-    for x0, ids, _ in seen:
-        for row, number in zip(x0, ids.tolist(), strict=True):
-            assert torch.equal(row, better[number])
-    assert len(set(torch.cat([t for *_, t in seen]).tolist()) - set(DMD)) > 0
-    assert figures["optimizer_steps"] == pso.round(0)["optimizer_steps"]
 
 
 def test_images_without_an_order_teach_nothing():

@@ -17,10 +17,9 @@ from noiseworks.d3po.training import D3PO
 from noiseworks.kits.diffusers_hosts import load_pipeline
 from noiseworks.kits.image_tuning import (
     DDPO,
+    BestOfTwo,
     DDPOSettings,
-    DenoisingError,
     Draws,
-    Losses,
     Policy,
     Rollout,
     Trial,
@@ -51,28 +50,6 @@ class Shuffled(D3PO):
         generator = torch.Generator().manual_seed(self.seed(9))
         self.reward = lambda images, prompts: torch.rand(len(images), generator=generator)
         return super().round(step)
-
-
-class Supervised(Tuner):
-    """The cheapest alternative: fine-tuning on the better image of each pair."""
-
-    def round(self, step: int) -> Mapping[str, float]:
-        """Draw pairs and go through the better ones, each as often as it has steps, at random noise levels."""
-        prompts = self.draw_prompts(self.options.batch_size)
-        drawn = self.roll_out(
-            prompts.repeat_interleave(2), torch.arange(len(prompts)).repeat_interleave(2).tolist()
-        )
-        better = 2 * torch.arange(len(prompts)) + drawn.rewards.view(-1, 2).argmax(1)
-        error, generator = DenoisingError(self.policy), torch.Generator().manual_seed(self.seed(9))
-
-        def losses(rows: Tensor, places: Tensor) -> Losses:
-            x0 = drawn.latents[rows, -1]
-            timesteps = error.draw_timesteps(len(rows), generator)
-            return Losses(
-                error(x0, drawn.prompt_ids[rows], timesteps, torch.randn(x0.shape, generator=generator))
-            )
-
-        return self.optimise(losses, better) | self.reward_figures(drawn)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +100,7 @@ def trained(arm: str, shared: Shared, context: Context, **changes: Any) -> Tuner
     elif arm == "ddpo":
         trainer = DDPO(*start, options, ROLLOUT, DDPOSettings(copies=2, clip=CLIP))
     else:
-        trainer = Supervised(*start, replace(options, minibatch=MINIBATCH // 2), ROLLOUT)
+        trainer = BestOfTwo(*start, replace(options, minibatch=MINIBATCH // 2), ROLLOUT)
     trainer.fit(progress=False)
     return trainer
 

@@ -237,21 +237,23 @@ def compare(
     """
     check_folder(out, TRIAL, sources=(subject.model, subject.prompts))
     texts = subject.texts()
-    from noiseworks.kits.image_tuning import DDPO, DDPOSettings, named_reward
+    from noiseworks.kits.image_tuning import DDPO, BestOfTwo, DDPOSettings, named_reward
     from noiseworks.kits.image_tuning.reports import report, tried
     from noiseworks.pso.samplers import few_step
-    from noiseworks.pso.training import BestOfTwo, OnlinePSO
+    from noiseworks.pso.training import OnlinePSO
 
     reward, draws = named_reward(choice.reward, "pso"), {}
     single = replace(training, minibatch=2 * training.minibatch)  # rows are images, not pairs
     for name in ("PSO", "DDPO", "denoising loss"):
         pipe = training.pipeline(subject.model, FAMILIES)
-        if name == "DDPO":
-            few = few_step(pipe, sampler)
-            trainer = DDPO(few, texts, reward, single, sampler.rollout(), DDPOSettings(copies=2))
+        if name == "PSO":
+            trainer = OnlinePSO(pipe, texts, reward, training, sampler, preference)
         else:
-            kind = OnlinePSO if name == "PSO" else BestOfTwo
-            trainer = kind(pipe, texts, reward, training, sampler, preference)
+            start = few_step(pipe, sampler), texts, reward
+            if name == "DDPO":
+                trainer = DDPO(*start, single, sampler.rollout(), DDPOSettings(copies=2))
+            else:
+                trainer = BestOfTwo(*start, training, sampler.rollout())
         trainer.fit()
         found = tried(trainer.policy, reward, trial)
         draws |= {"before": found["before"], name: found["after"]}

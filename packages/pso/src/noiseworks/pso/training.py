@@ -1,19 +1,17 @@
 """Training online on the model's own few-step rollouts, on given pairs of images, and on pictures of a subject."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from noiseworks.core.errors import InputError
 from noiseworks.core.noise import mix64
-from noiseworks.kits.image_tuning.denoising import DenoisingError
 from noiseworks.kits.image_tuning.offline import DiffusionDPO, OfflineTuner
 from noiseworks.kits.image_tuning.options import LoraTuning, Tuning
 from noiseworks.kits.image_tuning.policy import Policy
 from noiseworks.kits.image_tuning.preferences import implicit_accuracy, step_ratio_loss
 from noiseworks.kits.image_tuning.rewards import Reward
-from noiseworks.kits.image_tuning.trajectories import Trajectories
 from noiseworks.kits.image_tuning.tuner import Losses, Tuner
 from noiseworks.pso.objective import margins, offline_loss, pair_labels, personal_loss
 from noiseworks.pso.options import OFFLINE, ONLINE, PERSONAL, Pairing, Personal, Preference, Sampler
@@ -23,7 +21,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-_LABELS, _REFERENCES, _TARGETS = 20, 21, 22  # streams of random numbers
+_LABELS, _REFERENCES = 20, 21  # streams of random numbers
 
 
 class OnlinePSO(Tuner):
@@ -61,16 +59,7 @@ class OnlinePSO(Tuner):
         figures = self.reward_figures(drawn) | {"ties": 1 - len(decided) / len(h)}
         if not len(decided):
             return figures
-        return figures | self.optimise(self.losses_of(drawn, h), decided)
-
-    def losses_of(self, drawn: Trajectories, h: Tensor) -> Callable[[Tensor, Tensor], Losses]:
-        """Return the losses of pairs at steps, for `optimise`.
-
-        Args:
-            drawn: The round's images, the two of a pair in a row [2 B].
-            h: Which one of each pair is preferred [B, 2].
-        """
-        reference, settings = self.reference_log_probs(drawn), self.preference
+        reference = self.reference_log_probs(drawn)
 
         def losses(rows: Tensor, places: Tensor) -> Losses:
             members = (2 * rows[:, None] + torch.arange(2)).flatten()
@@ -82,24 +71,7 @@ class OnlinePSO(Tuner):
             values = step_ratio_loss(d, signs, settings.beta, settings.clamp_eps)
             return Losses(values, {"accuracy": implicit_accuracy(z), "log_ratio": d.detach().abs().mean(1)})
 
-        return losses
-
-
-class BestOfTwo(OnlinePSO):
-    """The cheap alternative on the same images: the denoising loss of each pair's better one, at any timestep."""
-
-    def losses_of(self, drawn: Trajectories, h: Tensor) -> Callable[[Tensor, Tensor], Losses]:
-        """Return the denoising losses of the better images; each of a pair's steps has a timestep of its own."""
-        error, generator = DenoisingError(self.policy), torch.Generator().manual_seed(self.seed(_TARGETS))
-        better = 2 * torch.arange(len(h)) + (h[:, 1] > 0)
-        x0, ids, steps = drawn.latents[better, -1], drawn.prompt_ids[better], drawn.log_probs.shape[1]
-        timesteps = error.draw_timesteps(len(h) * steps, generator).view(-1, steps)
-        noise = torch.randn(len(h), steps, *x0.shape[1:], generator=generator)
-
-        def losses(rows: Tensor, places: Tensor) -> Losses:
-            return Losses(error(x0[rows], ids[rows], timesteps[rows, places], noise[rows, places]))
-
-        return losses
+        return figures | self.optimise(losses, decided)
 
 
 class OfflinePSO(DiffusionDPO):

@@ -2,6 +2,7 @@ from .adapters import add_lora as add_lora
 from .adapters import load_lora as load_lora
 from .adapters import reference as reference
 from .adapters import save_lora as save_lora
+from .best_of_two import BestOfTwo as BestOfTwo
 from .chain import Chain as Chain
 from .chain import chain_of as chain_of
 from .choices import Choice as Choice
