@@ -35,9 +35,8 @@ SUPPORT = Support(choices_each=4, reserved=8, embeddings=8)
 TIMESTEPS = torch.arange(700, 1000)
 KAPPA, RATE, LORA_RATE = 200.0, 1e-3, 1e-3
 PROMPTS = ("a circle", "a square", "a triangle", "a cross")
-CANDIDATES = (
-    11  # images of which `rerank` shows the best: ten more cost as many rows as training PPD at laptop does
-)
+# Images of which `rerank` shows the best: ten more cost as many rows as training PPD at laptop does.
+CANDIDATES = 11
 
 
 @dataclass(frozen=True, eq=False)

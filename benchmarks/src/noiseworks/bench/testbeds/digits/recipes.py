@@ -4,7 +4,6 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import lightning as L  # noqa: TID253
 import numpy as np
 import torch
 from noiseworks.bench.testbeds.cards import CARD_SEED, Figure
@@ -50,7 +49,7 @@ def make_digit_unet() -> "UNet2DModel":
     )
 
 
-def build_digits(data: dict[str, Tensor]) -> L.LightningModule:
+def build_digits(data: dict[str, Tensor]) -> PixelTrainer:
     """Return the trainer."""
     return PixelTrainer(make_digit_unet())
 

@@ -112,7 +112,7 @@ def denoising_errors(folder: Path, images: Tensor, seed: int) -> dict[int, np.nd
 
     Args:
         folder: A published model.
-        images: Images that it did not see, [n, C, H, W] in [-1, 1].
+        images: [n, C, H, W] in [-1, 1].
         seed: Of the noise.
     """
     from diffusers import DDPMPipeline
