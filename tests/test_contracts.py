@@ -108,5 +108,5 @@ def test_lines_with_one_thing_wrong_are_taken_well(method, contract, root, monke
     A path to nothing, to an empty folder or to a file of zeros is refused wherever a verb reads one.
     """
     monkeypatch.chdir(root)
-    found = fuzz(method.folder.name, effort=Effort(calls=8, seconds=10), seed=1)
+    found = fuzz(method.folder.name, effort=Effort(calls=12, seconds=10), seed=1)
     assert found.bad == {}
