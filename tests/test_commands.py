@@ -63,8 +63,8 @@ def test_no_number_of_a_command_takes_what_is_none(cold):
     assert {slug: record["nonsense"] for slug, record in cold.items() if record["nonsense"]} == {}
 
 
-def test_help_of_the_shared_commands_loads_no_torch(run):
-    for command in (("noiseworks",), ("noiseworks", "bench")):
+def test_help_of_the_shared_commands_loads_neither_torch_nor_numpy(run):
+    for command in (("noiseworks",), ("noiseworks", "bench"), ("noiseworks-first-hitting", "claim")):
         done = run(*command, "--help", PYTHONPROFILEIMPORTTIME="1")
         assert done.returncode == 0, done.stderr
         assert command[-1] in done.stdout
@@ -74,6 +74,8 @@ def test_help_of_the_shared_commands_loads_no_torch(run):
             "transformers",
             "lightning",
             "matplotlib",
+            "numpy",
+            "packaging",
         }
 
 

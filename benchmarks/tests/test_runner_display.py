@@ -7,9 +7,9 @@ from noiseworks.bench.claims import Target
 from noiseworks.bench.runner.discovery import Source
 from noiseworks.bench.runner.display import Display, decided_by, headline, passed_text, time_left
 from noiseworks.bench.runner.forest import forest, share_of_promise
-from noiseworks.bench.runner.judge import deciding_target
 from noiseworks.bench.runner.plots import Axis
 from noiseworks.bench.runner.tasks import Outcome, Task
+from noiseworks.bench.runner.verdicts import deciding_target
 from rich.console import Console
 
 

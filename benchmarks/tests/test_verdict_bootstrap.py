@@ -3,12 +3,8 @@
 import numpy as np
 import pytest
 from noiseworks.bench.claims import Target
-from noiseworks.bench.runner.judge import (
-    estimate_contrast,
-    estimate_mean,
-    judge_target,
-    target_verdict,
-)
+from noiseworks.bench.runner.judge import estimate_contrast, estimate_mean, judge_target
+from noiseworks.bench.runner.verdicts import target_verdict
 from noiseworks.core.errors import InputError
 
 

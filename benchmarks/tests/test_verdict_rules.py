@@ -2,13 +2,8 @@
 
 import pytest
 from noiseworks.bench.claims import Ceiling, Floor, Target, at_least, at_most, no_worse
-from noiseworks.bench.runner.judge import (
-    Estimate,
-    claim_verdict,
-    no_effect_value,
-    target_verdict,
-    void_reason,
-)
+from noiseworks.bench.runner.judge import void_reason
+from noiseworks.bench.runner.verdicts import Estimate, claim_verdict, no_effect_value, target_verdict
 from noiseworks.core.errors import InputError
 
 

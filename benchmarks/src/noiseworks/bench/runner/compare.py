@@ -7,7 +7,6 @@ from typing import Any
 from noiseworks.bench.runner.discovery import Source
 from noiseworks.bench.runner.display import estimate_text
 from noiseworks.bench.runner.execution import Settings
-from noiseworks.bench.runner.results import read_results
 from noiseworks.core.errors import InputError
 
 RANK = {"holds": 4, "partly": 3, "no effect": 2, "void": 1, "worse": 0}
@@ -20,6 +19,8 @@ def check_comparable(path: str | Path, sources: Sequence[Source], settings: Sett
         InputError: When it cannot be read, has another schema version, or shares no judged claim with this
             run at this scale.
     """
+    from noiseworks.bench.runner.results import read_results
+
     old = read_results(path)
     wanted = {source.method for source in sources}
     if settings.scale == "tune":

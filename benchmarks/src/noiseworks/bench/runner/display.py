@@ -8,8 +8,8 @@ from threading import Lock
 from typing import Any
 
 from noiseworks.bench.claims import Target
-from noiseworks.bench.runner.judge import deciding_target, no_effect_value
 from noiseworks.bench.runner.tasks import Outcome, Task
+from noiseworks.bench.runner.verdicts import deciding_target, no_effect_value
 from rich.console import Console
 from rich.progress import (
     BarColumn,

@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 from noiseworks.bench.runner.display import estimate_text, outcome_word, target_of, threshold_text
-from noiseworks.bench.runner.judge import no_effect_value
+from noiseworks.bench.runner.verdicts import no_effect_value
 
 WIDTH, LABELS, FIGURES, ROW, TOP, BOTTOM = 1000, 210, 470, 26, 8, 30
 LEAST, MOST = -0.5, 3.5  # promised effects that the axis shows; an arrow points to what lies outside

@@ -1,4 +1,4 @@
-"""Paired bootstrap intervals and the verdicts that follow from them.
+"""Paired bootstrap intervals of what was measured, and the preconditions; the verdicts are `verdicts.py`.
 
 An interval is the 95 % percentile interval of a hierarchical bootstrap: seeds are drawn with replacement,
 then the units (prompts, problems, episodes) inside each drawn seed. Values of the two arms are drawn
@@ -6,12 +6,12 @@ together, so the pairing survives. The generator is fixed: the same measurements
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from noiseworks.bench.claims import Ceiling, Floor, Target, Verdict
+from noiseworks.bench.claims import Ceiling, Floor, Target
+from noiseworks.bench.runner.verdicts import Estimate
 from noiseworks.core.errors import InputError
 
 RESAMPLES = 4000
@@ -19,26 +19,6 @@ LEVEL = 0.95
 GENERATOR_SEED = 20240607
 
 Values = Sequence[float | Sequence[float]]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A statistic with its interval.
-
-    Attributes:
-        value: The statistic of the measurements.
-        low: Lower end of the 95 % interval.
-        high: Upper end.
-        seeds: Number of seeds.
-        observations: Number of (seed, unit) pairs; with a single one there is no spread to estimate and the
-            interval is a point.
-    """
-
-    value: float
-    low: float
-    high: float
-    seeds: int
-    observations: int
 
 
 def resampled_sums(
@@ -139,58 +119,6 @@ def _interval(value: float, resampled: np.ndarray, column: Sequence[np.ndarray])
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail])
     return Estimate(value, float(low), float(high), len(column), sum(len(values) for values in column))
-
-
-def target_verdict(target: Target, estimate: Estimate) -> Verdict:
-    """Return what an interval says about a target.
-
-    An effect holds when the interval clears the threshold, holds partly when it only clears the value that
-    means "nothing changed", is worse when it lies on the other side of that value, else has no effect. A
-    guard holds when the interval stays on the good side of the threshold, is worse when it lies wholly
-    beyond it, else partly. A single observation has no spread, so it holds at most partly.
-    """
-    sign = 1.0 if target.better == "higher" else -1.0
-    bad, good = sorted((sign * estimate.low, sign * estimate.high))
-    threshold = sign * target.threshold
-    slack = 1e-9 * max(1.0, abs(threshold))  # rounding of sums, where an interval is a point on the threshold
-    no_effect = sign * no_effect_value(target)
-    alone = estimate.observations == 1
-    if target.guard:
-        if bad >= threshold - slack:
-            return "partly" if alone else "holds"
-        return "worse" if good < threshold - slack else "partly"
-    if bad > no_effect + slack:
-        return "holds" if bad >= threshold - slack and not alone else "partly"
-    return "worse" if good < no_effect - slack else "no effect"
-
-
-def no_effect_value(target: Target) -> float:
-    """Return the value that means that nothing changed: 0 for differences and 1 for ratios, unless stated."""
-    if target.no_effect is not None:
-        return target.no_effect
-    return 0.0 if target.kind == "difference" else 1.0
-
-
-def claim_verdict(targets: Sequence[Target], verdicts: Sequence[Verdict]) -> Verdict:
-    """Return the verdict of a claim: the first target is the effect, the others are conditions on it."""
-    if verdicts[0] != "holds":
-        return verdicts[0]
-    if all(verdict == "holds" for verdict in verdicts):
-        return "holds"
-    guarded = zip(targets, verdicts, strict=True)
-    return "worse" if any(target.guard and verdict == "worse" for target, verdict in guarded) else "partly"
-
-
-def deciding_target(targets: Sequence[Target], verdicts: Sequence[Verdict]) -> int:
-    """Return the index of the target that decided a claim's verdict; of the first one where all hold."""
-    claim = claim_verdict(targets, verdicts)
-    if verdicts[0] != "holds" or claim == "holds":
-        return 0
-    return next(
-        index
-        for index, (target, verdict) in enumerate(zip(targets, verdicts, strict=True))
-        if verdict != "holds" and (claim != "worse" or (target.guard and verdict == "worse"))
-    )
 
 
 def judge_target(target: Target, measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> Estimate:

@@ -13,9 +13,10 @@ from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event, Lock, Semaphore, Thread
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from packaging.requirements import Requirement
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 POLL_SECONDS = 0.05
 # Distribution -> modules that are worth loading once for all tasks of methods that require it.
@@ -245,7 +246,9 @@ def hosts_of(distributions: Sequence[str]) -> list[str]:
     ]
 
 
-def _requirements(name: str, extra: str) -> list[Requirement]:
+def _requirements(name: str, extra: str) -> "list[Requirement]":
+    from packaging.requirements import Requirement
+
     try:
         found = [Requirement(text) for text in distribution(name).requires or ()]
     except PackageNotFoundError:

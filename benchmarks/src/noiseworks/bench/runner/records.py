@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from noiseworks.bench.claims import Ceiling, Claim, Floor, Measurement, Target
 from noiseworks.core.errors import InputError, NonFiniteError
 
@@ -115,6 +114,8 @@ def plain(value: Any) -> Any:
 
 
 def _metric(name: str, value: float | Sequence[float]) -> float | list[float]:
+    import numpy as np
+
     numbers = np.asarray(plain(value), dtype=np.float64)
     if numbers.ndim > 1 or numbers.size == 0:
         raise InputError(
@@ -129,6 +130,8 @@ def _metric(name: str, value: float | Sequence[float]) -> float | list[float]:
 
 def _series(name: str, xs: Sequence[float], ys: Sequence[float]) -> list[list[float | None]]:
     """Thin a curve evenly to `MAX_POINTS`; a NaN in it is a gap."""
+    import numpy as np
+
     xs, ys = plain(xs), plain(ys)
     if len(xs) != len(ys):
         raise InputError(f"series {name!r} has {len(xs)} x values and {len(ys)} y values")

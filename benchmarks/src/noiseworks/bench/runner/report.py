@@ -19,9 +19,9 @@ from noiseworks.bench.runner.display import (
     target_of,
     threshold_text,
 )
-from noiseworks.bench.runner.judge import no_effect_value
 from noiseworks.bench.runner.plots import claim_plots
 from noiseworks.bench.runner.tables import grouped, published_verdicts
+from noiseworks.bench.runner.verdicts import no_effect_value
 from noiseworks.core.artifacts import atomic_write
 
 REPORT_NAME = "report.html"

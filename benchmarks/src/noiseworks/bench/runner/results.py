@@ -16,15 +16,10 @@ from typing import Any
 
 from noiseworks.bench.claims import Verdict
 from noiseworks.bench.runner.describe import Described
-from noiseworks.bench.runner.judge import (
-    claim_verdict,
-    estimate_mean,
-    judge_target,
-    target_verdict,
-    void_reason,
-)
+from noiseworks.bench.runner.judge import estimate_mean, judge_target, void_reason
 from noiseworks.bench.runner.records import targets_of
 from noiseworks.bench.runner.tasks import LOG_NAME, Outcome
+from noiseworks.bench.runner.verdicts import claim_verdict, target_verdict
 from noiseworks.core.artifacts import atomic_write
 from noiseworks.core.errors import InputError
 
