@@ -78,6 +78,17 @@ def test_contours_of_boxes_are_their_corners_and_fill_to_the_boxes():
     assert np.array_equal(filled(vertices, region.shape), box)
 
 
+def test_contours_of_what_is_not_convex_stay_on_its_border():
+    y, x = np.indices((40, 40))
+    for region in (
+        ((abs(y - 20) < 5) & (abs(x - 20) < 18)) | ((abs(x - 20) < 5) & (abs(y - 20) < 18)),
+        ((y - 20) ** 2 + (x - 20) ** 2 < 300) & ~((y < 20) & (abs(x - 20) < 6)),
+    ):
+        vertices = largest_contour(region)
+        assert region[vertices[:, 1], vertices[:, 0]].all()
+        assert np.array_equal(filled(vertices, region.shape), region)
+
+
 def test_shrunk_masks_lie_inside_cover_every_part_and_differ():
     y, x = np.indices((64, 64))
     keep = ((y - 20) ** 2 + (x - 20) ** 2 < 150) | ((abs(y - 48) < 9) & (abs(x - 46) < 12))

@@ -86,16 +86,20 @@ class ContourShrink:
         radius = disc_radius(area) if self.disc else reference_radius(area)
         reach = int(rng.uniform(0, radius) * self.strength)
         rounds = int(rng.uniform(1, self.iterations))
-        region = component
+        lines = [np.flatnonzero(component.any(axis=axis)) for axis in (1, 0)]
+        window = tuple(slice(line[0], line[-1] + 1) for line in lines)  # nothing outside of it can be reached
+        region = component[window]
         for _ in range(rounds):
             vertices = largest_contour(region)
             if len(vertices) < 3:  # a pixel or two, which cannot shrink
-                return region
+                break
             moved = self._moved(vertices, reach, self.smoothness * radius, region, rng)
             region = filled(moved, region.shape) & region
             if not region.any():
                 return component
-        return region
+        shrunk = np.zeros_like(component)
+        shrunk[window] = region
+        return shrunk
 
     @staticmethod
     def _moved(
@@ -104,12 +108,12 @@ class ContourShrink:
         offsets = rng.integers(-reach, reach + 1, vertices.shape)
         if sigma > 0:
             offsets = ndimage.gaussian_filter1d(offsets, sigma, axis=0, mode="reflect")
-        height, width = region.shape
-        moved = np.clip(vertices + offsets, 0, (width - 1, height - 1))
-        outside = ~region[moved[:, 1], moved[:, 0]]
-        if outside.any():
-            nearest = cKDTree(vertices).query(moved[outside])[1]
-            moved[outside] = vertices[nearest]
+        moved = vertices + offsets
+        inside = ((moved >= 0) & (moved < region.shape[::-1])).all(axis=1)
+        inside[inside] = region[moved[inside, 1], moved[inside, 0]]
+        if not inside.all():
+            nearest = cKDTree(vertices).query(moved[~inside])[1]
+            moved[~inside] = vertices[nearest]
         return moved
 
 
@@ -119,21 +123,19 @@ def largest_contour(region: np.ndarray) -> np.ndarray:
     Args:
         region: bool [H, W].
     """
-    padded = np.pad(region.astype(np.float32), 1)
-    lines = contourpy.contour_generator(z=padded).lines(0.5)
+    padded = np.pad(region, 1)
+    lines = contourpy.contour_generator(z=padded.astype(np.float32)).lines(0.5)
     if not lines:
         return np.zeros((0, 2), np.int64)
     largest = max(lines, key=lambda line: abs(_area(line)))
-    # Contours run half a pixel outside of the region's pixels; on its way inwards each vertex becomes a pixel of it.
-    center = largest.mean(axis=0)
-    points = np.where(largest > center, np.ceil(largest - 0.5), np.floor(largest + 0.5)) - 1
-    points = np.clip(points, 0, (region.shape[1] - 1, region.shape[0] - 1)).astype(np.int64)
+    # Each point lies between a pixel of the region and one outside of it: the former is on the border.
+    low, high = np.floor(largest).astype(np.int64), np.ceil(largest).astype(np.int64)
+    points = np.where(padded[low[:, 1], low[:, 0]][:, None], low, high) - 1
     points = points[np.any(points != np.roll(points, 1, axis=0), axis=1)]
     if len(points) < 3:
         return points
     ahead, behind = np.roll(points, -1, axis=0) - points, points - np.roll(points, 1, axis=0)
-    turns = ahead[:, 0] * behind[:, 1] != ahead[:, 1] * behind[:, 0]
-    return points[turns]
+    return points[np.any(ahead != behind, axis=1)]
 
 
 def _area(line: np.ndarray) -> float:
