@@ -50,6 +50,23 @@ def test_what_is_no_picture_is_refused_in_a_sentence(tmp_path):
         list_pictures(tmp_path)
 
 
+def test_huge_pictures_are_refused_before_they_are_read(tmp_path, recwarn):
+    import struct
+    import zlib
+
+    for side in (12_000, 20_000):
+        header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+        chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0")), (b"IEND", b"")]
+        parts = [
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            for kind, data in chunks
+        ]
+        (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+        with pytest.raises(InputError, match=r"20000x20000|12000x12000|pixels"):
+            read_picture(tmp_path / "huge.png")
+    assert not recwarn.list  # a refusal is one line
+
+
 def test_masks_have_a_polarity_a_size_and_two_sides(tmp_path):
     mask = np.zeros((20, 20), np.uint8)
     mask[:5] = 255
@@ -103,6 +120,7 @@ def test_purifiers_have_their_identities_and_clean():
             float(psnr(to_tensor(smooth), to_tensor(p))) for p in (noisy, purify(name, noisy[None])[0])
         )
         assert after > before + 1
+    assert np.array_equal(purify("jpeg-75", noisy[None]), purify("jpeg-75", noisy[None]))
     with pytest.raises(InputError, match="purifier"):
         purify("bleach", flat[None])
 

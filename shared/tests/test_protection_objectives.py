@@ -123,8 +123,9 @@ def backward_calls(host, objective):
     return len(calls), sum(saved)
 
 
-def test_only_the_full_gradient_runs_backward_through_the_denoiser(pipes):
-    with host_of(pipes["sd"]) as host:
+@pytest.mark.parametrize("family", ["sd", "sd-inpaint"])
+def test_only_the_full_gradient_runs_backward_through_the_denoiser(pipes, family):
+    with host_of(pipes[family]) as host:
         target = stripes(16, 16)
         kept = {}
         for objective in (
@@ -177,7 +178,40 @@ def test_facts_of_the_schedule(pipes):
     with host_of(pipes["sd-inpaint"]) as host:
         assert host.first_timestep(4) == 751
         assert float(host.alphas_cumprod[751]) == pytest.approx(0.05571898, abs=1e-6)
-        assert float(host.alphas_cumprod[999]) == pytest.approx(0.0046601, abs=1e-6)
+        for step, value in ((0, 0.99915), (500, 0.2763325), (999, 0.0046601)):
+            assert float(host.alphas_cumprod[step]) == pytest.approx(value, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "offset", "more", "expected"),
+    [
+        ("DDIMScheduler", 1, {}, [751, 501, 251, 1]),
+        ("PNDMScheduler", 1, {"skip_prk_steps": True}, [751, 501, 501, 251, 1]),
+        ("DDIMScheduler", 0, {}, [750, 500, 250, 0]),
+    ],
+)
+def test_the_first_of_four_steps_is_not_the_last_timestep(name, offset, more, expected):
+    import diffusers
+
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    scheduler = getattr(diffusers, name)(**betas, timestep_spacing="leading", steps_offset=offset, **more)
+    host = Host(None, None, scheduler, {}, {})
+    assert host.first_timestep(4) == expected[0]
+    assert scheduler.timesteps.tolist() == expected
+
+
+def test_checkpointing_of_the_users_pipeline_changes_no_gradient(pipes):
+    pipe = pipes["sd"]
+    with host_of(pipe) as host:
+        plain, _ = Semantic(host)(torch.rand(2, 3, 16, 16, generator=fresh()[0]), fresh())
+        pipe.unet.enable_gradient_checkpointing()
+        pipe.vae.enable_gradient_checkpointing()
+        try:
+            other, _ = Semantic(host)(torch.rand(2, 3, 16, 16, generator=fresh()[0]), fresh())
+        finally:
+            pipe.unet.disable_gradient_checkpointing()
+            pipe.vae.disable_gradient_checkpointing()
+    torch.testing.assert_close(other, plain, rtol=1e-6, atol=1e-9)
 
 
 def test_descending_the_target_lowers_it(pipes):

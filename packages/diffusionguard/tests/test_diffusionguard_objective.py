@@ -46,16 +46,16 @@ def stub_host():
     return Host(Identity(), MaskedPart(), scheduler, {}, {}, Counter())
 
 
-@pytest.mark.parametrize("norm", ["l2", "l2sq", "l1"])
-def test_kept_pixels_move_away_from_grey_and_others_stay(norm):
+@pytest.mark.parametrize(("norm", "steps"), [("l2", 5), ("l2", 11), ("l2sq", 5), ("l1", 5)])
+def test_kept_pixels_move_away_from_grey_and_others_stay(norm, steps):
     images = 0.3 + 0.4 * torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     masks = torch.zeros(2, 1, 8, 8)
     masks[..., :3] = 1
-    budget = Budget(8, 1, 5)
+    budget = Budget(8, 1, steps)
     found = DiffusionGuard(stub_host(), budget, Guard(noise_norm=norm, contours="single")).protect(
         images, masks
     )
-    expected = 5 / 255 * (images - 0.5).sign() * (1 - masks)
+    expected = min(steps, 8) / 255 * (images - 0.5).sign() * (1 - masks)
     torch.testing.assert_close(found.images - images, expected, rtol=0, atol=1e-6)
     assert torch.equal(found.images[..., :3], images[..., :3])
 
@@ -133,6 +133,34 @@ def test_the_norm_rises_and_an_image_does_not_depend_on_its_batch(pipe, case):
     assert change.abs().max() <= 16 / 255 + 1e-6
     assert (change * masks == 0).all()
     assert change.abs().sum() > 0
+
+
+def test_the_run_equals_a_plain_loop_over_the_masked_image(case):
+    """The released code's loop: the masked image is the leaf, its gradient is cut at the mask, then sign and clips."""
+    images, masks = (part[:1].double() for part in case)
+    pipe = tiny_pipeline("sd-inpaint")
+    for module in (pipe.unet, pipe.vae, pipe.text_encoder):
+        module.double()
+    budget = Budget(6, 1, 8, seed=4)
+    with host_of(pipe) as host:
+        found = DiffusionGuard(host, budget, Guard(contours="single")).protect(images, masks)
+        shape, scale = host.latent_shape(images), pipe.vae.config.scaling_factor
+        (generator,) = streams(budget, 1)
+        small = torch.nn.functional.interpolate(masks, size=shape[1:])
+        original = 2 * images - 1
+        changed = original.clone()
+        for _ in range(budget.steps):
+            leaf = (changed * (masks < 0.5)).requires_grad_()
+            posterior = pipe.vae.encode(leaf).latent_dist
+            spread, start = (torch.randn(*shape, generator=generator)[None].double() for _ in range(2))
+            latent = scale * (posterior.mean + posterior.std * spread)
+            inputs = torch.cat([start, small, latent], dim=1)
+            loss = early_stage_loss(pipe.unet(inputs, 751, **host.empty, return_dict=False)[0])
+            slope = torch.autograd.grad(loss, leaf)[0] * (1 - masks)
+            changed = changed - slope.sign() * 2 / 255
+            changed = torch.minimum(torch.maximum(changed, original - 12 / 255), original + 12 / 255)
+            changed = changed.clamp(-1, 1)
+    torch.testing.assert_close(2 * found.images - 1, changed, rtol=0, atol=1e-12)
 
 
 def test_one_mask_has_no_randomness_and_no_mask_keeps_everything(pipe, case):

@@ -1,6 +1,7 @@
 """The defences that DiffusionGuard is compared with, on the same engine, budget and masks."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from noiseworks.core.checks import check_choice
@@ -37,6 +38,9 @@ METHODS: Mapping[str, Callable[[Host, Tensor, Tensor | None], Gradient]] = {
 }
 
 
+FROM_UNIFORM = ("photoguard", "advdm", "mist")  # as their authors start
+
+
 def passes_a_step(name: str) -> int:
     """Return the passes of the U-Net, forward and backward, of an image in one step."""
     return {"photoguard": 0, "random": 0, "photoguard-diffusion": 2 * SAMPLER_STEPS, "sds": 1, "sdst": 1}.get(
@@ -64,7 +68,7 @@ def protect_with(
         host: The pipeline.
         images: [B, 3, H, W] in [0, 1].
         masks: [B, 1, H, W], 1 where an editor would repaint, or None.
-        budget: The same for all defences.
+        budget: The same for all defences; the start of `FROM_UNIFORM` is uniform within it.
         guard: Of DiffusionGuard.
         shrink: Its mask augmentation.
         generators: One an image.
@@ -82,4 +86,6 @@ def protect_with(
     if name in ("diffusionguard", "no-augmentation"):
         chosen = guard if name == "diffusionguard" else Guard(guard.early_steps, guard.noise_norm, "single")
         return DiffusionGuard(host, budget, chosen, shrink).protect(images, masks, **more)
+    if name in FROM_UNIFORM:
+        budget = replace(budget, start="uniform")
     return projected_gradient(images, METHODS[name](host, images, masks), budget, support=keep, **more)

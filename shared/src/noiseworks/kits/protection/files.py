@@ -1,5 +1,6 @@
 """Pictures in and out: what cameras and editors write becomes uint8 RGB, and leaves as a PNG within the budget."""
 
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,7 +45,11 @@ def read_picture(path: str | Path) -> Picture:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings():
+            # What is too large is said below, in one sentence.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened = Image.open(path)
+        with opened as image:
             if getattr(image, "n_frames", 1) > 1 and image.format != "TIFF":
                 raise InputError(f"{path} is animated ({image.n_frames} frames); give single pictures")
             width, height = image.size
