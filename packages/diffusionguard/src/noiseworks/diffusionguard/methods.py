@@ -29,15 +29,13 @@ def _target(images: Tensor) -> Tensor:
 
 # Global defences see the whole image: they were made against editors of whole images.
 METHODS: Mapping[str, Callable[[Host, Tensor, Tensor | None], Gradient]] = {
-    "photoguard": lambda host, images, masks: TargetLatent(host),
+    "photoguard": lambda host, images, masks: TargetLatent(host, sample=False),
     "photoguard-diffusion": lambda host, images, masks: SampledImage(host, masks, SAMPLER_STEPS),
     "advdm": lambda host, images, masks: Semantic(host),
     "mist": lambda host, images, masks: Semantic(host, target=_target(images)),
     "sds": lambda host, images, masks: ScoreDistillation(host, direction=-1.0),
     "sdst": lambda host, images, masks: ScoreDistillation(host, direction=-1.0, target=_target(images)),
 }
-
-
 FROM_UNIFORM = ("photoguard", "advdm", "mist")  # as their authors start
 
 
