@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Mapping
 from html import escape
+from itertools import cycle
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,6 +22,10 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 RESULTS_LINE = re.compile(r"^<!-- results -->$", re.MULTILINE)
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
+TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
+PICTURE = re.compile(r"packages/([\w-]+)/(picture\.\w+)")
+# Pages whose tables need the room of the list of contents, and the number of columns that a phone has no room for.
+WIDE, WIDE_COLUMNS = ("index.md", "choose.md", "results.md"), 4
 STUB_LINE = re.compile(r"^from \.([\w.]+) import (\w+) as ", re.MULTILINE)
 MEMBERS = {"core": ROOT / "shared", "bench": ROOT / "benchmarks"}
 MEMBERS |= {folder.parent.name: folder.parent for folder in sorted(ROOT.glob("packages/*/pyproject.toml"))}
@@ -35,7 +40,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     methods = [{title: [{slug: f"methods/{slug}.md"} for slug in slugs]} for title, slugs in families.items()]
     references = [f"reference/{slug}.md" for slug in MEMBERS]
     config.nav[3:3] = [{"Methods": methods}]
-    config.nav.append({"API reference": references})
+    config.nav.append({"API reference": [*references[:2], {"Methods' names": references[2:]}]})
     return config
 
 
@@ -46,14 +51,36 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         pages[f"reference/{slug}.md"] = reference(slug, folder)
         if slug not in ("core", "bench"):
             pages[f"methods/{slug}.md"] = from_repository(folder / "README.md", f"methods/{slug}.md")
+            for picture in sorted(folder.glob("picture.*")):
+                uri = f"methods/{slug}-{picture.name}"
+                files.append(File.generated(config, uri, abs_src_path=str(picture)))
     for uri, content in pages.items():
         files.append(File.generated(config, uri, content=content))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Put the committed results where a page asks for them."""
+    """Put the committed results where a page asks for them; pages of wide tables go without a list of contents."""
+    if page.file.src_uri in WIDE:
+        page.meta["hide"] = ["toc"]
     return RESULTS_LINE.sub(lambda _: results(page.file.src_uri), markdown)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Let each cell of a wide table say its column's name, which stands above it where the screen is narrow."""
+    return TABLE.sub(lambda match: labelled(match[0]), html)
+
+
+def labelled(table: str) -> str:
+    """Return a table whose cells know their column's heading; one of few columns as it is."""
+    labels = [
+        re.sub("<[^>]+>", "", heading) for heading in re.findall(r"<th\b[^>]*>(.*?)</th>", table, re.DOTALL)
+    ]
+    if len(labels) < WIDE_COLUMNS:
+        return table
+    columns = cycle(labels)
+    cells = re.sub(r"<td\b", lambda _: f'<td data-label="{next(columns)}"', table)
+    return cells.replace("<table", "<table data-stacked", 1)
 
 
 def results(uri: str) -> str:
@@ -117,6 +144,8 @@ def from_repository(file: Path, uri: str) -> str:
             return match[0]
         path = (file.parent / target).resolve().relative_to(ROOT).as_posix()
         page = path.removeprefix("docs/") if path.startswith("docs/") else PAGES.get(path)
+        if image and PICTURE.fullmatch(path):
+            page = PICTURE.sub(r"methods/\1-\2", path)
         if page is None:
             return f"`{path}`" if not image else ""
         return f"{image}[{text}]({os.path.relpath(page, PurePosixPath(uri).parent)}{anchor})"

@@ -8,6 +8,7 @@ from importlib.metadata import distribution
 from itertools import chain
 
 from noiseworks.core.families import COSTS, FAMILIES, cost_of, family_of
+from noiseworks.dev.contracts import app_of
 
 METHOD_FILES = ("cli.py", "claim.py", "__init__.py", "py.typed")
 # Code lines (without docstrings, imports and blank lines), public names, parameters of one public function, and bytes
@@ -84,6 +85,13 @@ def test_method_says_its_family_and_what_it_costs(method):
     assert (family_of(installed), cost_of(installed)) == tuple(words[:2]), "an installed method shows them"
 
 
+def test_what_needs_no_training_can_be_tried_beside_what_is_done_now(method):
+    """`noiseworks try` is the verb compare; the theory's checks are of data and have nothing to stand beside."""
+    keywords = set(method.pyproject["project"]["keywords"])
+    if keywords & {"training-free", "calibrates"} and "theory" not in keywords:
+        assert "compare" in set(app_of(method.folder.name))
+
+
 def test_lists_of_the_root_are_sorted_and_complete(members, root):
     """Two branches that add a package each then touch different lines."""
     pyproject = tomllib.loads((root / "pyproject.toml").read_text())
@@ -103,6 +111,19 @@ def test_method_readme_has_every_section(method):
     assert not missing, f"{method.folder.name}/README.md has no section on: {', '.join(missing)}"
     assert "arxiv" in text.lower(), "the README cites its paper by arXiv number"
     assert "```python" in text
+
+
+def test_method_page_has_a_picture(method, root):
+    """Made by the method's own command, small, with a text for those who do not see it."""
+    text = (method.folder / "README.md").read_text()
+    pictures = re.findall(r"^!\[([^\]]*)\]\(([^)\s]+)\)$", text, re.MULTILINE)
+    assert pictures, f"{method.folder.name}/README.md shows no picture"
+    for words, target in pictures:
+        file = method.folder / target
+        assert file.suffix in (".webp", ".png", ".svg")
+        assert file.is_file(), f"{method.folder.name}/README.md shows {target}, which does not exist"
+        assert file.stat().st_size <= 40_000, f"{file.relative_to(root)} is larger than 40 kB"
+        assert len(words) >= 20, f"{method.folder.name}/README.md does not say what {target} shows"
 
 
 def code_lines(file):

@@ -9,7 +9,9 @@ from noiseworks.bench.testbeds.maze import MazeBatch, draw_paths, film, make_lay
 from noiseworks.bench.testbeds.maze.environment import ENV_ID, MazeEnv, MazeVectorEnv
 from noiseworks.core.errors import InputError
 from noiseworks.kits.rl.sb3 import GymnasiumVecEnv
+from noiseworks.kits.rl.sources import write_paths
 from noiseworks.kits.rl.stepping import ActionChunk, Stepper, collect, evaluate_returns
+from PIL import Image
 
 
 @pytest.mark.parametrize("options", [{}, {"view": True}, {"goal_conditioned": True, "reward": "step_cost"}])
@@ -74,6 +76,25 @@ def test_evaluation_counts_the_first_episodes_of_every_environment():
     assert not report.success.any()
     assert report.scores(-12.0, 0.0).max() == 0
     assert report.steps == 96
+
+
+def test_paths_lead_from_the_start_to_where_the_first_episode_ended(tmp_path):
+    env = MazeVectorEnv(3, "open", reward="step_cost", max_steps=12)
+
+    def right(seen):
+        return np.tile([1.0, 0.0], (len(seen), 1))
+
+    report = evaluate_returns(env, right, 6, seed=0, paths=2)
+    assert [len(path) for path in report.paths] == (report.lengths.reshape(3, 2)[:2, 0] + 1).tolist()
+    starts = env.reset(seed=0)[0]
+    for path, start in zip(report.paths, starts, strict=False):
+        np.testing.assert_array_equal(path[0], start)
+        assert (np.diff(path[:, 0]) >= 0).all()  # an episode that began anew would jump back
+    write_paths(tmp_path / "paths.png", "maze:open", report.paths, needs="dsrl")
+    with Image.open(tmp_path / "paths.png") as picture:
+        drawn = np.asarray(picture)
+    assert not np.array_equal(drawn, draw_paths(make_layout("open"), []))
+    assert evaluate_returns(env, right, 3).paths == ()
 
 
 def test_chunks_stop_at_the_end_and_count_real_steps():

@@ -21,8 +21,8 @@ VOID_ELEMENTS = {"meta", "link", "img", "input"}
 
 
 @pytest.fixture
-def report(fakes, tmp_path):
-    """A report with one judged claim, with hostile and long texts, and one that cannot be imported."""
+def document(fakes, tmp_path):
+    """The results of one judged claim, with hostile and long texts, and one that cannot be imported."""
     from dataclasses import replace
 
     import fake_claims
@@ -54,8 +54,27 @@ def report(fakes, tmp_path):
     missing = Described(Source("fake-missing", ("no:CLAIM",), "0.5"), None, error="No module named 'no'")
     entries = [judge_claim(described, outcomes, tmp_path), failed_import(missing, tmp_path)]
     environment = describe_environment("noiseworks bench --scale quick")
-    document = results_document(json.loads(json.dumps(entries)), environment, "quick", None, "cpu")
+    return results_document(json.loads(json.dumps(entries)), environment, "quick", None, "cpu")
+
+
+@pytest.fixture
+def report(document, tmp_path):
     return write_report(document, tmp_path)
+
+
+@pytest.fixture
+def chromium():
+    """Chromium; the test is skipped where none is installed."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no Chromium is installed")
+    api = pytest.importorskip("playwright.sync_api")
+    flags = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync")
+    quiet = ("--disable-background-networking", "--disable-component-update")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=[*flags, *quiet])
+        yield browser
+        browser.close()
 
 
 class Balance(HTMLParser):
@@ -126,33 +145,35 @@ def test_page_is_well_formed_and_names_no_address(report):
 
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_page_fits_wide_and_narrow_screens_and_stays_offline(report, scheme):
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium is installed")
-    api = pytest.importorskip("playwright.sync_api")
-    flags = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync")
-    quiet = ("--disable-background-networking", "--disable-component-update")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=[*flags, *quiet])
-        for width in (1280, 390):
-            page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-            messages, requests = [], []
-            page.on("console", lambda message, seen=messages: seen.append(message.text))
-            page.on("pageerror", lambda error, seen=messages: seen.append(str(error)))
-            page.on("request", lambda request, seen=requests: seen.append(request.url))
-            page.goto(Path(report).as_uri())
-            assert messages == []
-            assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
-            page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
-            page.evaluate("scrollTo(0, document.body.scrollHeight)")
-            assert page.locator("nav").bounding_box()["y"] >= 0, "the navigation stays"
-            page.locator("label", has=page.locator("#show-failed")).click()
-            assert not page.locator("article#fake-steady").is_visible()
-            assert page.locator("article#fake-missing").is_visible()
-            background = page.evaluate("getComputedStyle(document.body).backgroundColor")
-            brightness = sum(map(int, re.findall(r"\d+", background)[:3])) / 3
-            assert brightness > 200 if scheme == "light" else brightness < 60
-        browser.close()
+def test_page_fits_wide_and_narrow_screens_and_stays_offline(report, scheme, chromium):
+    for width in (1280, 390):
+        page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        messages, requests = [], []
+        page.on("console", lambda message, seen=messages: seen.append(message.text))
+        page.on("pageerror", lambda error, seen=messages: seen.append(str(error)))
+        page.on("request", lambda request, seen=requests: seen.append(request.url))
+        page.goto(Path(report).as_uri())
+        assert messages == []
+        assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.evaluate("scrollTo(0, document.body.scrollHeight)")
+        assert page.locator("nav").bounding_box()["y"] >= 0, "the navigation stays"
+        page.locator("label", has=page.locator("#show-failed")).click()
+        assert not page.locator("article#fake-steady").is_visible()
+        assert page.locator("article#fake-missing").is_visible()
+        background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        brightness = sum(map(int, re.findall(r"\d+", background)[:3])) / 3
+        assert brightness > 200 if scheme == "light" else brightness < 60
+
+
+@pytest.mark.browser
+def test_nine_claims_are_short_until_something_is_opened(document, tmp_path, chromium):
+    claim = document["claims"][0] | {"statement": "What the method does, in a sentence or two. " * 3}
+    nine = document | {"claims": [claim | {"method": f"fake-{i}"} for i in range(9)]}
+    page = chromium.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(write_report(nine, tmp_path).as_uri())
+    assert page.locator("article").count() == 9
+    assert page.locator("details[open]").count() == 0
+    assert page.evaluate("document.documentElement.scrollHeight") <= 4_000

@@ -63,6 +63,18 @@ def broken() -> None:
     raise ZeroDivisionError("a defect")
 
 
+def greedy() -> None:
+    """Ask for more memory than there is, as PyTorch says it."""
+    raise RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:127] err == 0.\n can't allocate memory: you tried 34 bytes"
+    )
+
+
+def confused() -> None:
+    """Fail in PyTorch in a way that is nobody's input."""
+    raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+
 def interrupted() -> None:
     """Be stopped by Ctrl-C."""
     raise KeyboardInterrupt
@@ -71,7 +83,13 @@ def interrupted() -> None:
 @pytest.fixture
 def app(monkeypatch):
     module = types.ModuleType("frame_commands")
-    verbs = {"double": double, "broken": broken, "interrupted": interrupted}
+    verbs = {
+        "double": double,
+        "broken": broken,
+        "interrupted": interrupted,
+        "greedy": greedy,
+        "confused": confused,
+    }
     vars(module).update(verbs)
     monkeypatch.setitem(sys.modules, "frame_commands", module)
     commands = {name: Command(f"frame_commands:{name}", f"Run {name}.") for name in verbs}
@@ -137,8 +155,14 @@ def test_a_failed_result_ends_with_status_one(app):
         (("double", "many"), "many"),
         (("double",), "value"),
         (("double", "1", "--unknown", "2"), "unknown"),
-        (("triple", "1"), "unknown command 'triple'; commands: double, broken, interrupted, absent"),
-        (("--triple",), "unknown option '--triple'; commands: double, broken, interrupted, absent"),
+        (
+            ("triple", "1"),
+            "unknown command 'triple'; commands: double, broken, interrupted, greedy, confused, absent",
+        ),
+        (
+            ("--triple",),
+            "unknown option '--triple'; commands: double, broken, interrupted, greedy, confused, absent",
+        ),
     ],
 )
 def test_bad_input_is_one_line_on_stderr_and_status_two(app, capsys, words, message):
@@ -157,6 +181,17 @@ def test_debug_shows_the_trace(app):
 def test_defects_are_not_disguised_as_bad_input(app):
     with pytest.raises(ZeroDivisionError):
         run(app, ["broken"])
+    with pytest.raises(RuntimeError, match="mat1"):
+        run(app, ["confused"])
+
+
+def test_too_little_memory_is_one_line_that_says_so(app, capsys):
+    assert status(app, "greedy") == 2
+    captured = capsys.readouterr()
+    assert len(captured.err.splitlines()) == 1
+    assert "not enough memory" in captured.err
+    with pytest.raises(RuntimeError, match="allocate"):
+        run(app, ["greedy", "--debug"])
 
 
 def test_commands_are_imported_when_they_run(app, capsys):

@@ -119,7 +119,9 @@ CONTRACT = Contract(
         f"train --policy {{policy}} --model {{model}} --classifier {{judge}} {DEMOS} {DREAM} {SMALL} --out run": (
             "run/policy/model.safetensors",
         ),
-        "eval --model {model} --policy {policy} --env maze:umaze --episode-steps 6 --episodes 2": (),
+        "eval --model {model} --policy {policy} --env maze:umaze --episode-steps 6 --episodes 2 --paths paths.png": (
+            "paths.png",
+        ),
     },
     bad=[
         (f"fit {PLAY} {TINY} --out {{taken.txt}}/run", "taken.txt"),

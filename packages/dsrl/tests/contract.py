@@ -112,7 +112,7 @@ CONTRACT = Contract(
             "run/actor/model.safetensors",
         ),
         f"train {PLACE} {TINY} --variant sac --tie repeat --out run": ("run/actor/model.safetensors",),
-        f"eval {PLACE} --episodes 2 --steps 2": (),
+        f"eval {PLACE} --episodes 2 --steps 2 --paths paths.png": ("paths.png",),
         f"eval {PLACE} --actor {{actor}} --episodes 2 --steps 2 --deterministic": (),
     },
     bad=[
@@ -125,6 +125,8 @@ CONTRACT = Contract(
         ("train --model {empty} --env maze:open --out actor", "empty"),
         ("train --model nowhere --env maze:open --out actor", "nowhere"),
         ("eval --model {policy} --env gym:Nowhere-v0", "Nowhere"),
+        ("eval --model {policy} --env gym:Pendulum-v1 --paths paths.png", "drawn in mazes"),
+        (f"eval {PLACE} --paths paths.svg", ".png or .webp"),
         (f"eval {PLACE} --actor {{empty}}", "empty"),
         (f"eval {PLACE} --steps 11", "11"),
     ],

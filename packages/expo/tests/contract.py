@@ -164,7 +164,7 @@ CONTRACT = Contract(
         ),
         f"train --model {{base}} {PLACE} {TINY} --data maze:open-expert --record-steps 60 --max-steps 2 "
         "--out run": ("run/policy/model.safetensors",),
-        f"eval --policy {{policy}} {PLACE} --episodes 2 --keep base": (),
+        f"eval --policy {{policy}} {PLACE} --episodes 2 --keep base --paths paths.webp": ("paths.webp",),
         f"eval --model {{native}} {PLACE} --episodes 2": (),
     },
     bad=[

@@ -62,7 +62,7 @@ CONTRACT = Contract(
         f"fit {DATA} {TINY} --max-steps 2 --batch-size 4 --device cpu --out run": (
             "run/model/model.safetensors",
         ),
-        f"eval {PLACE} {FEW} --steps 2": (),
+        f"eval {PLACE} {FEW} --steps 2 --paths paths.png": ("paths.png",),
         f"compare {PLACE} {FEW} --steps 2 --repeats 2": (),
         f"plan {PLACE} {FEW} --steps 0 --out plans.json": ("plans.json",),
     },

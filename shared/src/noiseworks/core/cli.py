@@ -97,12 +97,25 @@ def run(app: App, arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt as stop:
         print(one_line(stop) if stop.args else "stopped", file=sys.stderr)
         sys.exit(EXIT_STOPPED)
-    except (NoiseworksError, CycloptsError, OSError) as error:
-        if debug:
+    except (NoiseworksError, CycloptsError, OSError, MemoryError, RuntimeError) as error:
+        scarce = isinstance(error, MemoryError | RuntimeError)
+        if debug or (scarce and not _out_of_memory(error)):
             raise
-        print(f"{app.name[0]}: {one_line(error)}", file=sys.stderr)
+        what = (
+            f"not enough memory, ask for less at a time: {one_line(error)[:200]}"
+            if scarce
+            else one_line(error)
+        )
+        print(f"{app.name[0]}: {what}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
     sys.exit(1 if getattr(result, "failed", False) else 0)
+
+
+def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    # PyTorch raises a RuntimeError: on the CPU of no class of its own.
+    return isinstance(error, MemoryError) or any(
+        words in str(error) for words in ("out of memory", "can't allocate memory")
+    )
 
 
 def _check_verb(app: App, words: list[str]) -> None:

@@ -16,7 +16,7 @@ from noiseworks.diwa.options import (
     Tuning,
     check_fits,
 )
-from noiseworks.kits.rl.options import Episodes, Recorded, World
+from noiseworks.kits.rl.options import Episodes, Recorded, World, check_paths
 
 if TYPE_CHECKING:
     from noiseworks.diwa.world_model import WorldModel
@@ -161,6 +161,7 @@ def evaluate(
     policy: str,
     world: Spread[World],
     episodes: Spread[Episodes] = Episodes(),
+    paths: Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate a policy in a real environment; tells what an action costs.
 
@@ -169,15 +170,17 @@ def evaluate(
         policy: Folder of a policy.
         world: The environment.
         episodes: Episodes.
+        paths: Picture of the first episodes' paths in a maze, .png or .webp.
 
     Returns:
         Mean return with its interval, success, steps an episode, and milliseconds of an action, averaged over a chunk.
     """
+    shown = check_paths(paths, world.env)
     from noiseworks.core.timing import in_turns, work_clock
     from noiseworks.diwa.deployment import FilteredPolicy
     from noiseworks.diwa.policy import ChainPolicy
     from noiseworks.diwa.world_model import WorldModel
-    from noiseworks.kits.rl.sources import check_widths, make_env
+    from noiseworks.kits.rl.sources import check_widths, make_env, write_paths
     from noiseworks.kits.rl.stepping import evaluate_returns
 
     loaded, chosen = WorldModel.from_pretrained(model), ChainPolicy.from_pretrained(policy)
@@ -185,7 +188,8 @@ def evaluate(
     check_widths(env, loaded.obs_dim, loaded.action_dim, "the world model")
     seed = episodes.evaluation_seed
     acting = FilteredPolicy(loaded, chosen, env.num_envs, seed)
-    report = evaluate_returns(env, acting.act, episodes.episodes, seed, after=acting.after)
+    report = evaluate_returns(env, acting.act, episodes.episodes, seed, after=acting.after, paths=shown)
+    write_paths(paths, world.env, report.paths, needs=NEEDS)
     one, obs = FilteredPolicy(loaded, chosen, 1, seed), env.reset(seed=seed)[0][:1]
     chunks = in_turns(
         {"chunk": lambda turn: [one.act(obs) for _ in range(chosen.chunk)]}, 10, clock=work_clock("cpu")

@@ -8,7 +8,7 @@ from noiseworks.core.errors import InputError
 from noiseworks.core.models import resolve_model
 from noiseworks.core.options import Spread
 from noiseworks.dsrl.options import Decoding, Evaluation, Learning
-from noiseworks.kits.rl.options import World
+from noiseworks.kits.rl.options import World, check_paths
 
 
 def train(
@@ -72,6 +72,7 @@ def evaluate(
     actor: str | None = None,
     decoding: Spread[Decoding] = Decoding(),
     evaluation: Spread[Evaluation] = Evaluation(),
+    paths: Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate a frozen policy, steered by a noise actor or by itself; tied noise shows here before any training.
 
@@ -81,15 +82,18 @@ def evaluate(
         actor: Folder of a noise actor that `train` wrote; none for normal noise.
         decoding: How noise becomes actions; an actor brings its own magnitude and ties.
         evaluation: Episodes.
+        paths: Picture of the first episodes' paths in a maze, .png or .webp.
 
     Returns:
         Mean return with its interval, success, chunks an episode.
     """
+    shown = check_paths(paths, world.env)
     resolve_model(model)
     from noiseworks.dsrl import training
     from noiseworks.dsrl.hosts import HostDecoder
     from noiseworks.dsrl.steering import SteeredPolicy
     from noiseworks.kits.policies.hosts import load_host
+    from noiseworks.kits.rl.sources import write_paths
 
     decoder, seed = HostDecoder(load_host(model), decoding.steps), evaluation.evaluation_seed
     if actor is None:
@@ -98,4 +102,6 @@ def evaluate(
         policy = SteeredPolicy.from_pretrained(
             actor, decoder, deterministic=evaluation.deterministic, seed=seed
         )
-    return training.evaluate(policy, world, evaluation).summary()
+    found = training.evaluate(policy, world, evaluation, paths=shown)
+    write_paths(paths, world.env, found.paths, needs="dsrl")
+    return found.summary()

@@ -143,9 +143,11 @@ def train(
     return learner, env.steps
 
 
-def evaluate(policy: SteeredPolicy | BestOfPolicy, world: World, evaluation: Evaluation) -> EpisodeReport:
-    """Return the episodes of a policy; lengths count chunks."""
+def evaluate(
+    policy: SteeredPolicy | BestOfPolicy, world: World, evaluation: Evaluation, *, paths: int = 0
+) -> EpisodeReport:
+    """Return the episodes of a policy, and the paths of so many; lengths count chunks."""
     env = make_env(
         world, min(evaluation.together, evaluation.episodes), needs="dsrl", chunk=policy.decoder.chunk
     )
-    return evaluate_returns(env, policy.act, evaluation.episodes, evaluation.evaluation_seed)
+    return evaluate_returns(env, policy.act, evaluation.episodes, evaluation.evaluation_seed, paths=paths)

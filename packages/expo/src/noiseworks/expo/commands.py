@@ -9,7 +9,7 @@ from noiseworks.core.errors import InputError
 from noiseworks.core.models import resolve_model
 from noiseworks.core.options import Spread
 from noiseworks.expo.options import Arena, BaseSizes, Learning, Pretraining, Proposals, Training
-from noiseworks.kits.rl.options import Episodes, Recorded, World
+from noiseworks.kits.rl.options import Episodes, Recorded, World, check_paths
 
 if TYPE_CHECKING:
     from noiseworks.expo.base import BasePolicy
@@ -100,6 +100,7 @@ def evaluate(
     policy: str | None = None,
     keep: str | None = None,
     episodes: Spread[Episodes] = Episodes(),
+    paths: Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate a policy that `train` wrote, or a base by itself; tells what a decision costs beyond the base's own.
 
@@ -109,19 +110,21 @@ def evaluate(
         policy: Folder of a policy that `train` wrote.
         keep: Candidates instead of the policy's own: both, base (no edits) or edited.
         episodes: Episodes.
+        paths: Picture of the first episodes' paths in a maze, .png or .webp.
 
     Returns:
         Mean return with its interval, success, decisions an episode, and milliseconds of a decision.
     """
     if model is None and policy is None:
         raise InputError("name a policy that train wrote (--policy), a base (--model), or both")
+    shown = check_paths(paths, world.env)
     base = None if model is None else _base(model)
     chosen = _policy(policy, base, keep, episodes.evaluation_seed)
     import numpy as np
     import torch
     from noiseworks.core.timing import in_turns, work_clock
     from noiseworks.expo.training import ActionBox
-    from noiseworks.kits.rl.sources import check_widths, make_env
+    from noiseworks.kits.rl.sources import check_widths, make_env, write_paths
     from noiseworks.kits.rl.stepping import evaluate_returns
 
     acting = chosen.base if chosen is not None else base
@@ -135,8 +138,13 @@ def evaluate(
 
     act = of_base if chosen is None else chosen.act
     report = evaluate_returns(
-        env, lambda obs: box.unscale(act(obs)), episodes.episodes, episodes.evaluation_seed
+        env,
+        lambda obs: box.unscale(act(obs)),
+        episodes.episodes,
+        episodes.evaluation_seed,
+        paths=shown,
     )
+    write_paths(paths, world.env, report.paths, needs=NEEDS)
     one = env.reset(seed=0)[0][:1]
     times = in_turns(
         {"base": lambda turn: of_base(one), "policy": lambda turn: act(one)}, 20, clock=work_clock("cpu")

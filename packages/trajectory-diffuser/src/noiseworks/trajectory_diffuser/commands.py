@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from noiseworks.core.artifacts import check_writable
 from noiseworks.core.options import Spread, Whole
 from noiseworks.core.output import check_file, write_json
-from noiseworks.kits.rl.options import Episodes, Recorded, World
+from noiseworks.kits.rl.options import Episodes, Recorded, World, check_paths
 from noiseworks.trajectory_diffuser.options import Architecture, Fitting, Planning
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def evaluate(
     world: Spread[World],
     planning: Spread[Planning] = Planning(),
     episodes: Spread[Episodes] = Episodes(),
+    paths: Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate a planner in an environment.
 
@@ -60,11 +61,13 @@ def evaluate(
         world: The environment; it must have the rewards of the data.
         planning: How plans are made: --steps 0 plays drafts, --start noise plans without one.
         episodes: Episodes.
+        paths: Picture of the first episodes' paths in a maze, .png or .webp.
 
     Returns:
         Mean return with its interval, success, plans and milliseconds a plan; where references are known, the score.
     """
-    return _episodes(_load(model), world, planning, episodes)
+    check_paths(paths, world.env)
+    return _episodes(_load(model), world, planning, episodes, paths)
 
 
 def compare(
@@ -171,9 +174,13 @@ def _past(planner: "TrajectoryPlanner") -> tuple[Any, Any]:
 
 
 def _episodes(
-    planner: "TrajectoryPlanner", world: World, planning: Planning, episodes: Episodes
+    planner: "TrajectoryPlanner",
+    world: World,
+    planning: Planning,
+    episodes: Episodes,
+    paths: Path | None = None,
 ) -> dict[str, Any]:
-    from noiseworks.kits.rl.sources import check_widths, make_env, references_of
+    from noiseworks.kits.rl.sources import check_widths, make_env, references_of, write_paths
     from noiseworks.kits.rl.stepping import evaluate_returns
     from noiseworks.trajectory_diffuser.acting import PlanningPolicy
 
@@ -181,8 +188,14 @@ def _episodes(
     check_widths(env, planner.obs_dim, planner.action_dim, "the planner")
     policy = PlanningPolicy(planner, planning, env.num_envs, episodes.evaluation_seed)
     report = evaluate_returns(
-        env, policy.act, episodes.episodes, episodes.evaluation_seed, after=policy.after
+        env,
+        policy.act,
+        episodes.episodes,
+        episodes.evaluation_seed,
+        after=policy.after,
+        paths=check_paths(paths, world.env),
     )
+    write_paths(paths, world.env, report.paths, needs=NEEDS)
     draft, refiner = policy.last.calls
     found = report.summary() | {"plans": policy.plans, "draft_calls": draft, "refiner_calls": refiner}
     found["milliseconds"] = 1e3 * policy.seconds / policy.plans

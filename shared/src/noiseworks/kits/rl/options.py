@@ -6,9 +6,11 @@ from typing import Annotated, Literal
 
 from noiseworks.core.errors import InputError
 from noiseworks.core.options import Options, at_least, at_most, below
+from noiseworks.core.output import check_file
 
 MAZE, GYM, MINARI = "maze:", "gym:", "minari:"
 Reward = Literal["sparse", "step_cost"]
+PATHS_SHOWN = 16
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,27 @@ class Episodes(Options):
     episodes: Annotated[int, at_least(1)] = 100
     together: Annotated[int, at_least(1)] = 50
     evaluation_seed: Annotated[int, at_least(0), below(2**31)] = 10_000
+
+
+def check_paths(paths: Path | None, env: str) -> int:
+    """Refuse a picture of paths that cannot be made, before any work.
+
+    Args:
+        paths: The file, .png or .webp; none for no picture.
+        env: The environment.
+
+    Returns:
+        How many episodes the picture will show; 0 where none is wanted.
+
+    Raises:
+        InputError: When the file cannot be written or the environment is no maze.
+    """
+    if paths is None:
+        return 0
+    check_file(paths, (".png", ".webp"))
+    if not _prefixed(env, MAZE):
+        raise InputError(f"paths are drawn in mazes ({MAZE}<layout>) only, got env {env!r}")
+    return PATHS_SHOWN
 
 
 def _prefixed(name: str, *prefixes: str) -> bool:

@@ -1,7 +1,10 @@
 """Recorded experience and environments by name: folders, Minari, Gymnasium, or the testbed maze."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from gymnasium.vector import VectorEnv
 from noiseworks.core.errors import InputError
 from noiseworks.core.models import testbed
@@ -99,6 +102,23 @@ def references_of(world: World, *, needs: str) -> tuple[float, float] | None:
         return maze.references(world.env.removeprefix(MAZE), world.reward, world.episode_steps)
     except InputError:
         return None
+
+
+def write_paths(paths: Path | None, env: str, episodes: Sequence[np.ndarray], *, needs: str) -> None:
+    """Draw the paths of episodes in a maze, from blue at the start to red at the end; nothing where no file is named.
+
+    Args:
+        paths: The file, .png or .webp, that `check_paths` has passed.
+        env: The maze.
+        episodes: Observations of each, [L, Do], whose first two columns are the place.
+        needs: The method that asks, whose extra [bench] brings the maze and `noiseworks.kits.pictures` its files.
+    """
+    if paths is None:
+        return
+    from noiseworks.kits.pictures import write_picture
+
+    maze = testbed("maze", needs=needs)
+    write_picture(maze.draw_paths(maze.make_layout(env.removeprefix(MAZE)), episodes), paths)
 
 
 def check_widths(env: VectorEnv, obs_dim: int, action_dim: int, what: str) -> None:

@@ -172,12 +172,15 @@ class EpisodeReport:
         lengths: Steps of each, int64 [E].
         success: Whether the task was solved at any time, bool [E].
         steps: Real steps taken, including those of episodes that were not counted.
+        paths: Observations of the first episode of the first environments, from its start to what its last action led
+            to, each [L + 1, Do]; as many as were asked for.
     """
 
     returns: np.ndarray
     lengths: np.ndarray
     success: np.ndarray
     steps: int
+    paths: tuple[np.ndarray, ...] = ()
 
     def scores(self, random: float, expert: float) -> np.ndarray:
         """Return the normalised score of each episode, 0 for the random policy and 100 for the expert."""
@@ -199,6 +202,7 @@ def evaluate_returns(
     seed: int = 0,
     *,
     after: Callable[[VectorStep], None] | None = None,
+    paths: int = 0,
 ) -> EpisodeReport:
     """Run a policy; every environment gives the same number of its first episodes.
 
@@ -210,12 +214,14 @@ def evaluate_returns(
         episodes: How many, rounded up to a multiple of the environments.
         seed: Of the first reset: environment i's first episode has the seed plus i.
         after: Called with every step, for policies that remember rewards or forget at an episode's end.
+        paths: Environments whose first episode's observations are kept, at most all.
     """
     check_number("episodes", episodes, low=1, integer=True)
     stepper, each, n = Stepper(env), -(-episodes // env.num_envs), env.num_envs
     seen = stepper.reset(seed)
     returns, lengths = np.zeros((n, each)), np.zeros((n, each), np.int64)
     success, done = np.zeros((n, each), bool), np.zeros(n, np.int64)
+    kept = [[seen[i].copy()] for i in range(min(paths, n))]
     while (done < each).any():
         result = stepper.step(np.asarray(policy(seen)))
         if after is not None:
@@ -225,9 +231,12 @@ def evaluate_returns(
         lengths[rows, done[rows]] += 1
         solved = result.info.get("success", result.terminated)
         success[rows, done[rows]] |= np.asarray(solved, bool)[rows]
+        for i in rows[(rows < len(kept)) & (done[rows] == 0)].tolist():
+            kept[i].append(result.reached[i].copy())
         done[rows] += (result.terminated | result.truncated)[rows]
         seen = result.observations
-    return EpisodeReport(returns.reshape(-1), lengths.reshape(-1), success.reshape(-1), stepper.steps)
+    found = returns.reshape(-1), lengths.reshape(-1), success.reshape(-1), stepper.steps
+    return EpisodeReport(*found, tuple(map(np.stack, kept)))
 
 
 class ActionChunk(gymnasium.Wrapper):
