@@ -23,7 +23,6 @@ RESULTS = ROOT / "benchmarks" / "results"
 RESULTS_LINE = re.compile(r"^<!-- results -->$", re.MULTILINE)
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
-PICTURE = re.compile(r"packages/([\w-]+)/(picture\.\w+)")
 # Pages whose tables need the room of the list of contents, and the number of columns that a phone has no room for.
 WIDE, WIDE_COLUMNS = ("index.md", "choose.md", "results.md"), 4
 STUB_LINE = re.compile(r"^from \.([\w.]+) import (\w+) as ", re.MULTILINE)
@@ -51,9 +50,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         pages[f"reference/{slug}.md"] = reference(slug, folder)
         if slug not in ("core", "bench"):
             pages[f"methods/{slug}.md"] = from_repository(folder / "README.md", f"methods/{slug}.md")
-            for picture in sorted(folder.glob("picture.*")):
-                uri = f"methods/{slug}-{picture.name}"
-                files.append(File.generated(config, uri, abs_src_path=str(picture)))
     for uri, content in pages.items():
         files.append(File.generated(config, uri, content=content))
     return files
@@ -144,9 +140,7 @@ def from_repository(file: Path, uri: str) -> str:
             return match[0]
         path = (file.parent / target).resolve().relative_to(ROOT).as_posix()
         page = path.removeprefix("docs/") if path.startswith("docs/") else PAGES.get(path)
-        if image and PICTURE.fullmatch(path):
-            page = PICTURE.sub(r"methods/\1-\2", path)
-        if page is None:
+        if page is None or path.endswith("-claim.svg"):  # the page draws the claim itself, with the results
             return f"`{path}`" if not image else ""
         return f"{image}[{text}]({os.path.relpath(page, PurePosixPath(uri).parent)}{anchor})"
 

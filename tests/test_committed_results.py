@@ -22,18 +22,31 @@ def records(root):
 SHOWN = ("README.md", "docs/images/results.svg", "benchmarks/src/noiseworks/bench/judged.json")
 
 
+@pytest.fixture(scope="module")
+def pictures(root):
+    """The drawings of claims that methods' pages show."""
+    names = {
+        page: f"docs/images/{page.parent.name}-claim.svg"
+        for page in sorted(root.glob("packages/*/README.md"))
+    }
+    return [name for page, name in names.items() if f"(../../{name})" in page.read_text()]
+
+
 @pytest.fixture
 def workspace(root, tmp_path):
     """A folder with what `publish` reads."""
     shutil.copytree(root / "benchmarks/results", tmp_path / "benchmarks/results")
     shutil.copy(root / "README.md", tmp_path / "README.md")
+    for page in root.glob("packages/*/README.md"):
+        (tmp_path / page.relative_to(root)).parent.mkdir(parents=True)
+        shutil.copy(page, tmp_path / page.relative_to(root))
     return tmp_path
 
 
-def test_what_is_shown_is_generated_from_the_committed_results(root, workspace):
+def test_what_is_shown_is_generated_from_the_committed_results(root, workspace, pictures):
     """`noiseworks bench publish` changes nothing; run it after committing results."""
-    assert publish(workspace) == {"wrote": list(SHOWN)}
-    for name in SHOWN:
+    assert publish(workspace) == {"wrote": [*SHOWN, *pictures]}
+    for name in (*SHOWN, *pictures):
         assert (workspace / name).read_text() == (root / name).read_text(), name
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from noiseworks.bench.runner.display import estimate_text, outcome_word, target_of, threshold_text
 from noiseworks.bench.runner.verdicts import no_effect_value
 
-WIDTH, LABELS, FIGURES, ROW, TOP, BOTTOM = 1000, 210, 470, 26, 8, 30
+WIDTH, LABELS, FIGURES, ROW, TOP, BOTTOM = 1040, 210, 510, 26, 8, 30
 LEAST, MOST = -0.5, 3.5  # promised effects that the axis shows; an arrow points to what lies outside
 STYLE = """
 svg{font:13px system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",sans-serif}
@@ -88,8 +88,8 @@ def _row(claim: Mapping[str, Any], y: float, place: Any) -> str:
         f'<line x1="{place(low)}" x2="{place(high)}" y1="{y}" y2="{y}" class="mark" stroke-width="2.5"/>'
         f'<circle cx="{place(centre)}" cy="{y}" r="4.5" class="mark"/>'
         f'<text x="{place(centre) + 8}" y="{y + 4}" class="word">{arrow}</text>'
-        f'<text x="{WIDTH - FIGURES + 18}" y="{y + 4}" class="word">{word}</text>'
-        f'<text x="{WIDTH - FIGURES + 82}" y="{y + 4}" class="muted">{escape(shown)}</text></g>'
+        f'<text x="{WIDTH - FIGURES + 24}" y="{y + 4}" class="word">{word}</text>'
+        f'<text x="{WIDTH - FIGURES + 102}" y="{y + 4}" class="muted">{escape(shown)}</text></g>'
     )
 
 

@@ -11,6 +11,16 @@ from noiseworks.bench.runner.display import number
 ARM_COLOURS = 8
 WIDTH, LABELS, ROW = 460, 190, 26
 CURVE_HEIGHT, LEFT, BOTTOM = 190, 48, 24
+# What a page's style sheet gives a drawing, for one that stands alone: letters, lines and the arms' colours.
+ALONE = """
+svg{font:12px system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",sans-serif;
+--ink:#1c1e21;--line:#dddcd5;--muted:#6a6f76;
+--arm-0:#7a7f87;--arm-1:#1f5fbf;--arm-2:#c2571a;--arm-3:#2c8a57;--arm-4:#8a4fb0;--arm-5:#b08a00;--arm-6:#b03060;--arm-7:#008b94}
+text{fill:var(--ink)}.grid{stroke:var(--line)}.end{text-anchor:end}.middle{text-anchor:middle;fill:var(--muted)}
+@media (prefers-color-scheme:dark){svg{
+--ink:#e4e5e3;--line:#33373c;--muted:#979ca3;--arm-0:#9aa0a8;--arm-1:#7fb0ff;--arm-2:#f0935a;
+--arm-3:#6cc795;--arm-4:#c79be6;--arm-5:#d9b840;--arm-6:#ee85ab;--arm-7:#55c4cc}}
+"""
 
 
 def claim_plots(claim: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -21,6 +31,18 @@ def claim_plots(claim: Mapping[str, Any]) -> list[dict[str, str]]:
         if arms:
             plots.append({"caption": label, "svg": metric_plot(claim, metric, label, arms)})
     return plots + [{"caption": name, "svg": curve_plot(claim, name)} for name in series_names(claim)]
+
+
+def standalone(claim: Mapping[str, Any]) -> str:
+    """Return the metric of a claim's first target over its arms as an SVG file, light or dark as the screen is."""
+    metric = claim["targets"][0]["metric"]
+    arms = [arm for arm in claim["arms"] if metric in claim["summary"].get(arm["name"], {})]
+    label, height = claim["columns"].get(metric, metric), ROW * len(arms) + BOTTOM
+    inner = metric_plot(claim, metric, label, arms).split(">", 1)[1]
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="640" viewBox="0 -{ROW} {WIDTH} {height + ROW}" role="img">'
+        f'<style>{ALONE}</style><text x="{LABELS}" y="-10">{escape(label)}</text>{inner}\n'
+    )
 
 
 def series_names(claim: Mapping[str, Any]) -> list[str]:

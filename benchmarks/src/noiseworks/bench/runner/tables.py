@@ -12,6 +12,7 @@ from noiseworks.bench.runner.describe import describe_claims
 from noiseworks.bench.runner.discovery import CLAIM_GROUP, installed
 from noiseworks.bench.runner.display import estimate_text, outcome_word, passed_text, threshold_text
 from noiseworks.bench.runner.forest import forest
+from noiseworks.bench.runner.plots import standalone
 from noiseworks.bench.runner.results import read_folder
 from noiseworks.core.artifacts import atomic_write
 from noiseworks.core.errors import InputError
@@ -166,7 +167,8 @@ def publish(root: Path = Path()) -> dict[str, Any]:
     """Write everything that is shown of the committed results: run it after committing results.
 
     That is the overview in `README.md` (between its lines `<!-- results:start -->` and `<!-- results:end -->`), the
-    forest plot `docs/images/results.svg`, and the verdicts that reports of other scales show beside their figures.
+    forest plot `docs/images/results.svg`, the verdicts that reports of other scales show beside their figures, and a
+    drawing of its first target, `docs/images/<slug>-claim.svg`, for each judged method whose page shows it.
 
     Args:
         root: The workspace.
@@ -192,6 +194,10 @@ def publish(root: Path = Path()) -> dict[str, Any]:
         root / "docs/images/results.svg": forest(families),
         root / "benchmarks/src/noiseworks/bench" / JUDGED_NAME: json.dumps(verdicts(judged), indent=1) + "\n",
     }
+    for slug, claim in sorted(judged.items()):
+        own, picture = root / "packages" / slug / "README.md", f"docs/images/{slug}-claim.svg"
+        if own.is_file() and f"(../../{picture})" in own.read_text():
+            written[root / picture] = standalone(claim)
     for path, text in written.items():
         atomic_write(path, text)
     return {"wrote": [str(path.relative_to(root)) for path in written]}
