@@ -18,15 +18,15 @@ CALLS = {
     "many": (PROMPTED, {"num_images_per_prompt": 2}),
     "text": (PROMPTED, {"batch": 1, "prompt": "a red circle", "num_images_per_prompt": 2}),
     "negative": (PROMPTED, {"negative_prompt": ["green square"] * 2}),
-    "pil": (HOSTS, {"output_type": "pil"}),
-    "np": (HOSTS, {"output_type": "np"}),
-    "tuple": (HOSTS, {"return_dict": False}),
-    "one-generator": (HOSTS, {"generator": 0}),
+    "pil": (("sd", "sd3", "dit", "img2img"), {"output_type": "pil"}),
+    "np": (("sdxl", "flux", "pixart", "instruct-pix2pix"), {"output_type": "np"}),
+    "tuple": (("sd", "sdxl", "flux", "dit"), {"return_dict": False}),
+    "one-generator": (("sd3", "pixart", "img2img"), {"generator": 0}),
     "callback": (tuple(host for host in PROMPTED if host != "pixart"), {"callback_on_step_end": "halve"}),
     "embeds": (("sd", "sdxl", "sd3", "pixart", "flux", "img2img"), {"prompt_embeds": True}),
     "latents": (("sd", "sdxl", "sd3", "pixart"), {"latents": True}),
     "eta": (WITH_ETA, {"eta": 0.7}),
-    "clip-skip": (("sd", "sdxl", "sd3", "img2img"), {"clip_skip": 1}),
+    "clip-skip": (("sdxl", "sd3"), {"clip_skip": 1}),
     "rescale": (("sd", "sdxl"), {"guidance_rescale": 0.5}),
     "timesteps": (("sdxl", "pixart"), {"timesteps": [900, 500, 100]}),
     "sigmas": (("sdxl", "sd3", "flux"), {"sigmas": [1.0, 0.7, 0.2]}),
@@ -97,7 +97,7 @@ def ask(pipe, host, batch=2, scale=4.0, **extra):
     if extra.get("callback_on_step_end"):
         extra["callback_on_step_end"] = halve
     if "timesteps" not in extra and "sigmas" not in extra:
-        extra["num_inference_steps"] = 3
+        extra["num_inference_steps"] = 2
     seeds = range(batch * extra.get("num_images_per_prompt", 1))
     shared = "generator" in extra
     extra["generator"] = torch.Generator().manual_seed(0) if shared else sample_generators(seeds)
