@@ -186,15 +186,9 @@ def _episodes(
 
     env = make_env(world, min(episodes.together, episodes.episodes), needs=NEEDS)
     check_widths(env, planner.obs_dim, planner.action_dim, "the planner")
-    policy = PlanningPolicy(planner, planning, env.num_envs, episodes.evaluation_seed)
-    report = evaluate_returns(
-        env,
-        policy.act,
-        episodes.episodes,
-        episodes.evaluation_seed,
-        after=policy.after,
-        paths=check_paths(paths, world.env),
-    )
+    shown, seed = check_paths(paths, world.env), episodes.evaluation_seed
+    policy = PlanningPolicy(planner, planning, env.num_envs, seed)
+    report = evaluate_returns(env, policy.act, episodes.episodes, seed, after=policy.after, paths=shown)
     write_paths(paths, world.env, report.paths, needs=NEEDS)
     draft, refiner = policy.last.calls
     found = report.summary() | {"plans": policy.plans, "draft_calls": draft, "refiner_calls": refiner}
