@@ -34,7 +34,7 @@ CALLS = {
     "ends-early": (("sdxl",), {"denoising_end": 0.6}),
     "embedded-guidance": (("flux",), {"guidance_scale": 2.0}),
     "image-guidance-off": (("instruct-pix2pix",), {"image_guidance_scale": 1.0}),
-    "mild": (("img2img",), {"strength": 0.4}),
+    "mild": (("img2img",), {"strength": 0.6}),
 }
 
 
