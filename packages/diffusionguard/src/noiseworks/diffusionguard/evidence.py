@@ -54,9 +54,9 @@ class Shared:
     Attributes:
         pipe: The editor, which the defences know.
         edits: Scenes and what is asked for.
-        pixels: The originals, uint8 [n, side, side, 3].
-        masks: Kind -> [n, 1, side, side].
-        clean: Kind or purifier -> edited originals [n, 3, side, side].
+        pixels: The originals, uint8 [n, 32, 32, 3].
+        masks: Kind -> [n, 1, 32, 32].
+        clean: Kind or purifier -> edited originals [n, 3, 32, 32].
         seed: The seed.
     """
 
@@ -74,18 +74,12 @@ def load(model: str, device: str) -> Any:
     return load_pipeline(model, device, families=("sd", "sdxl"))
 
 
-def side_of(pipe: Any) -> int:
-    """Return the side of the images that a pipeline edits, in pixels."""
-    return pipe.unet.config.sample_size * pipe.vae_scale_factor
-
-
 def edit_originals(seed: int, context: Context) -> Shared:
     """Draw the scenes of a seed and edit the originals with every mask and after every purifier."""
     pipe = load(context.model or EDITOR, context.device)
-    side = side_of(pipe)
     edits = sample_edits(int(context.settings["images"]), seed)
-    pixels = np.round(render([edit.scene for edit in edits], side) * 255).astype(np.uint8)
-    masks = {kind: torch.from_numpy(edit_masks(edits, kind, side)) for kind in MASK_KINDS}
+    pixels = np.round(render([edit.scene for edit in edits]) * 255).astype(np.uint8)
+    masks = {kind: torch.from_numpy(edit_masks(edits, kind)) for kind in MASK_KINDS}
     shared = Shared(pipe, edits, pixels, masks, {}, seed)
     shared.clean.update(_edited(shared, pixels, context))
     return shared
