@@ -1,6 +1,7 @@
 """Exact laws against printed numbers, automatic differentiation, quadrature and brute force."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -79,6 +80,31 @@ def test_mixture_has_the_known_values():
     assert law.score(x, 0.5)[0].tolist() == pytest.approx([0.301038, 1.249245], abs=1e-6)
     assert float(law.log_prob(x, 0.5)) == pytest.approx(-3.010566, abs=1e-6)
     assert posterior_mean(law, x, 0.5)[0].tolist() == pytest.approx([0.794104, 0.374344], abs=1e-6)
+    parts = [float(condition(law, k).log_prob(x, 0.5) - law.log_prob(x, 0.5)) for k in (0, 1)]
+    shares = [weight * math.exp(part) for weight, part in zip((0.3, 0.7), parts, strict=True)]
+    assert shares == pytest.approx([0.382428, 0.617572], abs=1e-6)
+
+
+def test_the_flow_carries_the_density():
+    """log p at t_0 is log p at T plus the integral of the flow's divergence, by Runge and Kutta."""
+    law, x = mixture(), torch.tensor([[-1.2, 0.3], [1.5, 0.9], [0.2, 0.2]], dtype=D)
+
+    def flow(x, t):
+        x = x.detach().requires_grad_(True)
+        s = law.score(x, t)
+        spread = sum(torch.autograd.grad(s[:, i].sum(), x, retain_graph=True)[0][:, i] for i in range(2))
+        return -(x + s).detach() / 2, -(2 + spread) / 2
+
+    begun, grown = law.log_prob(x, 0.01), torch.zeros(3, dtype=D)
+    for t, later in pairwise(torch.logspace(-2, math.log10(6), 201, dtype=D).tolist()):
+        step, middle = later - t, (t + later) / 2
+        first = flow(x, t)
+        second = flow(x + step / 2 * first[0], middle)
+        third = flow(x + step / 2 * second[0], middle)
+        last = flow(x + step * third[0], later)
+        slopes = [(a + 2 * b + 2 * c + d) / 6 for a, b, c, d in zip(first, second, third, last, strict=True)]
+        x, grown = x + step * slopes[0], grown + step * slopes[1]
+    torch.testing.assert_close(law.log_prob(x, 6.0) + grown, begun, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["mixture", "cube", "subspace", "empirical"])

@@ -32,6 +32,8 @@ def test_levels_fall_evenly_in_their_seventh_root():
     assert [nearest_level(s) for s in (0.25, 0.5, 1)] == pytest.approx(
         [0.492707, 0.965417, 2.003647], abs=1e-6
     )
+    coarse = [nearest_level(s, 41) for s in (0.25, 0.5, 1)]
+    assert coarse == pytest.approx([0.566635, 0.965417, 2.003647], abs=1e-6)
     assert nearest_level(0.0) == pytest.approx(0.002)
 
 

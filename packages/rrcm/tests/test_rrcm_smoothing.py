@@ -56,6 +56,8 @@ def test_clopper_pearson_and_radii():
     assert lower_bound(0, 100, 0.001) == 0.0
     for count, total in ((66, 100), (550, 1000), (5156, 10_000), (50_490, 100_000)):
         assert lower_bound(count, total, 0.001) > 0.5 >= lower_bound(count - 1, total, 0.001)
+    largest = [radius_of(lower_bound(n, n, 0.001), 1.0) for n in (100, 1000, 10_000, 100_000)]
+    assert largest == pytest.approx([1.500475, 2.463263, 3.198578, 3.811457], abs=1e-6)
     assert math.exp(math.log(0.001) / 10**7) == pytest.approx(lower_bound(10**7, 10**7, 0.001), abs=1e-15)
 
 
@@ -91,8 +93,12 @@ def test_votes_do_not_depend_on_batches_and_selection_draws_are_not_used_again()
 
 
 def test_prediction_needs_a_clear_lead():
-    assert binomtest(60, 100, 0.5).pvalue == pytest.approx(0.0568879, abs=1e-7)
     image = torch.zeros(1, 1, 1, 1)
+    for lead, chance, label in ((60, 0.0568879, -1), (67, 0.00087372, 0)):
+        assert binomtest(lead, 100, 0.5).pvalue == pytest.approx(chance, abs=1e-7)
+        counted = SmoothedClassifier(Fixed().eval(), 3, 0.5, Smoothing(n=100))
+        counted.votes = lambda *_, lead=lead: torch.tensor([[lead, 100 - lead, 0]])
+        assert counted.predict(image) == [label]
     sure = SmoothedClassifier(HalfSpace(torch.ones(1), 1.0).eval(), 2, 0.5, Smoothing(n=100))
     unsure = SmoothedClassifier(HalfSpace(torch.ones(1), 0.0).eval(), 2, 0.5, Smoothing(n=100))
     assert sure.predict(image) == [1]

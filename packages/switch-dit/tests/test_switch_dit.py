@@ -6,7 +6,7 @@ from itertools import permutations
 import pytest
 import torch
 from noiseworks.core.errors import InputError
-from noiseworks.kits.backbones import DiT, DiTConfig, to_diffusers
+from noiseworks.kits.backbones import DiT, DiTConfig, match_original, to_diffusers
 from noiseworks.switch_dit import Switch, SwitchDiT, choose, match, prior_loss, prior_table
 
 
@@ -155,6 +155,21 @@ def test_experts_go_with_diffusers_model():
     host = to_diffusers(model.plain()).eval()
     with torch.no_grad(), model.attach_to(host):
         torch.testing.assert_close(host(x, timestep=t, class_labels=y).sample, model(x, t, y))
+
+
+def test_an_upcycled_model_comes_back_from_disk_and_in_a_pipeline_bit_by_bit(tmp_path):
+    model, (x, t, y) = randomised(SwitchDiT.from_dit(randomised(DiT(CONFIG)))), inputs()
+    model.save_pretrained(tmp_path / "model", "linear")
+    loaded, schedule = SwitchDiT.from_pretrained(tmp_path / "model")
+    assert schedule == "linear"
+    host = to_diffusers(loaded.plain()).eval()
+    host.save_pretrained(tmp_path / "host")
+    host = match_original(type(host).from_pretrained(tmp_path / "host")).eval()
+    with torch.no_grad():
+        wanted = model(x, t, y)
+        assert torch.equal(loaded(x, t, y), wanted)
+        with loaded.attach_to(host):
+            assert torch.equal(host(x, timestep=t, class_labels=y).sample, wanted)
 
 
 def test_bad_experts_are_refused():

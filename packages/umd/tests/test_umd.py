@@ -1,6 +1,7 @@
 """Network, masks, loss and sampling against worked numbers, closed forms and the limits of the paper."""
 
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from noiseworks.bench.claims import Context
 from noiseworks.core.errors import ArtifactError, InputError
 from noiseworks.core.schedules import table_schedule
 from noiseworks.kits.backbones import fit_features, keep_count, random_masks, to_images
+from noiseworks.kits.training import Rows
 from noiseworks.umd import UMD, FineTuning, Mixture, Pretraining, UMDConfig, draw, load_model, mixture_loss
 from noiseworks.umd.claim import CLAIM
 from noiseworks.umd.features import features_of, untrained
@@ -112,6 +114,26 @@ def test_presets_are_limits_of_the_mixture_with_the_same_draws():
         assert torch.equal(*found)
     assert Mixture().fine_tuning().values == (0.05, 0.75, 0.0)
     assert Mixture("dit").fine_tuning().values == (0.0, 0.75, 0.0)
+
+
+@pytest.mark.parametrize("mixture", [Mixture(), Mixture(r0=0.4), Mixture().fine_tuning(), Mixture("mae")])
+def test_two_processes_have_the_loss_and_gradient_of_one(mixture):
+    model, x, labels = randomised(LABELLED).double(), images().double(), torch.arange(8) % 3
+
+    def gradient(own):
+        with torch.random.fork_rng(devices=[]), patch.object(Rows, "of", lambda count: own):
+            torch.manual_seed(0)
+            loss = mixture_loss(model, own.take(x), own.take(labels), mixture, COSINE, 0.5)["loss"]
+        model.zero_grad()
+        loss.backward()
+        return [
+            loss.detach(),
+            *(p.grad if p.grad is not None else p.detach() * 0 for p in model.parameters()),
+        ]
+
+    whole, *parts = (gradient(Rows(first, count, 8)) for first, count in ((0, 8), (0, 4), (4, 4)))
+    for one, first, second in zip(whole, *parts, strict=True):
+        torch.testing.assert_close((first + second) / 2, one, atol=1e-12, rtol=1e-9)
 
 
 def test_an_unmasked_noisy_loss_is_taken_everywhere():

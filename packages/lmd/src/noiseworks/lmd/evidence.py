@@ -89,12 +89,12 @@ def prepare_seed(seed: int, context: Context) -> Shared:
     sizes = context.settings
     images, known = scenes(sizes["scenes"], "train")
     held, asked = scenes(sizes["scenes"] // 4, "test")
-    space = Space.load(Latents()).to(resolve_device(context.device))
+    space = Space.load(Latents(scale_latents=True)).to(resolve_device(context.device))
     clock = Clock(resolve_device(context.device))
     latents = space.encode(images)
     attributes = list(zip(known, asked, strict=True))
     shared = Shared(seed, images, held, attributes, space, latents, clock.seconds)
-    shared.pixels = trained(shared, context, Space(None), images, PIXELS, Masking("fixed"))
+    shared.pixels = trained(shared, context, Space(None), images, PIXELS, Masking("fixed"), sizes["steps"])
     shared.reference = shared.pixels["curve"][-1][2]
     return shared
 
@@ -143,14 +143,14 @@ def loss_of(model: LMD, space: Space, images: Tensor, mean: Tensor, device: torc
 
 
 def trained(
-    shared: Shared, context: Context, space: Space, inputs: Tensor, patch: int, masking: Masking
+    shared: Shared, context: Context, space: Space, inputs: Tensor, patch: int, masking: Masking, steps: int
 ) -> dict[str, Any]:
     """Train one auto-encoder, and return it and its curve of (step, seconds, loss)."""
     sizes, device = context.settings, resolve_device(context.device)
     network = Network(**sizes["network"], patch=patch)
     config = LMDConfig(**vars(network), size=inputs.shape[-1], channels=inputs.shape[1])
     recipe = Pretraining(
-        max_steps=sizes["steps"],
+        max_steps=steps,
         batch_size=sizes["batch"],
         seed=shared.seed,
         normalise=False,
@@ -210,11 +210,11 @@ def measure_arm(arm: str, shared: Shared, context: Context) -> Measurement:
         found = shared.pixels
     else:
         patch, schedule = {"coarse": (COARSE, "fixed"), "fixed": (2, "fixed"), "lmd": (2, "cosine")}[arm]
-        found = trained(shared, context, space, inputs, patch, Masking(schedule))
+        found = trained(shared, context, space, inputs, patch, Masking(schedule), context.settings["short"])
     model, curve = found["model"], found["curve"]
     reached = next((seconds for _, seconds, loss in curve if loss <= shared.reference), None)
     seconds = curve[-1][1] if reached is None else reached
-    images = context.settings["steps"] * context.settings["batch"]
+    images = curve[-1][0] * context.settings["batch"]
     rows = (features_of(model.encoder, inputs), features_of(model.encoder, asked))
     judged = shared.held[: context.settings["judged"]]
     metrics: dict[str, Any] = {

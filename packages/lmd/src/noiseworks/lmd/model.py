@@ -7,6 +7,7 @@ from noiseworks.core.errors import InputError
 from noiseworks.kits.backbones.layers import PatchEmbed, grid_positions
 from noiseworks.kits.backbones.masking import Masks, gather_tokens, restore_tokens, to_images, to_patches
 from noiseworks.kits.backbones.vit import ViTBlock
+from noiseworks.kits.training import Rows
 from noiseworks.lmd.options import LMDConfig
 from torch import Tensor, nn
 
@@ -132,7 +133,8 @@ def _dropped(branch: Tensor, share: float) -> Tensor:
     """Return a residual branch (B, N, D) without a share of its images, the others larger for it."""
     if not share:
         return branch
-    kept = torch.rand(len(branch), 1, 1, device=branch.device) >= share
+    drawn = Rows.of(len(branch)).draw(lambda rows: torch.rand(rows, 1, 1, device=branch.device))
+    kept = drawn >= share
     return branch * kept / (1 - share)
 
 

@@ -10,7 +10,7 @@ from noiseworks.core.artifacts import save_artifact
 from noiseworks.core.errors import InputError
 from noiseworks.kits.backbones import fit_loss, load_network
 from noiseworks.kits.backbones.masking import Masks, keep_count, masked_mean, random_masks
-from noiseworks.kits.training import Run
+from noiseworks.kits.training import Rows, Run
 from noiseworks.lmd.adan import Adan
 from noiseworks.lmd.latents import Space, cached_latents, views_of
 from noiseworks.lmd.mixing import mixed, smoothed
@@ -129,7 +129,9 @@ def pretrain_model(
         patches = model.patches(batch["x"])
         ratio = masking.ratio(step, recipe.max_steps)
         keep = keep_count(config.places, ratio)
-        masks = random_masks(len(patches), config.places, keep, kind=masking.kind, device=patches.device)
+        own = Rows.of(len(patches))
+        masks = random_masks(own.total, config.places, keep, kind=masking.kind, device=patches.device)
+        masks = masks.of_rows(own)
         return {"loss": masked_loss(model, patches, masks, recipe.normalise), "ratio": torch.tensor(ratio)}
 
     return fit_loss(

@@ -10,7 +10,7 @@ from noiseworks.core.errors import InputError
 from noiseworks.kits.image_tuning.denoising import DenoisingError
 from noiseworks.kits.image_tuning.options import Rollout
 from noiseworks.kits.image_tuning.policy import Policy
-from noiseworks.kits.training import Average, Batches, Run, fit, warm_decay
+from noiseworks.kits.training import Average, Batches, Rows, Run, fit, warm_decay
 from noiseworks.maskunet.masking import MaskHandle, MaskNet
 from noiseworks.maskunet.options import MaskConfig, Training
 from torch import Tensor, nn
@@ -48,7 +48,8 @@ class Examples:
             return Batches(rows, batch_size, seed=seed)
 
         def flip(batch: dict, generator: torch.Generator) -> dict:
-            turned = torch.rand(len(batch["ids"]), generator=generator) < 0.5
+            own = Rows.of(len(batch["ids"]))
+            turned = own.draw(lambda rows: torch.rand(rows, generator=generator)) < 0.5
             shape = (-1, *[1] * (batch["latents"].ndim - 1))
             return {
                 "latents": torch.where(turned.view(shape), batch["flipped"], batch["latents"]),

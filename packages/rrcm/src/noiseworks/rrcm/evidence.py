@@ -17,7 +17,8 @@ from noiseworks.rrcm.tables import evenly
 from torch import Tensor, nn
 
 SIGMA, STEPS, CLASSES = 0.5, 10, 10
-TRAINED = {"cohen": (1, 0.0, 0.0), "consistent": (2, 20.0, 0.5), "rrcm": (2, 20.0, 0.5)}  # m, λ, η
+# m, λ, η. On a tuning seed a λ of 5 certified further than the paper's 20, which is made for long training.
+TRAINED = {"cohen": (1, 0.0, 0.0), "consistent": (2, 5.0, 0.5), "rrcm": (2, 5.0, 0.5)}
 # Of all classifiers, chosen on a tuning seed for training on noise, which certifies little with smaller steps.
 RATE, BATCH = 3e-3, 64
 PARTS = len(TRAINED) + 2
@@ -40,13 +41,7 @@ def train_all(seed: int, context: Context) -> Shared:
     shown, bases = images / 2 + 0.5, {}
     for number, (arm, (draws, agreement, confidence)) in enumerate(TRAINED.items()):
         context.progress(1 + number, PARTS, f"training: {arm}")
-        tuning = Finetuning(
-            draws=draws,
-            agreement=agreement,
-            confidence=confidence,
-            layer_decay=0.75 if arm == "rrcm" else 1.0,
-            **tuned,
-        )
+        tuning = Finetuning(draws=draws, agreement=agreement, confidence=confidence, layer_decay=1.0, **tuned)
         bases[arm] = finetune(learned if arm == "rrcm" else new, shown, labels, SIGMA, tuning, progress=False)
     context.progress(PARTS - 1, PARTS, "training: denoiser")
     clean = Finetuning(task="finetune", layer_decay=1.0, **tuned)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from noiseworks.core.checks import check_number
 from noiseworks.core.errors import InputError
-from noiseworks.kits.training import Batches, Run, fit
+from noiseworks.kits.training import Batches, Rows, Run, fit
 from noiseworks.rrcm.contrast import consistency_regulariser
 from noiseworks.rrcm.encoder import NoisyClassifier, RrcmEncoder
 from noiseworks.rrcm.options import Finetuning
@@ -36,8 +36,9 @@ class RrcmFinetune(L.LightningModule):
         """Return the loss of images `x` (B, C, H, W) in [0, 1] with labels `y`: cross-entropy and agreement."""
         o, images, labels = self.options, batch["x"], batch["y"]
         draws = o.draws if o.task == "consistency" else 1
-        images = images.repeat(draws, 1, 1, 1)
-        logits = self.model(images + self.model.sigma * torch.randn_like(images)).unflatten(0, (draws, -1))
+        own, images = Rows.of(len(images)), images.repeat(draws, 1, 1, 1)
+        noise = torch.cat([own.noise_like(images) for _ in range(draws)])
+        logits = self.model(images + self.model.sigma * noise).unflatten(0, (draws, -1))
         loss = F.cross_entropy(logits.flatten(0, 1), labels.repeat(draws))
         if o.task == "consistency":
             extra = consistency_regulariser(logits, o.agreement, o.confidence, o.form)

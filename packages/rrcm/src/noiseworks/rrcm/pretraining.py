@@ -12,7 +12,7 @@ import lightning as L  # noqa: TID253
 import torch
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from noiseworks.core.noise import mix64
-from noiseworks.kits.training import Average, Batches, Run, fit
+from noiseworks.kits.training import Average, Batches, Rows, Run, fit
 from noiseworks.rrcm.contrast import gathered, info_nce
 from noiseworks.rrcm.encoder import RrcmEncoder, projector
 from noiseworks.rrcm.options import Network, Pretraining
@@ -45,7 +45,7 @@ class RrcmPretrain(L.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         """Return the loss of images `x` and their views `a` and `b`, (B, C, H, W) in [-1, 1]."""
-        o, noise = self.options, torch.randn_like(batch["x"])
+        o, noise = self.options, Rows.of(len(batch["x"])).noise_like(batch["x"])
         parts = []
         if o.parts != "consistency":
             parts.append(self.contrastive(batch["a"] + CLEANEST * noise, batch["b"] + CLEANEST * noise))

@@ -2,6 +2,7 @@
 
 import torch
 from noiseworks.kits.backbones.augmenting import crop_and_flip
+from noiseworks.kits.training import Rows
 from noiseworks.rrcm.options import Pretraining
 from torch import Tensor
 
@@ -31,7 +32,10 @@ def view(images: Tensor, options: Pretraining, generator: torch.Generator, *, se
         second: Whether it may be solarised.
     """
     shown = cropped(images, options.crop, options.flip, generator) / 2 + 0.5
-    light, contrast, inverted = torch.rand(3, len(images), 1, 1, 1, generator=generator)
+    drawn = Rows.of(len(images)).draw(
+        lambda rows: torch.rand(3, rows, 1, 1, 1, generator=generator).movedim(0, 1)
+    )
+    light, contrast, inverted = drawn.movedim(1, 0)
     shown = shown * (1 + options.jitter * (2 * light - 1))
     mean = shown.mean((1, 2, 3), keepdim=True)
     shown = (mean + (shown - mean) * (1 + options.jitter * (2 * contrast - 1))).clamp(0, 1)

@@ -141,7 +141,8 @@ class UMD(nn.Module):
     def _add_labels(self) -> None:
         if self.config.classes:
             self.label_table = nn.Embedding(self.config.classes + 1, self.config.width)
-            nn.init.normal_(self.label_table.weight, std=0.02)
+            # As released: a smaller one would be lost beside the time's vector for as long as a short run lasts.
+            nn.init.normal_(self.label_table.weight, std=self.config.width**-0.5)
             self.label_trunk = Trunk(self.config.width)
 
     def with_classes(self, classes: int) -> Self:

@@ -58,7 +58,8 @@ def pretrain_model(
 def not_all_used(mixture: Mixture, recipe: Pretraining | FineTuning) -> bool:
     """Return whether a process's share of a batch leaves parameters without gradients (several processes must know)."""
     rows = recipe.batch_size // recipe.devices
-    return mixture.clean_rows(rows) == rows or mixture.values[2] == 0
+    most = -(-mixture.clean_rows(recipe.batch_size) // recipe.devices)  # noise-free ones of a process
+    return most == rows or mixture.values[2] == 0
 
 
 def finetune_model(

@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from noiseworks.kits.training import Rows
 from noiseworks.kits.training.batches import Transform
 from torch import Tensor
 
@@ -26,7 +27,8 @@ def crop_and_flip(smallest: float, flip: bool) -> Transform | None:
 
 
 def _changed(images: Tensor, smallest: float, flip: bool, generator: torch.Generator) -> Tensor:
-    area, aspect, *place, mirror = torch.rand(5, len(images), generator=generator)
+    drawn = Rows.of(len(images)).draw(lambda rows: torch.rand(5, rows, generator=generator).T)
+    area, aspect, *place, mirror = drawn.T
     if flip:
         images = torch.where((mirror < 0.5)[:, None, None, None], images.flip(-1), images)
     if smallest == 1:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from noiseworks.core.errors import InputError
+from noiseworks.kits.training import Rows
 from torch import Tensor
 
 MASK_KINDS = ("random", "block", "grid")
@@ -29,6 +30,10 @@ class Masks(NamedTuple):
         order = scores.argsort(dim=1, stable=True)
         restore = order.argsort(dim=1)
         return cls(order[:, :keep], restore, restore >= keep)
+
+    def of_rows(self, own: Rows) -> "Masks":
+        """Return those of a process's images, of masks of the whole batch."""
+        return Masks(*(own.take(part) for part in self))
 
 
 def keep_count(places: int, ratio: float) -> int:

@@ -2,7 +2,8 @@
 
 `fit_denoiser`, for class-conditional denoisers: AdamW at a constant rate, a uniform timestep for each image, the
 squared error of the noise, dropped labels. `fit_loss`, for a loss of the method's own: AdamW with warm-up and half a
-cosine. Both return an average of the weights. The order of the data and all that is drawn depend on the seed alone.
+cosine. Both return an average of the weights. The order of the data and all that is drawn depend on the seed alone:
+several processes train to the weights of one, up to the order in which numbers are added.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -15,7 +16,7 @@ from noiseworks.core.errors import InputError
 from noiseworks.core.schedules import TableSchedule, add_noise, table_schedule
 from noiseworks.kits.backbones.augmenting import crop_and_flip
 from noiseworks.kits.backbones.options import LossRecipe, Recipe
-from noiseworks.kits.training import Average, Batches, Run, fit, warm_decay
+from noiseworks.kits.training import Average, Batches, Rows, Run, fit, warm_decay
 from torch import Tensor, nn
 
 SNR_LIMIT = 5.0
@@ -25,10 +26,23 @@ MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 
 
 def drop_labels(
-    labels: Tensor, share: float, null_label: int, generator: torch.Generator | None = None
+    labels: Tensor,
+    share: float,
+    null_label: int,
+    generator: torch.Generator | None = None,
+    own: Rows | None = None,
 ) -> Tensor:
-    """Return labels (B,) of which a share is replaced by `null_label`, once for the whole network."""
-    drawn = torch.rand(labels.shape, generator=generator, device=labels.device)
+    """Return labels (B,) of which a share is replaced by `null_label`, once for the whole network.
+
+    Args:
+        labels: (B,).
+        share: From 0 to 1.
+        null_label: The label that stands for none.
+        generator: Of the draws; the global one by default.
+        own: Which rows of a batch these are, by default this process's.
+    """
+    own = own or Rows.of(len(labels))
+    drawn = own.draw(lambda rows: torch.rand(rows, generator=generator, device=labels.device))
     return torch.where(drawn < share, null_label, labels)
 
 
@@ -84,16 +98,17 @@ class DenoiserModule(AveragedModule):
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         """Return the loss of a batch of images `x` and labels `y`."""
         images = batch["x"]
-        t = torch.randint(self.schedule.num_steps, (len(images),), device=images.device)
-        noise = torch.randn_like(images)
+        own = Rows.of(len(images))
+        t = own.draw(lambda rows: torch.randint(self.schedule.num_steps, (rows,), device=images.device))
+        noise = own.noise_like(images)
         labels = drop_labels(batch["y"], self.recipe.label_drop, self.model.null_label)
         found = self.model(add_noise(images, noise, self.schedule.level(t)), t, labels)
         error = (found[:, : images.shape[1]] - noise).square().flatten(1).mean(1)
         loss = (loss_weight(self.schedule.log_snr(t), self.recipe.weighting).to(error) * error).mean()
-        self.log("loss", loss, prog_bar=True)
+        self.log("loss", loss, prog_bar=True, sync_dist=True)
         if self.extra_loss is not None:
             extra = self.extra_loss(self.model, t)
-            self.log("extra", extra)
+            self.log("extra", extra, sync_dist=True)
             loss = loss + extra
         return loss
 
@@ -131,7 +146,7 @@ class LossModule(AveragedModule):
         """Return the loss of a batch."""
         figures = self.loss(self.model, batch, self.global_step)
         self.log_dict({name: value for name, value in figures.items() if name != "loss"})
-        self.log("loss", figures["loss"], prog_bar=True)
+        self.log("loss", figures["loss"], prog_bar=True, sync_dist=True)
         return figures["loss"]
 
     def configure_optimizers(self) -> tuple[list, list]:
@@ -213,7 +228,8 @@ def fit_loss(
     Args:
         model: The model.
         rows: Name -> tensor of one row an image; crops and mirror images are made of `x`, (n, C, H, W) in [-1, 1].
-        loss: See `LossModule`; what it draws must come from the global random state.
+        loss: See `LossModule`; what it draws must come from the global random state, and for the rows of all
+            processes (`Rows`).
         recipe: Length, rates and bookkeeping.
         run: The open run, or None to keep nothing.
         undecayed: See `LossModule`.

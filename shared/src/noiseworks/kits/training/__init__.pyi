@@ -15,6 +15,7 @@ from .metrics import MetricsFile as MetricsFile
 from .muon import MuonWithAdamW as MuonWithAdamW
 from .options import Fit as Fit
 from .position import Position as Position
+from .sharing import Rows as Rows
 from .state import load_parameters as load_parameters
 from .supervised import Fitted as Fitted
 from .supervised import fit as fit

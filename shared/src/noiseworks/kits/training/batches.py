@@ -56,8 +56,8 @@ class Batches:
         seed: Of the order and of `transform`.
         accumulate: Batches of an optimiser step; an epoch holds whole steps.
         num_workers: Loading processes.
-        transform: (batch, generator) -> batch, applied to every batch; the generator depends on (seed, epoch, batch,
-            process) alone.
+        transform: (batch, generator) -> batch, applied to every batch; the generator depends on (seed, epoch, batch)
+            alone, so that of several processes each draws for all rows and takes its own (`Rows`).
         repeat: Whether every epoch is the first one over again, as validation wants it.
 
     Raises:
@@ -128,7 +128,7 @@ class Batches:
             self._epoch, self._batch = self._epoch + 1, 0
         for batch in self._loader():
             if self.transform is not None:
-                state = mix64(self.seed, self._epoch, self._batch, self.rank) >> 1
+                state = mix64(self.seed, self._epoch, self._batch, 0) >> 1
                 batch = self.transform(batch, torch.Generator().manual_seed(state))
             self._batch += 1  # counted before the batch is used: a checkpoint is written after its step
             yield batch
