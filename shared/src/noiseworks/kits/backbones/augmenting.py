@@ -36,7 +36,7 @@ def _changed(images: Tensor, smallest: float, flip: bool, generator: torch.Gener
     side = (smallest + (1 - smallest) * area).sqrt()
     stretch = ((2 * aspect - 1) * LOG_ASPECT / 2).exp()
     width, height = (side * stretch).clamp(max=1), (side / stretch).clamp(max=1)
-    theta = torch.zeros(len(images), 2, 3)
+    theta = images.new_zeros(len(images), 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = width, height
     theta[:, 0, 2] = (2 * place[0] - 1) * (1 - width)
     theta[:, 1, 2] = (2 * place[1] - 1) * (1 - height)
