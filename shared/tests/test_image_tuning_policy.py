@@ -1,7 +1,11 @@
 """A pipeline as a policy: fed as by its host, scored as drawn, its adapters neutral, saved as the host loads them."""
 
 import copy
+import os
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
 from noiseworks.core.errors import ArtifactError, InputError, NonFiniteError, UnsupportedHostError
@@ -128,6 +132,45 @@ def test_a_saved_adapter_is_an_ordinary_lora_of_the_host(family, tmp_path):
     assert not torch.equal(tuned, base)
     load_lora(plain, tmp_path / "lora")
     assert torch.equal(draw(plain), tuned)
+
+
+STOCK = """
+import sys
+
+class Nothing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "noiseworks":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Nothing())
+import numpy, torch
+from diffusers import StableDiffusionPipeline
+
+folder = sys.argv[1]
+pipe = StableDiffusionPipeline.from_pretrained(f"{folder}/model")
+pipe.load_lora_weights(f"{folder}/lora")
+call = {"num_inference_steps": 2, "generator": torch.Generator().manual_seed(0), "output_type": "np"}
+numpy.save(f"{folder}/image.npy", pipe("a red circle", **call).images)
+assert not [name for name in sys.modules if name.partition(".")[0] == "noiseworks"]
+"""
+
+
+def test_an_adapter_gives_the_same_image_in_a_process_without_noiseworks(tmp_path):
+    pipe = tiny_pipeline("sd")
+    pipe.save_pretrained(tmp_path / "model")
+    call = {"num_inference_steps": 2, "output_type": "np"}
+    base = pipe("a red circle", generator=torch.Generator().manual_seed(0), **call).images
+    for parameter in add_lora(pipe.unet, 2, seed=1).values():
+        parameter.data.normal_(std=0.1)
+    save_lora(pipe, tmp_path / "lora")
+    tuned = pipe("a red circle", generator=torch.Generator().manual_seed(0), **call).images
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", STOCK, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = np.load(tmp_path / "image.npy")
+    assert np.array_equal(found, tuned)
+    assert not np.array_equal(found, base)
 
 
 def test_adapters_of_other_models_are_refused(tmp_path):

@@ -13,7 +13,7 @@ from noiseworks.b2_diffurl import (
 )
 from noiseworks.core.errors import InputError
 from noiseworks.kits.diffusers_hosts import tiny_pipeline
-from noiseworks.kits.image_tuning import Policy, Rollout, clipped_surrogate
+from noiseworks.kits.image_tuning import DDPO, DDPOSettings, Policy, Rollout, clipped_surrogate
 
 PROMPTS = ["a red circle", "a blue square"]
 
@@ -131,6 +131,30 @@ def test_a_stage_trains_the_last_steps_of_what_was_chosen():
     assert figures["loss"] == pytest.approx(-float(advantages.mean()), abs=1e-4)  # the first ratios are 1
     assert figures["selected"] == pytest.approx(len(rows) / 6)
     assert (figures["trained_steps"], figures["queries"]) == (1, 6)
+
+
+def test_without_both_parts_all_steps_of_whole_rollouts_are_trained():
+    """Neither stages nor branches: DDPO's own rollouts, of which the best and the worst teach."""
+    kept = {}
+    start = (tiny_pipeline("sd"), PROMPTS, lambda images, prompts: images.flatten(1).mean(1))
+    options = Training(max_steps=1, batch_size=2, learning_rate=1e-9, device="cpu", inner_epochs=1)
+    both = Branching(branches=5, branching=False)
+    trainer = B2DiffuRL(*start, options, Rollout(3, 2.0), Stages(1, 3, "none"), both)
+    ddpo = DDPO(tiny_pipeline("sd"), *start[1:], options, Rollout(3, 2.0), DDPOSettings(copies=5))
+    draw, learn = trainer.draw, trainer.optimise
+    trainer.draw = lambda prompts, places: kept.setdefault("drawn", draw(prompts, places))
+    trainer.optimise = lambda losses, *rest: kept.update(losses=losses, rest=rest) or learn(losses, *rest)
+    trainer.round(0)
+    drawn, (rows, places) = kept["drawn"], kept["rest"]
+    expected = ddpo.roll_out(ddpo.draw_prompts(2).repeat_interleave(5))
+    assert torch.equal(drawn.latents, expected.latents)
+    assert torch.equal(drawn.rewards, expected.rewards)
+    assert places.tolist() == [0, 1, 2]
+    rewards = drawn.rewards.view(2, 5)
+    ends = {
+        5 * group + int(end) for group in (0, 1) for end in (rewards[group].argmax(), rewards[group].argmin())
+    }
+    assert set(rows.tolist()) == ends
 
 
 def test_an_update_makes_good_branches_likelier():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from noiseworks.core.errors import InputError
 from noiseworks.kits.diffusers_hosts import tiny_pipeline
+from noiseworks.kits.image_tuning import denoising_delta, preference_link
 from noiseworks.ppd import (
     PPD,
     Support,
@@ -70,6 +71,29 @@ def test_embeddings_are_means_of_reserved_choices_only(tmp_path):
         embed_users(names, described, "e", Support(2, 11))
     with pytest.raises(InputError, match="reserved"):
         Support(choices_each=5, reserved=4)
+
+
+def test_the_order_of_the_choices_behind_an_embedding_does_not_matter():
+    names, described, users = people(embeddings=1)
+    mine = torch.tensor(users.reserved[0])
+    order = torch.arange(30)
+    order[mine] = mine.flip(0)
+    support = Support(4, 4, 1)
+    found, again = (
+        embed_users(names, one, "e", support).embeddings[0] for one in (described, described[order])
+    )
+    torch.testing.assert_close(again, found)
+    torch.testing.assert_close(found[0], described[mine].mean(0))
+
+
+def test_the_loss_of_a_choice_on_numbers():
+    """Wallace et al., eq. 14, at kappa 2500: the argument is 1, and -1 when winner and loser are exchanged."""
+    errors, kept = (
+        torch.tensor([pair], dtype=torch.float64) for pair in ((0.1200, 0.1503), (0.1201, 0.1500))
+    )
+    for first, second, loss in ((errors, kept, 0.3132617), (errors.flip(1), kept.flip(1), 1.3132617)):
+        z = -denoising_delta(first, second)
+        assert float(preference_link(z, 2500.0)) == pytest.approx(loss, abs=1e-6)
 
 
 def test_mixtures_run_from_one_to_the_other():

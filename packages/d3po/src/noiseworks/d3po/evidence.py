@@ -54,13 +54,17 @@ class Shuffled(D3PO):
 
 @dataclass(frozen=True, eq=False)
 class Shared:
-    """What the arms of a seed share: prompts, the trial and what the untuned pipeline draws in it."""
+    """What the arms of a seed share: prompts, the trial and what the untuned pipeline draws in it.
+
+    `rivals` are images of the untuned pipeline from other noise, which those of the trial are to beat.
+    """
 
     seed: int
     model: str
     prompts: Sequence[str]
     trial: Trial
     base: Draws
+    rivals: Draws
 
 
 def open_captions(seed: int, count: int) -> list[str]:
@@ -77,7 +81,10 @@ def prepare(seed: int, context: Context) -> Shared:
     model, prompts = context.model or "testbed:shapes", open_captions(seed, int(context.settings["prompts"]))
     trial = Trial(per_prompt=int(context.settings["per_prompt"]), trial_seed=seed * 1000)
     policy = Policy(load_pipeline(model, context.device), prompts, ROLLOUT)
-    return Shared(seed, model, prompts, trial, draw_scored(policy, brightness, trial))
+    base, rivals = (
+        draw_scored(policy, brightness, one) for one in (trial, replace(trial, trial_seed=seed * 1000 + 500))
+    )
+    return Shared(seed, model, prompts, trial, base, rivals)
 
 
 def trained(arm: str, shared: Shared, context: Context, **changes: Any) -> Tuner:
@@ -108,6 +115,9 @@ def trained(arm: str, shared: Shared, context: Context, **changes: Any) -> Tuner
 def measured(arm: str, shared: Shared, context: Context) -> tuple[dict[str, list[float]], Draws]:
     """Return what an arm draws in the trial: brightness, gain and wins against the untuned pipeline, fidelity.
 
+    An image wins against the share of its prompt's rivals that it is brighter than, which are from other noise. Between
+    images from one noise the least common drift of weights decides nearly all wins, and preferences by coin would win
+    nearly all or none, however small their steps. The gain is over the untuned pipeline's image from the same noise.
     `progress` is the gain, of DDPO four fifths of it: a ratio would have no meaning where that gain comes near 0.
     """
     draws = (
@@ -118,12 +128,19 @@ def measured(arm: str, shared: Shared, context: Context) -> tuple[dict[str, list
     texts = [shared.prompts[i] for i in draws.prompt_ids.tolist()]
     new, old = draws.rewards[:, 0], shared.base.rewards[:, 0]
     return {
-        "wins": win_rate(new, old).tolist(),
+        "wins": beaten(draws, shared.rivals).tolist(),
         "brightness": new.tolist(),
         "gain": (new - old).tolist(),
         "progress": ((new - old) * (0.8 if arm == "ddpo" else 1.0)).tolist(),
         "fidelity": shapes.caption_score(draws.images, texts).tolist(),
     }, draws
+
+
+def beaten(draws: Draws, rivals: Draws) -> Tensor:
+    """Return for each image the share of its prompt's rivals that have a lower score; equal ones count half [n]."""
+    prompts = int(draws.prompt_ids.max()) + 1
+    new, old = (one.rewards[:, 0].view(prompts, -1) for one in (draws, rivals))
+    return win_rate(new[:, :, None], old[:, None]).mean(2).flatten()
 
 
 def save_strip(draws: Draws, path: Path) -> Path:
