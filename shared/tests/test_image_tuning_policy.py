@@ -1,6 +1,7 @@
 """A pipeline as a policy: fed as by its host, scored as drawn, its adapters neutral, saved as the host loads them."""
 
 import copy
+import logging.handlers
 import os
 import subprocess
 import sys
@@ -183,10 +184,15 @@ def test_adapters_of_other_models_are_refused(tmp_path):
     (tmp_path / "cut").mkdir()
     data = (tmp_path / "sdxl" / "pytorch_lora_weights.safetensors").read_bytes()
     (tmp_path / "cut" / "pytorch_lora_weights.safetensors").write_bytes(data[:-9])
+    logged = logging.handlers.BufferingHandler(100)
+    logging.getLogger("diffusers").addHandler(logged)
     for name in ("sdxl", "sd3", "cut", "missing"):
         with pytest.raises(InputError, match=name) as found:
             load_lora(tiny_pipeline("sd"), tmp_path / name)
         assert "\n" not in str(found.value)
+        assert not str(found.value).endswith(":")
+    logging.getLogger("diffusers").removeHandler(logged)
+    assert not logged.buffer, "one sentence, not a line for each layer"
 
 
 def test_trajectories_come_back_exactly_and_only_to_what_drew_them(tmp_path):

@@ -59,7 +59,9 @@ CLAIM = Claim(
     scales={
         "smoke": Scale((500,), 300, {"prompts": 2, "per_prompt": 2, "stages": 1, "groups": 2}),
         "quick": Scale((500,), 120, {"prompts": 4, "per_prompt": 4, "stages": 1, "groups": 2}),
-        "laptop": Scale((1000, 1001, 1002), 1200, {"prompts": 12, "per_prompt": 8, "stages": 7, "groups": 8}),
+        "laptop": Scale(
+            (1000, 1001, 1002), 1200, {"prompts": 6, "per_prompt": 16, "stages": 10, "groups": 8}
+        ),
         "full": Scale(
             (1000, 1001, 1002), 360_000, {"prompts": 45, "per_prompt": 12, "stages": 100, "groups": 256}
         ),

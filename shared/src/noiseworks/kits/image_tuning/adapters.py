@@ -52,6 +52,19 @@ def add_lora(denoiser: nn.Module, rank: int, seed: int = 0) -> dict[str, nn.Para
 
 
 @contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep diffusers from writing a line for each layer that does not fit; the exception says what is needed."""
+    from diffusers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+@contextmanager
 def reference(denoiser: nn.Module) -> Iterator[None]:
     """Switch the adapters off within a block: the denoiser is the pretrained one, and no second copy is needed."""
     denoiser.disable_adapters()
@@ -86,11 +99,12 @@ def load_lora(pipe: "DiffusionPipeline", folder: str | Path) -> None:
         raise InputError(f"{folder} holds no {WEIGHTS}: name the folder of a tuned adapter")
     try:
         saved = sum(name.endswith((".lora_A.weight", ".lora.down.weight")) for name in read_tensors(path))
-        pipe.load_lora_weights(str(folder), weight_name=WEIGHTS, adapter_name=NAME)
+        with _quiet():
+            pipe.load_lora_weights(str(folder), weight_name=WEIGHTS, adapter_name=NAME)
     except (ArtifactError, ValueError, KeyError, RuntimeError) as error:
-        raise InputError(
-            f"the adapter {folder} does not fit this pipeline: {str(error).splitlines()[0]}"
-        ) from error
+        lines = str(error).splitlines()
+        reason = next((line.strip() for line in lines if "size mismatch" in line), lines[0])
+        raise InputError(f"the adapter {folder} does not fit this pipeline: {reason}") from error
     found = sum(name.endswith("lora_A.default.weight") for name, _ in denoiser_of(pipe).named_parameters())
     if not found or found != saved:
         raise InputError(
