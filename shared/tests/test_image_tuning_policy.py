@@ -156,6 +156,7 @@ assert not [name for name in sys.modules if name.partition(".")[0] == "noisework
 """
 
 
+@pytest.mark.slow
 def test_an_adapter_gives_the_same_image_in_a_process_without_noiseworks(tmp_path):
     pipe = tiny_pipeline("sd")
     pipe.save_pretrained(tmp_path / "model")
