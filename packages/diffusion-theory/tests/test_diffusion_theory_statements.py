@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from noiseworks.core.closed_form import gaussian
 from noiseworks.core.errors import InputError
 from noiseworks.diffusion_theory.diagnosis import diagnose
 from noiseworks.diffusion_theory.estimate import (
@@ -15,8 +16,8 @@ from noiseworks.diffusion_theory.estimate import (
     two_nearest_dimension,
 )
 from noiseworks.diffusion_theory.experiments import run
-from noiseworks.diffusion_theory.guidance import LineMixture, reward_pull, splitting_threshold
-from noiseworks.diffusion_theory.laws import Cube, Empirical, Subspace, draw, random_basis, standard
+from noiseworks.diffusion_theory.guidance import LineMixture, guided, reward_pull, splitting_threshold
+from noiseworks.diffusion_theory.laws import Cube, Empirical, Mixture, Subspace, draw, random_basis, standard
 from noiseworks.diffusion_theory.measures import fit_slope, off_support_ratio, score_error, sliced_w1
 from noiseworks.diffusion_theory.options import SIZES, Diagnosis
 from noiseworks.diffusion_theory.process import decaying_times, level, uniform_times
@@ -82,11 +83,68 @@ def test_pull_is_the_derivative_of_the_posterior():
     torch.testing.assert_close(force, first.detach(), atol=1e-9, rtol=1e-9)
     torch.testing.assert_close(slope, second, atol=1e-9, rtol=1e-9)
     assert splitting_threshold(2.0, 0.02) == pytest.approx(99.5 / 0.852056, rel=1e-5)
+    assert 99.5 / splitting_threshold(1.711, 0.02) == pytest.approx(0.926111, abs=1e-6)
+    for other in (1.7, 1.72):
+        assert splitting_threshold(other, 0.02) > splitting_threshold(1.711, 0.02)
+
+
+def test_strong_guidance_in_large_steps_splits_the_centre():
+    triple, g, count = LineMixture(torch.tensor([-2.0, 0.0, 2.0], dtype=D), 1), generator(), 1000
+    left = iter([1.0] * 399 + [0.0])  # the facts are of ends without the last step's noise
+    eta = torch.tensor([0.0, 5.0, 20.0, 60.0, 150.0], dtype=D)
+    start = torch.randn(count, dtype=D, generator=g)
+    ends, _ = triple.run(
+        start,
+        uniform_times(8.0, 0.0, 400),
+        eta,
+        lambda: next(left) * torch.randn(count, 1, dtype=D, generator=g),
+    )
+    assert ends.std(0).tolist() == pytest.approx((0.993, 0.291, 0.117, 0.008, 2.93), rel=0.1, abs=0.006)
+    far = ends[:, -1]
+    assert float((far**4).mean() / (far**2).mean() ** 2) == pytest.approx(1.01, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("eta", "variance", "tilted", "mean"),
+    [(1.0, 0.0625, 0.142857, 1.37893), (3.0, 0.00390625, 0.0769231, None)],
+)
+def test_guidance_of_a_gaussian_is_not_the_tilted_law(eta, variance, tilted, mean):
+    v, one = 0.25, torch.ones(1, dtype=D)
+    narrow, wide = Mixture(gaussian(one, v * one[:, None])), Mixture(gaussian(0 * one, one[:, None]))
+    starts = torch.tensor([[0.0], [1.0]], dtype=D)  # the flow is affine
+    ends = integrate(guided(narrow.score, wide.score, eta), starts, decaying_times(12.0, 1e-6, 300), "heun")
+    assert float((ends[1] - ends[0]) ** 2) == pytest.approx(variance, rel=0.01)
+    assert v ** (1 + eta) == variance
+    assert 1 / ((1 + eta) / v - eta) == pytest.approx(tilted, abs=1e-6)
+    assert variance < tilted
+    if mean is not None:
+        assert float(ends[0]) == pytest.approx(mean, abs=2e-3)
+
+
+def test_the_kernels_rate_flattens_with_dimension():
+    known = {
+        (0.5, 1): -0.96,
+        (0.5, 2): -1.00,
+        (0.5, 4): -0.84,
+        (0.5, 8): -0.65,
+        (0.1, 4): -0.76,
+        (0.1, 8): -0.36,
+    }
+    for (t, d), slope in known.items():
+        law, errors, repeats = standard(d), [], 32 // d  # the error has about d degrees of freedom
+        for n in (250, 4000):
+            found = []
+            for i in range(repeats):
+                points = Empirical(law.sample(n, generator(1000 * d + n + i)))
+                found.append(score_error(points.score, law, t, 200, generator(i))[0])
+            errors.append(sum(found))
+        assert math.log(errors[1] / errors[0]) / math.log(16) == pytest.approx(slope, abs=0.15), (t, d)
 
 
 def test_subspace_is_found_at_the_rate_of_the_formula():
     basis, t = random_basis(32, 4, generator()), 0.2
-    assert subspace_error_expected(800, 4, 32, t) == pytest.approx(0.0757, abs=1e-4)
+    formula = [subspace_error_expected(n, 4, 32, t) for n in (200, 800, 3200, 12_800)]
+    assert formula == pytest.approx([0.303, 0.0757, 0.0189, 0.00473], rel=2e-3)
     for n in (3200, 12_800):
         found = [
             subspace_error(leading_subspace(draw(Subspace(basis, standard(4)), n, t, generator(i)), 4), basis)
@@ -138,6 +196,21 @@ def test_conditional_law_and_gap_are_the_closed_form():
     )
     expected = torch.linalg.solve(x.T @ x + torch.eye(2, dtype=D), x.T @ y)
     torch.testing.assert_close(ridge(x, y), expected)
+
+
+def test_the_gap_of_proposals_falls_with_labels_and_grows_with_the_target():
+    g, eye = generator(), torch.eye(16, dtype=D)
+    theta = torch.nn.functional.normalize(torch.randn(16, dtype=D, generator=g), dim=0)
+    wanted = {50: (0.085, 0.345), 200: (0.028, 0.072), 1000: (0.014, 0.043)}
+    for n, (near, far) in wanted.items():
+        x = torch.randn(200, n, 16, dtype=D, generator=g)
+        y = x @ theta + 0.5 * torch.randn(200, n, dtype=D, generator=g)
+        gaps = [float(expected_gap(eye, ridge(x, y), theta, a, 0.1).mean()) for a in (1.0, 4.0)]
+        assert gaps[0] == pytest.approx(near, rel=0.25)
+        assert gaps[1] == pytest.approx(
+            4 * gaps[0]
+        )  # the facts' own are means of 50 repeats, each of another draw
+        assert gaps[1] == pytest.approx(far, rel=0.6)
 
 
 def test_proposals_reach_the_target_and_stay_on_the_subspace():
