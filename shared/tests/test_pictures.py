@@ -53,7 +53,8 @@ def test_the_same_canvas_as_svg_holds_boxes_lines_and_escaped_words(tmp_path):
     canvas.line([(0, 0), (5.5, 5)], RED)
     canvas.line([(0, 0)])
     text = canvas.write(tmp_path / "map.svg").read_text()
-    assert text.count("<rect") == 1 + 9
+    assert text.count("<rect") == 1 + 7  # the ground, and two, three and two boxes: equal neighbours are one
+    assert '<rect x="25" y="4" width="10" height="5" fill="#ffffff"' in text
     assert text.count("#1f5daa") == 3
     assert text.count("<polyline") == 1
     assert 'points="0,0 5.5,5"' in text

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Color = tuple[int, int, int]
 SUFFIXES = (".svg", ".png", ".webp")
 BLUE, RED, INK, FRAME, ABSENT = (31, 93, 170), (178, 24, 43), (50, 50, 50), (90, 90, 90), (200, 200, 200)
+JOINED = 1e-6  # of a pixel, between boxes that touch
 LINE_HEIGHT, LETTER = 14, 6  # of Pillow's own font, in pixels
 
 
@@ -115,6 +116,21 @@ class Canvas:
             draw.text((x, y), text, fill=color)
         return image
 
+    def _joined(self) -> list[tuple[float, float, float, float, Color]]:
+        """Return the boxes, those that continue the one before in its row and colour as one with it.
+
+        A map of a thousand by a thousand cells would otherwise be a file of megabytes.
+        """
+        joined: list[tuple[float, float, float, float, Color]] = []
+        for x, y, width, height, color in self._boxes:
+            if joined:
+                left, top, before, tall, shown = joined[-1]
+                if (top, tall, shown) == (y, height, color) and abs(left + before - x) < JOINED:
+                    joined[-1] = (left, top, x + width - left, tall, shown)
+                    continue
+            joined.append((x, y, width, height, color))
+        return joined
+
     def _svg(self) -> str:
         width, height = self.size
         parts = [
@@ -125,7 +141,7 @@ class Canvas:
         parts += [
             f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" fill="{_hex(color)}" '
             'shape-rendering="crispEdges"/>'
-            for x, y, w, h, color in self._boxes
+            for x, y, w, h, color in self._joined()
         ]
         for points, color in self._lines:
             path = " ".join(f"{x:g},{y:g}" for x, y in points)
