@@ -1,11 +1,11 @@
 """Questions of the claim behind solved ones, and what each arm answers and costs."""
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from noiseworks.core.timing import work_clock
 from noiseworks.freecache.baselines import dual_cache_generate, guide_generate
 from noiseworks.freecache.data import Question, encode, load_task, shown_questions, texts
 from noiseworks.freecache.decoding import Decoded, freecache_generate
@@ -32,7 +32,7 @@ class Desk:
         batches: Prompts and masks.
         length: Tokens of an answer.
         block: Tokens of a block.
-        done: Arm -> completions and wall-clock seconds of the batches.
+        done: Arm -> completions and seconds of the batches; on a CPU the process's own, in which other programs do not count.
     """
 
     loaded: Loaded
@@ -96,14 +96,15 @@ class Desk:
     def decoded(self, arm: str, batches: int) -> tuple[list[Decoded], list[float]]:
         """Return completions and seconds of the first batches, after a pair of prompts to warm up; kept once made."""
         if arm not in self.done:
-            complete, runs, seconds = self.decoder(arm), [], []
+            complete, clock = self.decoder(arm), work_clock(self.loaded.device)
+            runs, seconds = [], []
             complete(*(part[:2] for part in self.batches[0]))
             for ids, mask in self.batches[:batches]:
                 self._wait()
-                begin = time.perf_counter()
+                begin = clock()
                 runs.append(complete(ids, mask))
                 self._wait()
-                seconds.append(time.perf_counter() - begin)
+                seconds.append(clock() - begin)
             self.done[arm] = runs, seconds
         return self.done[arm]
 
