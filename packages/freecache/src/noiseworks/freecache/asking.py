@@ -32,7 +32,7 @@ class Desk:
         batches: Prompts and masks.
         length: Tokens of an answer.
         block: Tokens of a block.
-        done: Arm -> completions and seconds of the batches; on a CPU the process's own, in which other programs do not count.
+        done: Arm -> completions and seconds of the batches, on a CPU those of the process alone.
     """
 
     loaded: Loaded
