@@ -276,6 +276,12 @@ def test_a_source_is_neither_the_target_nor_inside_it(tmp_path):
     shutil.rmtree(path)
 
 
+def test_json_that_is_nested_too_deeply_is_refused(tmp_path):
+    (tmp_path / "deep.json").write_text("[" * 200_000)
+    with pytest.raises(ArtifactError, match="corrupt"):
+        artifacts.read_json(tmp_path / "deep.json")
+
+
 @pytest.mark.parametrize("content", [b"[1]", b"3", b"{", b"", b"\xff"])
 def test_json_that_is_no_object_is_refused(tmp_path, content):
     path = saved(tmp_path) / "config.json"

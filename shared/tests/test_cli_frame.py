@@ -70,6 +70,16 @@ def greedy() -> None:
     )
 
 
+def deep() -> None:
+    """Read a file that is nested too deeply."""
+    json.loads("[" * 200_000)
+
+
+def endless() -> None:
+    """Call itself for ever: a defect."""
+    endless()
+
+
 def confused() -> None:
     """Fail in PyTorch in a way that is nobody's input."""
     raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
@@ -89,6 +99,8 @@ def app(monkeypatch):
         "interrupted": interrupted,
         "greedy": greedy,
         "confused": confused,
+        "deep": deep,
+        "endless": endless,
     }
     vars(module).update(verbs)
     monkeypatch.setitem(sys.modules, "frame_commands", module)
@@ -157,11 +169,11 @@ def test_a_failed_result_ends_with_status_one(app):
         (("double", "1", "--unknown", "2"), "unknown"),
         (
             ("triple", "1"),
-            "unknown command 'triple'; commands: double, broken, interrupted, greedy, confused, absent",
+            "unknown command 'triple'; commands: double, broken, interrupted, greedy, confused, deep, endless, absent",
         ),
         (
             ("--triple",),
-            "unknown option '--triple'; commands: double, broken, interrupted, greedy, confused, absent",
+            "unknown option '--triple'; commands: double, broken, interrupted, greedy, confused, deep, endless, absent",
         ),
     ],
 )
@@ -192,6 +204,13 @@ def test_too_little_memory_is_one_line_that_says_so(app, capsys):
     assert "not enough memory" in captured.err
     with pytest.raises(RuntimeError, match="allocate"):
         run(app, ["greedy", "--debug"])
+
+
+def test_a_file_that_is_nested_too_deeply_is_one_line_and_endless_calls_are_a_defect(app, capsys):
+    assert status(app, "deep") == 2
+    assert "nested too deeply" in capsys.readouterr().err
+    with pytest.raises(RecursionError):
+        run(app, ["endless"])
 
 
 def test_commands_are_imported_when_they_run(app, capsys):

@@ -120,7 +120,9 @@ def files(folder: Path) -> dict[str, Path]:
     (folder / "empty").mkdir()
     names = ("images.npz", "vae", "run", "unconditional", "inpaint", "upscale", "semantic", "layout", "empty")
     names += ("image.png", "small.png", "gray.png", "mask.png", "map.png", "boxes.json", "words.json")
-    names += ("original.ckpt", "original.yaml", "broken.ckpt")
+    (folder / "deep.yaml").write_text("[" * 5000)
+    (folder / "latin.yaml").write_bytes("é: 1".encode("latin-1"))
+    names += ("original.ckpt", "original.yaml", "broken.ckpt", "deep.yaml", "latin.yaml")
     return {name: folder / name for name in names}
 
 
@@ -228,6 +230,8 @@ CONTRACT = Contract(
         ("import --checkpoint {broken.ckpt} --config {original.yaml} --out out", "broken.ckpt"),
         ("import --checkpoint {original.ckpt} --config {boxes.json} --out out", "boxes.json"),
         ("import --checkpoint gone.ckpt --config {original.yaml} --out out", "gone.ckpt"),
+        ("import --checkpoint {original.ckpt} --config {deep.yaml} --out out", "no original configuration"),
+        ("import --checkpoint {original.ckpt} --config {latin.yaml} --out out", "no original configuration"),
     ],
     resume={"train-ae": Resume(first_stage_trained, 4), "train": Resume(diffusion_trained, 2)},
 )

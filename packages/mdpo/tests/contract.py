@@ -111,6 +111,7 @@ CONTRACT = Contract(
         (f"{TRAIN} --out run --sample-train-steps 2 --lora-rank 2 --lora-targets nothing", "nothing"),
         (f"{TRAIN} --out run --sample-train-steps 2 --eval-every 2", "eval_data"),
         ("viz {math.jsonl}", "trace"),
+        ("viz {trace.json} --out page.json", ".html"),
     ],
     resume={"whole": Resume(resumed, 3), "adapter": Resume(resumed_adapter, 2)},
 )

@@ -275,7 +275,7 @@ def read_json(path: str | Path, what: str = "file") -> dict[str, Any]:
     """
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is no {what}: it is missing, corrupt or incomplete ({error})") from error
     if not isinstance(found, dict):
         raise ArtifactError(

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points, metadata
+from traceback import walk_tb
 from typing import Any
 
 from cyclopts import App, CycloptsError
@@ -98,24 +99,25 @@ def run(app: App, arguments: Sequence[str] | None = None) -> None:
         print(one_line(stop) if stop.args else "stopped", file=sys.stderr)
         sys.exit(EXIT_STOPPED)
     except (NoiseworksError, CycloptsError, OSError, MemoryError, RuntimeError) as error:
-        scarce = isinstance(error, MemoryError | RuntimeError)
-        if debug or (scarce and not _out_of_memory(error)):
+        refusal = _refusal(error)
+        if debug or refusal is None:
             raise
-        what = (
-            f"not enough memory, ask for less at a time: {one_line(error)[:200]}"
-            if scarce
-            else one_line(error)
-        )
-        print(f"{app.name[0]}: {what}", file=sys.stderr)
+        print(f"{app.name[0]}: {refusal}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
     sys.exit(1 if getattr(result, "failed", False) else 0)
 
 
-def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
-    # PyTorch raises a RuntimeError: on the CPU of no class of its own.
-    return isinstance(error, MemoryError) or any(
-        words in str(error) for words in ("out of memory", "can't allocate memory")
-    )
+def _refusal(error: Exception) -> str | None:
+    """Return what is said of an error in one line; None for a defect, whose trace is shown."""
+    if isinstance(error, RecursionError):  # of a file's reader, which is nowhere asked how deep a file may be
+        reader = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)][-1]
+        return "a file is nested too deeply to be read" if reader.split(".")[0] in ("json", "yaml") else None
+    if isinstance(error, MemoryError | RuntimeError):
+        # PyTorch raises a RuntimeError: on the CPU of no class of its own.
+        scarce = any(words in str(error) for words in ("out of memory", "can't allocate memory"))
+        few = f"not enough memory, ask for less at a time: {one_line(error)[:200]}"
+        return few if scarce or isinstance(error, MemoryError) else None
+    return one_line(error)
 
 
 def _check_verb(app: App, words: list[str]) -> None:

@@ -114,7 +114,7 @@ def view_trace(trace: Path, *, out: Path | None = None, row: Whole = 0) -> Trace
         The view.
     """
     if out is not None:
-        check_file(out, sources=(trace,))
+        check_file(out, (".html",), sources=(trace,))
     from noiseworks.mdpo.trace import Trace
 
     loaded = Trace.load(trace)

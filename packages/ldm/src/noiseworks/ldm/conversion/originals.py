@@ -84,7 +84,7 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(Path(path).read_text())
         found["model"]["params"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, KeyError, TypeError) as error:
         raise InputError(f"{path} is no original configuration (YAML with model.params): {error}") from error
     return found
 
