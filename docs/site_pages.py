@@ -23,6 +23,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 RESULTS_LINE = re.compile(r"^<!-- results -->$", re.MULTILINE)
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
+# The repository shows a method's README in the place of its page.
+METHOD_LINK = re.compile(r"\]\((?:\.\./)+packages/([\w-]+)/README\.md")
 # Pages whose tables need the room of the list of contents, and the number of columns that a phone has no room for.
 WIDE, WIDE_COLUMNS = ("index.md", "choose.md", "results.md"), 4
 STUB_LINE = re.compile(r"^from \.([\w.]+) import (\w+) as ", re.MULTILINE)
@@ -56,9 +58,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Put the committed results where a page asks for them; pages of wide tables go without a list of contents."""
+    """Put the committed results where a page asks for them, and lead from a method's README to its page.
+
+    Pages of wide tables go without a list of contents.
+    """
     if page.file.src_uri in WIDE:
         page.meta["hide"] = ["toc"]
+    above = PurePosixPath(page.file.src_uri).parent
+    markdown = METHOD_LINK.sub(lambda link: f"]({os.path.relpath(f'methods/{link[1]}.md', above)}", markdown)
     return RESULTS_LINE.sub(lambda _: results(page.file.src_uri), markdown)
 
 
