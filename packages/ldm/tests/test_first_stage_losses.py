@@ -244,3 +244,12 @@ def test_features_learn_to_tell_images_apart_and_leave_the_random_state_alone():
     again, _ = train_features(x, steps=12, batch_size=8)
     assert torch.equal(net.head.weight, again.head.weight)
     assert augment(x, torch.Generator().manual_seed(0)).shape == x.shape
+
+
+def test_norms_of_several_processes_are_those_of_the_whole_batch(monkeypatch):
+    own, others = torch.randn(2, 2, 3, 4, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda stacked: stacked.add_(others))
+    found = losses.average_norms(*own)
+    torch.testing.assert_close(torch.stack(found), ((own + others) / 2).flatten(1).norm(dim=1))

@@ -1,5 +1,7 @@
 """The first-stage trainer: counters, discriminator start, averages, codebook use and bad input."""
 
+from types import SimpleNamespace
+
 import lightning as L  # noqa: TID253
 import pytest
 import torch
@@ -171,3 +173,22 @@ def test_wrong_hosts_and_options_are_refused():
 def test_images_that_do_not_fit_are_refused(images, words):
     with pytest.raises(InputError, match=words):
         make_module().read_batch({"image": images})
+
+
+def test_processes_share_the_noise_of_one_batch_and_the_counts_of_its_codes():
+    module, images = make_module(), image_table(4)[0]["image"].expand(4, -1, -1, -1)
+
+    def run_as(rank, processes):
+        strategy = SimpleNamespace(reduce=lambda counts, reduce_op: processes * counts)
+        module.trainer = SimpleNamespace(global_rank=rank, world_size=processes, strategy=strategy)
+
+    run_as(0, 1)
+    whole = module._posterior_noise(images)
+    parts = []
+    for rank in (0, 1):
+        run_as(rank, 2)
+        parts.append(module._posterior_noise(images[:2]))
+    assert torch.equal(torch.cat(parts), whole)
+    module = make_module("vq")
+    run_as(0, 2)
+    assert module._summed_counts(torch.tensor([1, 1, 7])).tolist() == [0, 4, 0, 0, 0, 0, 0, 2]
