@@ -63,7 +63,7 @@ CLAIM = Claim(
     scales={
         "smoke": Scale((500,), 300, {"prompts": 2, "per_prompt": 1, "rounds": 1, "batch": 2}),
         "quick": Scale((500,), 120, {"prompts": 8, "per_prompt": 2, "rounds": 1, "batch": 4}),
-        "laptop": Scale((1000, 1001, 1002), 900, {"prompts": 24, "per_prompt": 6, "rounds": 5, "batch": 16}),
+        "laptop": Scale((1000, 1001, 1002), 900, {"prompts": 24, "per_prompt": 6, "rounds": 5, "batch": 32}),
         "full": Scale(
             (1000, 1001, 1002), 360_000, {"prompts": 48, "per_prompt": 10, "rounds": 200, "batch": 20}
         ),
