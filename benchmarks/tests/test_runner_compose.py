@@ -1,5 +1,6 @@
 """Pairs of methods on one host: arms, the product of the gains, restoration, and a whole run."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,20 @@ def test_arms_measure_each_method_alone_both_and_the_product(methods, tmp_path):
     assert measured["both"]["score"][0] == pytest.approx(0.79)
     assert measured["product"]["score"][0] == pytest.approx(0.79)
     assert claim.run("none", pair, context).metrics["calls"][0] == 20.0, "the host is restored"
+
+
+def test_a_method_that_saves_nothing_must_leave_the_other_s_saving_and_lose_no_more_than_both_alone(methods):
+    changes = replace(methods.THIRD, saves=False)
+    asked = {
+        "one": pair_claim(methods.HALF, changes).targets,
+        "other way round": pair_claim(changes, methods.HALF).targets,
+        "neither": pair_claim(changes, replace(methods.HALF, saves=False)).targets,
+    }
+    for targets in (asked["one"], asked["other way round"]):
+        against = [(target.metric, target.against, target.guard) for target in targets]
+        assert against == [("calls", "third", False), ("calls", "product", True), ("score", "product", True)]
+    against = [(target.metric, target.against, target.guard) for target in asked["neither"]]
+    assert against == [("calls", "product", False), ("score", "product", True)]
 
 
 def test_methods_of_different_hosts_are_refused(methods):

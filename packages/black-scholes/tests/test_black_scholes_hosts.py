@@ -2,7 +2,16 @@
 
 import pytest
 import torch
-from noiseworks.black_scholes import Alternating, BlackScholes, ClipMin, ClipScorer, Linear, Pricing, attach
+from noiseworks.black_scholes import (
+    Alternating,
+    BlackScholes,
+    ClipMin,
+    ClipScorer,
+    Linear,
+    Pricing,
+    StepSwitch,
+    attach,
+)
 from noiseworks.black_scholes.calibrating import calibrate_strikes, read_strikes, write_strikes
 from noiseworks.black_scholes.comparison import agreement
 from noiseworks.black_scholes.mixing import mix
@@ -63,13 +72,27 @@ def test_equal_concepts_are_the_plain_pipeline(family):
     pipe = tiny_pipeline(family)
     prompts = tiny_inputs(family, 2)["prompt"]
     plain = run(pipe, family)
-    for policy in (Alternating(), BlackScholes(), ClipMin(), Linear()):
+    softmin = BlackScholes(Pricing(choice="softmin"))
+    for policy in (Alternating(), StepSwitch(), BlackScholes(), softmin, ClipMin(), Linear()):
         with attach(pipe, [[text] for text in prompts], policy, scorer=brightness):
-            found = run(pipe, family)
-        if isinstance(policy, Linear):
-            torch.testing.assert_close(found, plain)
-        else:
-            assert torch.equal(found, plain)
+            assert torch.equal(run(pipe, family), plain), policy
+
+
+def test_a_step_costs_the_host_s_rows_and_a_look_one_decoding():
+    """2 N rows of the denoiser an image; a forecast after every k-th step but the last, and the image itself."""
+    pipe, rows, decodes = tiny_pipeline("sd"), [], []
+    unet, decode = pipe.unet.forward, pipe.vae.decode
+    pipe.unet.forward = lambda sample, *args, **kwargs: (
+        rows.append(len(sample)) or unet(sample, *args, **kwargs)
+    )
+    pipe.vae.decode = lambda z, *args, **kwargs: decodes.append(len(z)) or decode(z, *args, **kwargs)
+    for every, looks in ((1, 4), (2, 2), (3, 2)):
+        rows.clear(), decodes.clear()
+        with attach(pipe, [OTHER], scorer=brightness, score_every=every) as handle:
+            pipe(**tiny_inputs("sd", 2), num_inference_steps=5, output_type="pt")
+        assert sum(rows) == 2 * 5 * 2
+        assert handle.report.decodes == looks
+        assert sum(decodes) == 2 * (looks + 1)
 
 
 def test_one_concept_with_all_the_weight_is_its_own_image():

@@ -9,45 +9,57 @@ from noiseworks.core.memory import PeakMemory
 from noiseworks.ecodiff import Learning, MaskSet, Recovery, Runs, Sampling, learn_masks, pruned_copy, recover
 from noiseworks.ecodiff.evaluation import count_parameters, latent_errors, swapped
 from noiseworks.ecodiff.learning import MaskLoop
-from noiseworks.kits.diffusers_hosts import denoiser_of, find_units, tiny_pipeline
+from noiseworks.kits.diffusers_hosts import denoiser_of, find_units, layout_of, tiny_pipeline
 
 PROMPTS = ["a red circle", "a blue square", "a green cross", "a small red cross"]
 
 
 def runs_of(pipe, steps=2, guidance_scale=4.0, batch_size=2):
     sampling = Sampling(num_inference_steps=steps, guidance_scale=guidance_scale, batch_size=batch_size)
-    return Runs(pipe, PROMPTS, sampling)
+    return Runs(pipe, [1, 2, 3, 4] if type(pipe).__name__ == "DiTPipeline" else PROMPTS, sampling)
 
 
-def gradients(pipe, learning, steps=2, guidance_scale=4.0):
-    """Return the loss, the gradients of one update (with rates of 0) and the peak of memory."""
-    still = replace(learning, lr_attn=0.0, lr_ffn=0.0, accumulate=2)
-    loop = MaskLoop(runs_of(pipe, steps, guidance_scale), find_units(denoiser_of(pipe)), still.resolved("sd"))
+def double(pipe):
+    denoiser_of(pipe).double()
+    for name in ("text_encoder", "text_encoder_2", "text_encoder_3", "vae"):
+        if getattr(pipe, name, None) is not None:
+            getattr(pipe, name).double()
+    return pipe
+
+
+def gradients(pipe, learning, steps=2, guidance_scale=4.0, rows=2):
+    """Return the gradients of one update (with rates of 0), its loss and the peak of memory."""
+    still = replace(learning, lr_attn=0.0, lr_ffn=0.0, accumulate=rows)
+    family = layout_of(pipe).family
+    loop = MaskLoop(
+        runs_of(pipe, steps, guidance_scale, rows), find_units(denoiser_of(pipe)), still.resolved(family)
+    )
+    numbers = list(range(rows))
     with loop.attached():
-        loop.runs.dense([0, 1], lambda: loop.current.set(loop.masks.draw("none")))
+        loop.runs.dense(numbers, lambda: loop.current.set(loop.masks.draw("none")))
         with PeakMemory() as memory:
             loop.round(0)
     return [values.grad for values in loop.masks.logits.values()], memory.peak
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "mask_sample"),
+    ("family", "scheduler", "mask_sample", "steps"),
     [
-        ("DDIMScheduler", "step"),
-        ("EulerDiscreteScheduler", "trajectory"),
-        ("DPMSolverMultistepScheduler", "step"),
+        ("sd", "DDIMScheduler", "step", 2),
+        ("dit", "EulerDiscreteScheduler", "trajectory", 3),
+        ("dit", "DPMSolverMultistepScheduler", "step", 3),
+        ("sd3", "FlowMatchEulerDiscreteScheduler", "trajectory", 2),
     ],
 )
-def test_checkpointed_gradients_are_exact_for_every_solver(scheduler, mask_sample):
+def test_checkpointed_gradients_are_exact_for_every_solver(family, scheduler, mask_sample, steps):
     """Also for multistep solvers, whose steps read the predictions of earlier ones."""
     import diffusers
 
-    pipe = tiny_pipeline("sd")
+    pipe = double(tiny_pipeline(family))
     pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
-    denoiser_of(pipe).double(), pipe.text_encoder.double(), pipe.vae.double()
     learning = Learning(eps=0.1, start=1.0, mask_sample=mask_sample)
-    found, _ = gradients(pipe, learning, steps=3)
-    plain, _ = gradients(pipe, replace(learning, checkpointed=False), steps=3)
+    found, _ = gradients(pipe, learning, steps, rows=1)
+    plain, _ = gradients(pipe, replace(learning, checkpointed=False), steps, rows=1)
     assert max(float(one.abs().max()) for one in found) > 1e-6
     for one, other in zip(found, plain, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
@@ -55,14 +67,13 @@ def test_checkpointed_gradients_are_exact_for_every_solver(scheduler, mask_sampl
 
 
 def test_gradient_is_the_slope_of_the_loss():
-    pipe = tiny_pipeline("sd")
-    denoiser_of(pipe).double(), pipe.text_encoder.double(), pipe.vae.double()
+    pipe = double(tiny_pipeline("dit"))
     learning = Learning(eps=0.1, start=1.0, beta=0.0)
     found, _ = gradients(pipe, learning)
 
     def loss(shift):
         still = replace(learning, lr_attn=0.0, lr_ffn=0.0, accumulate=2)
-        loop = MaskLoop(runs_of(pipe), find_units(denoiser_of(pipe)), still.resolved("sd"))
+        loop = MaskLoop(runs_of(pipe), find_units(denoiser_of(pipe)), still.resolved("dit"))
         with torch.no_grad():
             next(iter(loop.masks.logits.values()))[0] += shift
         with loop.attached():
@@ -73,11 +84,13 @@ def test_gradient_is_the_slope_of_the_loss():
 
 
 def test_memory_hardly_depends_on_the_number_of_steps():
-    pipe = tiny_pipeline("sd")
+    pipe = tiny_pipeline("dit")
     learning = Learning(eps=0.1, start=1.0)
-    peaks = {steps: gradients(pipe, learning, steps, 1.0)[1] for steps in (4, 32)}
+    peaks = {steps: gradients(pipe, learning, steps, 1.0, 1)[1] for steps in (4, 32)}
     assert peaks[32] < 1.3 * peaks[4]
-    plain = {steps: gradients(pipe, replace(learning, checkpointed=False), steps, 1.0)[1] for steps in (4, 8)}
+    plain = {
+        steps: gradients(pipe, replace(learning, checkpointed=False), steps, 1.0, 1)[1] for steps in (4, 8)
+    }
     assert plain[8] > 1.7 * plain[4]
     assert plain[4] > 2 * peaks[4]
 

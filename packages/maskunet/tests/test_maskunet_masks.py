@@ -55,15 +55,16 @@ def test_the_gradient_of_a_bit_is_the_sigmoids():
     torch.testing.assert_close(found, y * (1 - y) / 0.5)
 
 
-@pytest.mark.parametrize("form", ["low-rank", "own", "given", "shared"])
+@pytest.mark.parametrize("form", ["low-rank", "own", "shared left", "given", "shared"])
 @pytest.mark.parametrize(("seed", "hard"), [(None, True), (3, True), (3, False)])
 def test_the_fused_layer_is_the_plain_one(form, seed, hard, monkeypatch):
     monkeypatch.setattr("noiseworks.maskunet.masked_linear.TILE", 40)  # several tiles of one row
     g = torch.Generator().manual_seed(0)
     x, weight, bias = (torch.randn(*s, generator=g) for s in ((3, 5, 12), (9, 12), (9,)))
-    rows = 1 if form == "shared" else 3
+    rows = 1 if form in ("shared", "shared left") else 3
     a = torch.randn(rows, 9, 12 if form in ("given", "shared") else 4, generator=g)
-    p = None if form in ("given", "shared") else torch.randn(3 if form == "own" else 1, 12, 4, generator=g)
+    own = 3 if form in ("own", "shared left") else 1
+    p = None if form in ("given", "shared") else torch.randn(own, 12, 4, generator=g)
     c = torch.randn(12, generator=g)
     tensors = [t for t in (x, weight, bias, a, p, c) if t is not None]
     for t in tensors:
@@ -106,11 +107,13 @@ def test_expansion_is_that_of_two_convolutions():
     path = next(iter(shape.layers))
     own = block.layers[path.replace(".", "/")]
     coarse = torch.randn(2, *block.coarse)
+    torch.nn.init.normal_(own.b_out)
     rows = torch.nn.functional.conv1d(coarse, own.p_out[..., None]) + own.b_out[:, None]
     logits = torch.nn.functional.conv1d(rows.transpose(1, 2), own.p_in[..., None]).transpose(1, 2)
-    torch.testing.assert_close(
-        block.logits(path, coarse).whole(), logits + own.b_in + 5.0, rtol=1e-5, atol=1e-5
-    )
+    expected = logits + own.b_in + 5.0
+    torch.testing.assert_close(block.logits(path, coarse).whole(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(own.expanded(coarse).whole(), expected, rtol=1e-5, atol=1e-5)
+    assert block.logits(path, coarse).rows == 2
 
 
 def test_layers_and_numbers_of_stable_diffusion():
@@ -238,6 +241,22 @@ def test_folded_static_masks_are_the_attached_ones():
     torch.testing.assert_close(drawn(pipe), masked, rtol=1e-3, atol=1e-4)
     with pytest.raises(InputError, match="nothing was recorded"):
         fold(pipe.unet, Recorder())
+
+
+def test_adapters_that_are_off_and_masks_do_not_meet():
+    from peft import LoraConfig
+
+    pipe = tiny_pipeline("sd")
+    net = MaskNet.of(pipe, MaskConfig(init_logit=1.0))
+    with net.attach(pipe, stochastic=True, seed=2):
+        masked = drawn(pipe)
+    config = LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights=False)
+    pipe.unet.add_adapter(config, "late")
+    with net.attach(pipe, stochastic=True, seed=2):
+        assert not torch.equal(drawn(pipe), masked)
+    pipe.unet.disable_adapters()
+    with net.attach(pipe, stochastic=True, seed=2):
+        assert torch.equal(drawn(pipe), masked)
 
 
 def test_masks_of_another_model_and_other_rows_are_refused():

@@ -26,6 +26,7 @@ def files(folder: Path) -> dict[str, Path]:
     )
     DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder / "pixels")
     tiny_pipeline("sd").save_pretrained(folder / "latents")
+    tiny_pipeline("pixart").save_pretrained(folder / "pixart")
     tiny_pipeline("dit").save_pretrained(folder / "dit")
     side = {"image.png": 8, "small.png": 4, "large.png": 32, "mask.png": 8}
     for name, size in side.items():
@@ -37,7 +38,7 @@ def files(folder: Path) -> dict[str, Path]:
         Image.linear_gradient("L").rotate(90 * i).resize((8, 8)).convert("RGB").save(
             folder / "images" / f"{i}.png"
         )
-    names = ("pixels", "latents", "dit", *side, "empty.png", "text.txt", "images")
+    names = ("pixels", "latents", "dit", "pixart", *side, "empty.png", "text.txt", "images")
     return {name: folder / name for name in names}
 
 
@@ -67,7 +68,11 @@ CONTRACT = Contract(
         ("restore --model {pixels} --image {small.png} --num-steps 4 --out out", "8x8"),
         ("restore --model {pixels} --image {text.txt} --num-steps 4 --out out", "text.txt"),
         ("restore --model {pixels} --image gone.png --out out", "gone.png"),
-        ("restore --model {dit} --image {image.png} --out out", "dit"),
+        ("restore --model {pixart} --image {large.png} --out out", "pixart"),
+        (
+            "restore --model {dit} --image {large.png} --prompt dog --device cpu --out out",
+            "number of a class",
+        ),
         ("restore --model {pixels} --image {image.png} --num-steps 300 --out out", "334"),
         ("compare --model missing --image {images} --out out", "missing"),
         (f"compare {RUN} --learning-rate 0 --out out", "learning_rate"),

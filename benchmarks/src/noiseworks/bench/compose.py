@@ -55,15 +55,18 @@ class Composable:
         method: The package's slug.
         host: The host family.
         attach: `attach(host)` is a context manager: attached inside, restored after.
+        saves: Whether it lowers the host's cost. One that changes what the host makes instead is asked to leave the
+            other's saving whole, and quality is compared with what the two changes would make together.
     """
 
     method: str
     host: Host
     attach: Callable[[Any], AbstractContextManager[Any]]
+    saves: bool = True
 
 
 def pair_claim(first: Composable, second: Composable) -> Claim:
-    """Return the claim that two methods attached together, `first` outermost, keep their gains.
+    """Return the claim that two methods attached together, `first` first, keep their gains.
 
     Raises:
         InputError: When their hosts differ.
@@ -77,7 +80,7 @@ def pair_claim(first: Composable, second: Composable) -> Claim:
     return Claim(
         method=f"{a}+{b}",
         paper=f"{a} and {b} on one {host.name}",
-        statement=f"Attached together, {a} and {b} save more than either alone and quality holds.",
+        statement=_statement(first, second),
         testbed=host.testbed,
         arms=(
             Arm("none", "neither", "baseline"),
@@ -86,7 +89,7 @@ def pair_claim(first: Composable, second: Composable) -> Claim:
             Arm("product", "if gains multiply", "reference"),
             Arm("both", f"{a} + {b}", "method"),
         ),
-        targets=_pair_targets(host, a, b),
+        targets=_pair_targets(first, second),
         scales=host.scales,
         prepare=lambda seed, context: Pair(seed, host.load(context)),
         run=lambda arm, pair, context: _run_pair((first, second), arm, pair, context),
@@ -95,13 +98,31 @@ def pair_claim(first: Composable, second: Composable) -> Claim:
     )
 
 
-def _pair_targets(host: Host, a: str, b: str) -> tuple[Target, ...]:
+def _statement(first: Composable, second: Composable) -> str:
+    savers = [one.method for one in (first, second) if one.saves]
+    if len(savers) == 2:
+        return f"Attached together, {first.method} and {second.method} save more than either alone and quality holds."
+    if not savers:
+        return f"Attached together, {first.method} and {second.method} cost no more than one by one."
+    other = first.method if second.saves else second.method
+    return f"{savers[0]} saves as much beside {other}, and their changes of quality add at most."
+
+
+def _pair_targets(first: Composable, second: Composable) -> tuple[Target, ...]:
+    host, methods = first.host, (first, second)
     cost, quality = host.cost, host.quality
+    multiply = ("gains multiply", cost, "both", "product", "ratio", MULTIPLIES, "lower")
+    # Savers must keep the host's quality; what changes the images anyway is measured against both changes added.
+    reached = "none" if all(one.saves for one in methods) else "product"
+    saving = [
+        Target(f"{cost} against {alone.method} alone", cost, "both", alone.method, "ratio", SAVES, "lower")
+        for alone, added in (methods, methods[::-1])
+        if added.saves
+    ]
     return (
-        Target(f"{cost} against {a} alone", cost, "both", a, "ratio", SAVES, "lower"),
-        Target(f"{cost} against {b} alone", cost, "both", b, "ratio", SAVES, "lower"),
-        Target("gains multiply", cost, "both", "product", "ratio", MULTIPLIES, "lower", guard=True),
-        Target(quality, quality, "both", "none", "difference", -host.tolerance, "higher", guard=True),
+        *(saving or [Target(*multiply)]),
+        *([Target(*multiply, guard=True)] if saving else []),
+        Target(quality, quality, "both", reached, "difference", -host.tolerance, "higher", guard=True),
     )
 
 

@@ -69,7 +69,7 @@ IMAGE_PIPELINE = Host(
     units="batch",
     scales={
         "smoke": Scale((500,), 300, {"prompts": 4}),
-        "quick": Scale((500,), 120, {"prompts": 32}),
+        "quick": Scale((500,), 300, {"prompts": 32}),
         "laptop": Scale((2000, 2001, 2002), 600, {"prompts": 192}),
     },
     columns={"calls": "network calls", "score": "oracle score", "seconds": "seconds per image"},

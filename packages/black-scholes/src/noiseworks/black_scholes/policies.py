@@ -138,7 +138,11 @@ def realised_volatility(scores: Tensor, window: int) -> Tensor:
 
 @dataclass(frozen=True)
 class ClipMin:
-    """The concept that matches worst conditions the next step."""
+    """The concept that matches worst conditions the next step.
+
+    As in the paper by the score itself, so a score below 0 is the worst. The released code compares absolute values,
+    by which a concept whose opposite is shown counts as shown; for scores of at least 0 both choose alike.
+    """
 
     watches: ClassVar[bool] = True
 

@@ -9,7 +9,7 @@ import torch
 from noiseworks.core.memory import peak_mib
 from noiseworks.core.timing import in_turns, work_clock
 from noiseworks.kits.diffusers_hosts.layouts import denoiser_of
-from noiseworks.maskunet.generators import BlockMasks, BlockShape, LayerShape
+from noiseworks.maskunet.generators import BlockMasks, BlockShape, Expander, LayerShape, key_of
 from noiseworks.maskunet.masked_linear import Draw, Logits, masked_linear, naive_masked_linear
 from noiseworks.maskunet.masking import MaskHandle, MaskNet, _Call
 from noiseworks.maskunet.options import Bench, MaskConfig
@@ -29,11 +29,20 @@ class NaiveHandle(MaskHandle):
         call.features.pop(block, None)
         return super()._feature(block, call)
 
+    def _logits(self, block: str, path: str, call: _Call) -> Logits | Tensor:
+        return released_logits(self.net.block(block), path, self._feature(block, call))
+
     def _product(
         self, beneath: Callable[..., Tensor], x: Tensor, layer: nn.Linear, logits: Logits, draw: Draw
     ) -> Tensor:
         beneath(x)
         return released_product(x, layer.weight, layer.bias, logits, draw)
+
+
+def released_logits(masks: BlockMasks, path: str, feature: Tensor | None) -> Logits | Tensor:
+    """Return a layer's logits as the released code expands them, rows first and then columns."""
+    layer = masks.layers[key_of(path)]
+    return layer.expanded(feature) if isinstance(layer, Expander) else masks.logits(path, feature)
 
 
 def released_product(x: Tensor, weight: Tensor, bias: Tensor | None, logits: Logits, draw: Draw) -> Tensor:
@@ -85,7 +94,9 @@ def bench_block(bench: Bench, *, training: bool = False) -> dict[str, dict[str, 
         for number, name in enumerate(names):
             if naive:
                 layer(x)
-            logits = masks.logits(name, masks.feature(z, t) if naive else feature)
+            logits = (
+                released_logits(masks, name, masks.feature(z, t)) if naive else masks.logits(name, feature)
+            )
             product = released_product if naive else masked_linear
             out = product(x, layer.weight, layer.bias, logits, Draw(seed=number))
             loss = loss + out.square().sum() if training else loss

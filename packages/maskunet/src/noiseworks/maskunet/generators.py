@@ -121,7 +121,10 @@ def key_of(path: str) -> str:
 
 
 class Expander(nn.Module):
-    """L = (P_o M + b_o) P_i' + b_i + b (eq. 4).
+    """L = (P_o M + b_o) P_i' + b_i + b (eq. 4), read as [P_o, b_o] [M P_i', 1 P_i'] + b_i + b.
+
+    Both are the same numbers. The second way is of lower rank, because M has fewer rows than columns (the input of a
+    block of the up path has more channels than its output), and costs about half.
 
     `released` begins at P = 0 and b_o = b_i = 5, so that neither P_o nor the generator ever gets a gradient (the last
     ReLU has none at 0 either). `paper` has small random P, b_o = b_i = 0 and a number b instead.
@@ -140,10 +143,17 @@ class Expander(nn.Module):
         self.offset = None if released else nn.Parameter(torch.tensor(config.init_logit))
 
     def forward(self, coarse: Tensor) -> Logits:
-        """Return the logits of coarse masks M [B, n_o, n_i]."""
-        a = self.p_out @ coarse + self.b_out[:, None]
+        """Return the logits of coarse masks M [B, n_o, n_i], of rank n_o + 1."""
+        a = torch.cat([self.p_out, self.b_out[:, None]], 1)
+        sums = self.p_in.sum(1)[None, :, None].expand(len(coarse), -1, 1)
+        p = torch.cat([self.p_in @ coarse.transpose(1, 2), sums], 2)
         c = self.b_in if self.offset is None else self.b_in + self.offset
-        return Logits(a, self.p_in[None], c)
+        return Logits(a[None], p, c)
+
+    def expanded(self, coarse: Tensor) -> Logits:
+        """Return the same logits in the released order, rows first and then columns, of rank n_i."""
+        a = self.p_out @ coarse + self.b_out[:, None]
+        return Logits(a, self.p_in[None], self.b_in if self.offset is None else self.b_in + self.offset)
 
 
 class RankLogits(nn.Module):

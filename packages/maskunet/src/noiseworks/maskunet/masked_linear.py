@@ -26,7 +26,7 @@ class Logits:
     """Logits of the weights of one layer, one set a batch row or one for all rows.
 
     Attributes:
-        a: A [B, out, k], or the logits themselves [B, out, in] where `p` is None.
+        a: A [1 or B, out, k], or the logits themselves [B, out, in] where `p` is None.
         p: P [1 or B, in, k], or None.
         c: Added to all rows of the weight [in], or a scalar.
     """
@@ -38,7 +38,7 @@ class Logits:
     @property
     def rows(self) -> int:
         """Number of sets."""
-        return self.a.shape[0]
+        return len(self.a) if self.p is None else max(len(self.a), len(self.p))
 
     def whole(self) -> Tensor:
         """Return the logits [B, out, in] in float32."""
@@ -156,18 +156,18 @@ def masked_linear(x: Tensor, weight: Tensor, bias: Tensor | None, logits: Logits
     of `F.linear`.
     """
     c = logits.c if isinstance(logits.c, Tensor) else x.new_tensor(logits.c, dtype=torch.float32)
-    flat = _flat(x, logits.rows)
+    flat, a = _flat(x, logits.rows), logits.a.expand(logits.rows, -1, -1)
     needs = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (flat, weight, logits.a, logits.p, c)
+        t is not None and t.requires_grad for t in (flat, weight, a, logits.p, c)
     )
     if not needs:
         with torch.no_grad():
-            out, whole = _forward(flat, weight, logits.a, logits.p, c, draw)
+            out, whole = _forward(flat, weight, a, logits.p, c, draw)
             if whole:
                 return F.linear(x, weight, bias)
             out = out if bias is None else out.add_(bias)
             return out.reshape(*x.shape[:-1], len(weight))
-    out = _Fused.apply(flat, weight, logits.a, logits.p, c, draw)
+    out = _Fused.apply(flat, weight, a, logits.p, c, draw)
     out = out if bias is None else out + bias
     return out.reshape(*x.shape[:-1], len(weight))
 

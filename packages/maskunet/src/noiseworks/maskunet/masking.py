@@ -354,6 +354,9 @@ class MaskHandle:
             call.features[block] = self.net.block(block).feature(call.pooled[block], call.times)
         return call.features[block]
 
+    def _logits(self, block: str, path: str, call: _Call) -> Logits | Tensor:
+        return self.net.block(block).logits(path, self._feature(block, call))
+
     def _product(
         self, beneath: Callable[..., Tensor], x: Tensor, layer: nn.Linear, logits: Logits, draw: Draw
     ) -> Tensor:
@@ -373,7 +376,7 @@ class MaskHandle:
             call = self._call()
             if block not in call.pooled:
                 raise InputError(f"{path} was called outside of its block: masks see what {block} is given")
-            logits = self.net.block(block).logits(path, self._feature(block, call))
+            logits = self._logits(block, path, call)
             rows = logits.rows if isinstance(logits, Logits) else len(logits)
             if rows not in (1, len(x)):
                 raise InputError(

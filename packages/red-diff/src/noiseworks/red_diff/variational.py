@@ -8,9 +8,11 @@ network's Jacobian its gradient at level t is
 the pull towards the data plus that towards the denoised image. Adam follows it through falling noise levels.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from noiseworks.core.checks import check_finite
@@ -32,6 +34,7 @@ class Progress:
         timestep: The level that the step visited.
         image: mu after the step, `[B, C, H, W]`.
         before: The image of which the step took the gradient; the released code saves this one of the last step.
+        state: Returns what a run goes on from, as the `start` of `steps_of`: image, optimiser and steps done.
         loss: Computes v/2 mean |y - f|^2 + w mean((eps_hat - eps) x) of each image, `[B]`, which the released code
             prints (with sums for `reduction="sum"`).
     """
@@ -40,6 +43,7 @@ class Progress:
     timestep: int
     image: Tensor
     before: Tensor
+    state: Callable[[], dict[str, Any]]
     loss: Callable[[], Tensor]
 
 
@@ -65,7 +69,7 @@ def steps_of(
     settings: RedDiff = RedDiff(),
     *,
     seeds: Sequence[int] | None = None,
-    start: Tensor | None = None,
+    start: "Tensor | Mapping[str, Any] | None" = None,
 ) -> Iterator[Progress]:
     """Yield the state of a run after each of its steps.
 
@@ -75,7 +79,8 @@ def steps_of(
         y: Measurements, `[B, ...]`.
         settings: How it runs.
         seeds: One a sample, by default 0, 1, ...; a sample does not depend on its batch.
-        start: Image to start from, by default the operator's (for linear ones A^+ y).
+        start: Image to start from, by default the operator's (for linear ones A^+ y); or the `state()` of an earlier
+            run with the same arguments, which goes on to the same numbers.
 
     Raises:
         InputError: When shapes do not fit, or the steps do not divide the timesteps.
@@ -87,13 +92,16 @@ def steps_of(
     seeds = range(len(y)) if seeds is None else seeds
     grid = timestep_grid(settings.num_steps, prior.schedule.num_steps)
     times = ordered(grid, settings.order, fixed=settings.fixed_timestep, seed=seeds[0])
-    mu = (operator.start(y) if start is None else start).detach().clone()
-    optimizer = _optimizer(mu, settings)
+    state = start if isinstance(start, Mapping) else {"image": start, "optimizer": None, "step": 0}
+    mu = (operator.start(y) if start is None else state["image"]).detach().clone()
+    optimizer, done = _optimizer(mu, settings), state["step"]
+    if state["optimizer"] is not None:
+        optimizer.load_state_dict(state["optimizer"])
     pixels, values = mu[0].numel(), operator.measurements
     if settings.reduction == "sum":
         pixels = values = 1
 
-    for step, t in enumerate(times):
+    for step, t in enumerate(times[done:], done):
         before = mu.clone()
         x0 = before + settings.sigma_x0 * noise_for(mu, seeds, X0, step) if settings.sigma_x0 else before
         weight = settings.strength * weight_of(prior.level(t), settings.weight)
@@ -103,7 +111,8 @@ def steps_of(
         optimizer.step()
         if settings.clamp:
             mu.clamp_(-1, 1)
-        yield Progress(step + 1, t, mu, x0, partial(_loss, operator, x0, y, pull, data))
+        kept = partial(_state, mu, optimizer, step + 1)
+        yield Progress(step + 1, t, mu, x0, kept, partial(_loss, operator, x0, y, pull, data))
     check_finite("restored image", mu)
 
 
@@ -111,6 +120,10 @@ def _optimizer(mu: Tensor, settings: RedDiff) -> torch.optim.Optimizer:
     if settings.optimizer == "sgd":
         return torch.optim.SGD([mu], settings.learning_rate)
     return torch.optim.Adam([mu], settings.learning_rate, betas=(0.9, settings.beta2))
+
+
+def _state(mu: Tensor, optimizer: torch.optim.Optimizer, step: int) -> dict[str, Any]:
+    return {"image": mu.clone(), "optimizer": copy.deepcopy(optimizer.state_dict()), "step": step}
 
 
 def _loss(operator: Operator, x0: Tensor, y: Tensor, pull: Tensor, data: float) -> Tensor:
