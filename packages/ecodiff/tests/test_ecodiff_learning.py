@@ -86,13 +86,12 @@ def test_gradient_is_the_slope_of_the_loss():
 def test_memory_hardly_depends_on_the_number_of_steps():
     pipe = tiny_pipeline("dit")
     learning = Learning(eps=0.1, start=1.0)
-    peaks = {steps: gradients(pipe, learning, steps, 1.0, 1)[1] for steps in (4, 32)}
+    peaks = {steps: gradients(pipe, learning, steps, 1.0)[1] for steps in (4, 32)}
     assert peaks[32] < 1.3 * peaks[4]
-    plain = {
-        steps: gradients(pipe, replace(learning, checkpointed=False), steps, 1.0, 1)[1] for steps in (4, 8)
-    }
-    assert plain[8] > 1.7 * plain[4]
-    assert plain[4] > 2 * peaks[4]
+    graph = replace(learning, checkpointed=False)
+    plain = {steps: gradients(pipe, graph, steps, 1.0)[1] for steps in (4, 16)}
+    assert plain[16] > 2 * plain[4], "the plain graph must grow, or this shows nothing"
+    assert plain[16] > 2 * peaks[32]
 
 
 def test_without_a_penalty_whole_units_stay_whole_and_with_a_large_one_logits_fall_at_the_rate():

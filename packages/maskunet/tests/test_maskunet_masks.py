@@ -81,6 +81,17 @@ def test_the_fused_layer_is_the_plain_one(form, seed, hard, monkeypatch):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("logit", "spread"), [(2.0, 0.1), (1.9, 0.02), (1.0, 0.1), (2.0, 2.0)])
+def test_masks_that_keep_nearly_all_are_those_that_are_compared_one_by_one(logit, spread, monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(2, 3, 300, generator=g), torch.randn(200, 300, generator=g)
+    logits = Logits(logit + spread * torch.randn(2, 200, 300, generator=g))
+    found = masked_linear(x, weight, None, logits, Draw(seed=4))
+    monkeypatch.setattr("noiseworks.maskunet.masked_linear._RARE", 0.0)
+    assert torch.equal(masked_linear(x, weight, None, logits, Draw(seed=4)), found)
+    assert not torch.equal(found, torch.nn.functional.linear(x, weight))
+
+
 def test_noise_of_a_row_is_the_same_in_every_batch():
     for width in (8, 300):  # several rows in a tile, several tiles in a row
         many = Draw(seed=5).noise((6, width, width), torch.device("cpu"))

@@ -57,8 +57,8 @@ QUICK = {
     "images": 96, "steps": 10, "prompts": 16, "held": 32, "optimised": 2, "reader_scenes": 400, "reader_steps": 60,
 }  # fmt: skip
 LAPTOP = {
-    "images": 2000, "steps": 300, "prompts": 96, "held": 256, "optimised": 24, "reader_scenes": 3000,
-    "reader_steps": 500,
+    "images": 640, "steps": 100, "prompts": 40, "held": 96, "optimised": 6, "reader_scenes": 1500,
+    "reader_steps": 300,
 }  # fmt: skip
 
 CLAIM = Claim(
@@ -81,7 +81,11 @@ CLAIM = Claim(
         "smoke": Scale((500,), 300, SMALL),
         "quick": Scale((500,), 300, QUICK),
         "laptop": Scale((1000, 1001, 1002), 1200, LAPTOP),
-        "full": Scale((1000,), 360_000, {**LAPTOP, "steps": 9000, "images": 100_000, "prompts": 1000}),
+        "full": Scale(
+            (1000,),
+            360_000,
+            {**LAPTOP, "steps": 9000, "images": 100_000, "prompts": 1000, "held": 1000, "optimised": 100},
+        ),
     },
     prepare=prepare,
     run=run,

@@ -39,9 +39,12 @@ if TYPE_CHECKING:
 
 MODEL, GUIDANCE_SCALE, STEPS, SHOWN = "testbed:shapes", 3.0, 15, 8
 TIMESTEPS = (100, 300, 500, 700, 900)  # of the validation loss
-MASKS = MaskConfig(init_logit=2.0)
-RATE, BATCH = 3e-3, 16
-SCHEDULE = RewardSchedule()
+# Chosen on tuning seeds, each arm by itself. At a logit of 1 6.6 % of the weights are off at the start, but at 5 none
+# ever changes within these steps.
+MASKS, RATE, LORA_RATE, BATCH = MaskConfig(init_logit=1.0), 3e-2, 1e-2, 16
+# About as many calls as the released schedule, in which the first steps, where a scene's layout is decided, have random
+# masks only; chosen on a tuning seed.
+SCHEDULE = RewardSchedule(warm_steps=0, iterations=6, mask_rate=0.03)
 
 
 @dataclass(eq=False)
@@ -165,7 +168,7 @@ def lora_rank(pipe: "DiffusionPipeline", parameters: int) -> int:
 def train_weights(shared: Shared, weights: Sequence[nn.Parameter], steps: int) -> None:
     """Train adapters with the same loss, images, order and noise as the masks."""
     policy = Policy(shared.pipe, shared.examples.prompts, Rollout(num_inference_steps=2, guidance_scale=1.0))
-    error, optimizer = DenoisingError(policy), torch.optim.AdamW(weights, lr=RATE)
+    error, optimizer = DenoisingError(policy), torch.optim.AdamW(weights, lr=LORA_RATE)
     batches = shared.examples.batches(BATCH, shared.seed).endless()
     for step in range(steps):
         batch, generator = next(batches), torch.Generator().manual_seed(shared.seed * 100_000 + step)

@@ -3,10 +3,12 @@
 Logits of a row are low-rank, L = A P' + c with A [out, k] and P [in, k] (eq. 4), or given as they are. The plain form
 makes logits, noise, masks and masked weights of all rows, [rows, out, in] each. The fused one goes through them in
 tiles that fit a core's cache: logits, one comparison, masked weights, product. With V = exp(-E) uniform on (0, 1] a
-weight is kept iff V > exp(-exp(L - cut)), so no Gumbel noise is drawn, which costs six times as much on a CPU. Nothing
-of a tile outlives it; the way back computes it again from the noise's seeds.
+weight is kept iff V > exp(-exp(L - cut)), so no Gumbel noise is drawn, which costs six times as much on a CPU; and
+where few weights can be off, only those whose V is small are compared at all. Nothing of a tile outlives it; the way
+back computes it again from the noise's seeds.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +21,8 @@ from torch import Tensor
 TILE = 1 << 16  # weights that are looked at together: 256 KiB in float32
 # Above this value of L - cut exp(-exp(.)) is below the smallest V in float32, 2^-24: such a weight is never off.
 _SURE = 2.9
+# Below this share of weights that may be off in a tile they are looked at one by one.
+_RARE = 0.02
 
 
 @dataclass(frozen=True)
@@ -209,15 +213,25 @@ def _forward(
     whole = draw.hard
     out = flat.new_empty(len(flat), flat.shape[1], len(weight))
     for tile in tiles((len(a), *weight.shape)):
-        found = _logits(a, p, c, tile)
-        if draw.hard and float(found.amin()) - draw.cut > _SURE:
-            out[tile.rows, :, tile.outs] = flat[tile.rows] @ weight[tile.outs].T
+        found, own = _logits(a, p, c, tile), weight[tile.outs]
+        lowest = float(found.amin()) - draw.cut if draw.hard else 0.0
+        if draw.hard and lowest > _SURE:
+            out[tile.rows, :, tile.outs] = flat[tile.rows] @ own.T
             continue
         drawn = _noise(found, tile, draw)
-        mask = _bits(found, drawn, draw) if draw.hard else _soft(found, drawn, draw)
-        whole = whole and bool(mask.all())  # is not asked again after the first weight that is off
-        masked = mask.mul_(weight[tile.outs]).to(flat)
-        out[tile.rows, :, tile.outs] = torch.bmm(flat[tile.rows], masked.transpose(1, 2))
+        # A weight is off where V <= exp(-exp(l - cut)), and no logit of the tile is below the lowest.
+        bound = 1.00001 * math.exp(-math.exp(min(lowest, _SURE)))
+        if draw.hard and drawn is not None and bound < _RARE:
+            near = (drawn <= bound).nonzero(as_tuple=True)
+            off = drawn[near] <= found[near].sub_(draw.cut).exp_().neg_().exp_()
+            masked = found.copy_(own)
+            masked[tuple(index[off] for index in near)] = 0
+            whole = whole and not bool(off.any())
+        else:
+            mask = _bits(found, drawn, draw) if draw.hard else _soft(found, drawn, draw)
+            whole = whole and bool(mask.all())  # is not asked again after the first weight that is off
+            masked = mask.mul_(own)
+        out[tile.rows, :, tile.outs] = torch.bmm(flat[tile.rows], masked.to(flat).transpose(1, 2))
     return out, whole
 
 

@@ -165,7 +165,8 @@ def compare(
     with results(out, COMPARISON, settings) as folder:
         write_rows(folder / "comparison.csv", rows)
         pixels = {name: picture_of(images[:8]) for name, images in shown.items()}
-        write_picture(grid(pixels, scale=2), folder / "images.png")
+        side = next(iter(shown.values())).shape[-1]
+        write_picture(grid(pixels, scale=max(1, 64 // side)), folder / "images.png")
     return rows
 
 
