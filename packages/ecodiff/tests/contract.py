@@ -51,9 +51,7 @@ def check(family: str) -> None:
         units = find_units(denoiser_of(pipe), ("attn", "ffn", "norm"))
         return MaskSet.new(units, 3.0).attach(denoiser_of(pipe), units)
 
-    # Masks know no steps, and PixArt's pipeline cannot make one alone.
-    host = diffusion_host(family, steps=2 if family == "pixart" else 1)
-    check_attach(attach, host)
+    check_attach(attach, diffusion_host(family, steps=2))
 
 
 def save(path: Path) -> None:

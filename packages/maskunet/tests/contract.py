@@ -41,9 +41,7 @@ def check(family: str) -> None:
     from noiseworks.kits.testing import check_attach, diffusion_host
     from noiseworks.maskunet import MaskNet
 
-    # Untrained masks know no steps, and PixArt's pipeline cannot make one alone.
-    host = diffusion_host(family, steps=2 if family == "pixart" else 1)
-    check_attach(lambda pipe: MaskNet.of(pipe).attach(pipe), host)
+    check_attach(lambda pipe: MaskNet.of(pipe).attach(pipe), diffusion_host(family, steps=2))
 
 
 def check_random() -> None:

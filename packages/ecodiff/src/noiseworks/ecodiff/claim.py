@@ -53,7 +53,7 @@ CLAIM = Claim(
     ),
     scales={
         "smoke": Scale((500,), 300, {"prompts": 2, "calibration": 4, "epochs": 1, "steps": 2}),
-        "quick": Scale((500,), 300, {"prompts": 8, "calibration": 12, "epochs": 1, "steps": 4}),
+        "quick": Scale((500,), 300, {"prompts": 16, "calibration": 16, "epochs": 1, "steps": 4}),
         "laptop": Scale(
             (1000, 1001, 1002), 1200, {"prompts": 128, "calibration": 32, "epochs": 4, "steps": 8}
         ),

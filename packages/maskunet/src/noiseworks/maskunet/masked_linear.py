@@ -4,8 +4,8 @@ Logits of a row are low-rank, L = A P' + c with A [out, k] and P [in, k] (eq. 4)
 makes logits, noise, masks and masked weights of all rows, [rows, out, in] each. The fused one goes through them in
 tiles that fit a core's cache: logits, one comparison, masked weights, product. With V = exp(-E) uniform on (0, 1] a
 weight is kept iff V > exp(-exp(L - cut)), so no Gumbel noise is drawn, which costs six times as much on a CPU; and
-where few weights can be off, only those whose V is small are drawn and compared at all. Nothing of a tile outlives it;
-the way back computes it again from the noise's seeds.
+where few weights can be off, only those whose V is small are compared at all. Nothing of a tile outlives it; the way
+back computes it again from the noise's seeds.
 """
 
 import math
@@ -21,8 +21,8 @@ from torch import Tensor
 TILE = 1 << 16  # weights that are looked at together: 256 KiB in float32
 # Above this value of L - cut exp(-exp(.)) is below the smallest V in float32, 2^-24: such a weight is never off.
 _SURE = 2.9
-# The weights whose V is at most this are drawn by themselves: where no other can be off, the others' V is never made.
-_RARE = 1 / 64
+# Below this share of weights that may be off in a tile they are looked at one by one.
+_RARE = 0.02
 
 
 @dataclass(frozen=True)
@@ -75,38 +75,13 @@ class Draw:
 
     def fill(self, out: Tensor, tile: "Tile") -> Tensor:
         """Fill a tile's [b, outs, in] with V, uniform on (0, 1], each row from a generator of its own."""
-        for row, number in zip(out, range(tile.rows.start, tile.rows.stop), strict=True):
-            row.uniform_(generator=self._generator(number, tile, out.device))
-        out.mul_(_RARE - 1).add_(1)  # on (_RARE, 1]
-        places, values = self.rare(out.shape, tile, out.device)
-        out.view(len(out), -1)[places] = values
-        return out
-
-    def rare(
-        self, shape: Sequence[int], tile: "Tile", device: torch.device
-    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Return where V of a tile's [b, outs, in] is at most 1 / 64, as rows and flat places, and V there.
-
-        From one such weight to the next it is a geometric number of weights.
-        """
-        count, rows, places, values = shape[1] * shape[2], [], [], []
-        mean = count * _RARE
-        most = int(mean + 8 * math.sqrt(mean) + 16)  # eight standard deviations above it
-        for row, number in enumerate(range(tile.rows.start, tile.rows.stop)):
-            generator = self._generator(number, tile, device, 1)
-            gaps, found = torch.rand(2, most, generator=generator, device=device, dtype=torch.float64)
-            where = gaps.neg_().log1p_().div_(math.log1p(-_RARE)).floor_().add_(1).cumsum(0).long() - 1
-            inside = where < count
-            places.append(where[inside])
-            values.append((_RARE - _RARE * found[inside]).float())
-            rows.append(torch.full_like(places[-1], row))
-        return (torch.cat(rows), torch.cat(places)), torch.cat(values)
-
-    def _generator(self, row: int, tile: "Tile", device: torch.device, kind: int = 0) -> torch.Generator:
-        stream = self.first_row + row if isinstance(self.first_row, int) else self.first_row[row]
-        # Mixed, because the generator reads the low 32 bits of a seed alone.
-        seed = mix64(self.seed, stream, tile.outs.start, kind) >> 1
-        return torch.Generator(device).manual_seed(seed)
+        first = self.first_row
+        for number, row in enumerate(out, tile.rows.start):
+            stream = first + number if isinstance(first, int) else first[number]
+            # Mixed, because the generator reads the low 32 bits of a seed alone.
+            seed = mix64(self.seed, stream, tile.outs.start) >> 1
+            row.uniform_(generator=torch.Generator(out.device).manual_seed(seed))
+        return out.neg_().add_(1)
 
     def noise(self, shape: Sequence[int], device: torch.device) -> Tensor | None:
         """Return the noise E = -ln V of all rows, [B, out, in], as the tiles draw V; None without a seed."""
@@ -243,16 +218,16 @@ def _forward(
         if draw.hard and lowest > _SURE:
             out[tile.rows, :, tile.outs] = flat[tile.rows] @ own.T
             continue
+        drawn = _noise(found, tile, draw)
         # A weight is off where V <= exp(-exp(l - cut)), and no logit of the tile is below the lowest.
-        if draw.hard and draw.seed is not None and math.exp(-math.exp(lowest)) < 0.99 * _RARE:
-            places, values = draw.rare(found.shape, tile, found.device)
-            lines = found.view(len(found), -1)
-            off = values <= lines[places].sub_(draw.cut).exp_().neg_().exp_()
+        bound = 1.00001 * math.exp(-math.exp(min(lowest, _SURE)))
+        if draw.hard and drawn is not None and bound < _RARE:
+            near = (drawn <= bound).nonzero(as_tuple=True)
+            off = drawn[near] <= found[near].sub_(draw.cut).exp_().neg_().exp_()
             masked = found.copy_(own)
-            lines[tuple(index[off] for index in places)] = 0
+            masked[tuple(index[off] for index in near)] = 0
             whole = whole and not bool(off.any())
         else:
-            drawn = _noise(found, tile, draw)
             mask = _bits(found, drawn, draw) if draw.hard else _soft(found, drawn, draw)
             whole = whole and bool(mask.all())  # is not asked again after the first weight that is off
             masked = mask.mul_(own)
