@@ -2,8 +2,17 @@
 
 import numpy as np
 import pytest
-from noiseworks.bench.testbeds.drive import CHANNELS, TEMPLATES, label, observe
-from noiseworks.kits.driving import draw_scene, score_plans
+from noiseworks.bench.testbeds.drive import (
+    CHANNELS,
+    TEMPLATES,
+    folders,
+    label,
+    observe,
+    read_folder,
+    write_folder,
+)
+from noiseworks.core.errors import InputError
+from noiseworks.kits.driving import draw_scene, read_scenes, score_plans, write_scenes
 from noiseworks.kits.driving.scenes import NOTHING
 
 
@@ -62,3 +71,29 @@ def test_pictures_show_the_plan(labelled):
     plain = draw_scene(labelled.scenes, 0, labelled.plans[:1])
     assert plain.shape == (240, 240, 3)
     assert (plain != draw_scene(labelled.scenes, 0, labelled.plans[:1] * 0)).any()
+
+
+def test_folders_go_on_where_they_were_stopped(labelled, tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "SHARD", 8)
+    assert write_folder(tmp_path, 3, 20) == 20
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    gone = tmp_path / "scenes_3_000008_8.npz"
+    gone.unlink()
+    assert write_folder(tmp_path, 3, 20) == 8
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    again = read_folder(tmp_path)
+    assert again.plans == pytest.approx(labelled.plans[:20], abs=1e-9)
+    # Scenes of another origin have plans alone; what is possible in them is found anew.
+    scenes, others = read_scenes(gone)
+    own = tmp_path / "own"
+    own.mkdir()
+    with pytest.raises(InputError, match="no .npz file"):
+        read_folder(own)
+    write_scenes(own / "mine.npz", scenes, {"plans": others["plans"]})
+    mine = read_folder(own)
+    there = scenes.admissible  # routes that could not be driven well are not looked at again
+    assert mine.references[there] == pytest.approx(others["references"][there])
+    assert mine.scores == pytest.approx(others["scores"])
+    write_scenes(own / "mine.npz", scenes)
+    with pytest.raises(InputError, match=r"needs plans \[8, 8, 3\]"):
+        read_folder(own)

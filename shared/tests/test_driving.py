@@ -1,14 +1,25 @@
 """Tracker and score against the devkit's numbers, geometry against brute force, rules against single cases."""
 
+from dataclasses import fields
 from itertools import pairwise
 
 import numpy as np
 import pytest
 from noiseworks.core.errors import InputError
-from noiseworks.kits.driving import Scenes, States, combine, rollout, score, score_plans, track
+from noiseworks.kits.driving import (
+    Scenes,
+    States,
+    combine,
+    read_scenes,
+    rollout,
+    score,
+    score_plans,
+    track,
+    write_scenes,
+)
 from noiseworks.kits.driving.proposals import propose
 from noiseworks.kits.driving.scenes import NO_LANE, PADDING, PEDESTRIAN, STATIC, VEHICLE, on_strips, project
-from noiseworks.kits.driving.scoring import find_areas, is_comfortable
+from noiseworks.kits.driving.scoring import _smooth, find_areas, is_comfortable
 from noiseworks.kits.driving.tracking import STATES, STEP, curvature_profile, interpolate, speed_profile
 from noiseworks.kits.driving.vehicle import CENTRE, corners, ego_boxes, overlap
 
@@ -220,6 +231,16 @@ def test_a_turn_that_begins_at_once_is_uncomfortable():
     assert is_comfortable(States(poses, 5 + 0 * FINE, 0 * FINE))
 
 
+def test_filters_have_the_devkits_peaks():
+    step = (np.arange(STATES) >= 20).astype(np.float64)
+    eased = _smooth(step, 8, 2)
+    assert np.abs(_smooth(eased, STATES, 2, 1)).max() == pytest.approx(0.4523084, abs=1e-7)
+    assert np.abs(_smooth(eased, 15, 2, 1)).max() == pytest.approx(1.0044643, abs=1e-7)
+    heading = 0.9 * np.maximum(FINE - 2, 0)
+    assert np.abs(_smooth(heading, 5, 2, 1)).max() == pytest.approx(0.9)
+    assert np.abs(_smooth(heading, 5, 3, 2)).max() == pytest.approx(3.857143, abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("objects", "expected"),
     [
@@ -303,9 +324,32 @@ def test_scenes_that_cannot_be_scored_are_refused():
     bare = scene()
     bare.lanes[:] = PADDING
     with pytest.raises(InputError, match="no drivable area"):
-        bare.check()
+        score_plans(np.zeros((1, 1, 8, 3)), bare)
     with pytest.raises(InputError, match="4 seconds"):
         score(States(np.zeros((1, 1, 9, 3)), np.zeros((1, 1, 9)), np.zeros((1, 1, 9))), scene())
+
+
+def test_scenes_come_back_from_files_and_bad_ones_are_refused(tmp_path):
+    whole, plans = scene((VEHICLE, 15.0, 0.0, 2.0)), np.ones((1, 8, 3))
+    write_scenes(tmp_path / "one.npz", whole, {"plans": plans})
+    again, others = read_scenes(tmp_path / "one.npz")
+    assert all(
+        np.array_equal(getattr(again, field.name), getattr(whole, field.name)) for field in fields(Scenes)
+    )
+    assert np.array_equal(others["plans"], plans)
+    (tmp_path / "text.npz").write_text("no scenes")
+    np.savez(tmp_path / "less.npz", speed=np.zeros(1))
+    write_scenes(tmp_path / "short.npz", whole, {"plans": np.ones((2, 8, 3))})
+    whole.lanes[:] = PADDING
+    write_scenes(tmp_path / "bare.npz", whole)
+    for name, words in (
+        ("text", "holds no scenes"),
+        ("less", "lacks strips"),
+        ("short", "1 scenes, but plans has 2 rows"),
+        ("bare", "scene 0 has no drivable area"),
+    ):
+        with pytest.raises(InputError, match=words):
+            read_scenes(tmp_path / f"{name}.npz")
 
 
 # --- Speed does not change what is found ---

@@ -20,11 +20,22 @@ def planner(design: str = "diffusiondrive") -> Any:
 
 
 def files(folder: Path) -> dict[str, Path]:
-    """Make a planner, and a folder that a user could name by mistake."""
+    """Make a planner, scenes and anchors of a user's, and what could be named by mistake."""
+    import numpy as np
+    from noiseworks.bench.testbeds.drive import label
+    from noiseworks.kits.driving import write_scenes
+
     planner().save_pretrained(folder / "model")
     (folder / "empty").mkdir()
     (folder / "taken.txt").write_text("mine")
-    return {name: folder / name for name in ("model", "empty", "taken.txt")}
+    np.save(folder / "short.npy", np.ones((20, 6, 2)))
+    labelled = label(4, 12)
+    (folder / "own").mkdir()
+    write_scenes(folder / "own" / "mine.npz", labelled.scenes, {"plans": labelled.plans})
+    labelled.scenes.lanes[3] = -2
+    (folder / "bare").mkdir()
+    write_scenes(folder / "bare" / "mine.npz", labelled.scenes, {"plans": labelled.plans})
+    return {name: folder / name for name in ("model", "empty", "taken.txt", "short.npy", "own", "bare")}
 
 
 def load(path: Path) -> Any:
@@ -54,8 +65,17 @@ CONTRACT = Contract(
     good={
         f"train {TINY} --out run": ("run/model/model.safetensors",),
         f"train {TINY} --design regression --out averaged": ("averaged/model/model.safetensors",),
+        "make --scenes 24 --width 16 --max-steps 1 --batch-size 4 --device cpu --out all": (
+            "all/diffusion/model/model.safetensors",
+        ),
         "eval --model {model} --scenes 12 --video modes.webp": ("modes.webp",),
         "eval --model {model} --scenes 4 --stepping consistent --steps 3": (),
+        "train --data {own} --width 16 --modes 3 --max-steps 1 --batch-size 4 --device cpu --out mine": (
+            "mine/model/model.safetensors",
+        ),
+        "eval --model {model} --data {own}": (),
+        "scenes --count 4 --jobs 1 --out made": ("made/scenes_0_000000_4.npz",),
+        "bench --model {model} --batches 1 3 --turns 1": (),
         "anchors --scenes 12 --modes 4 --out centres": ("centres/model.safetensors",),
     },
     bad=[
@@ -63,10 +83,17 @@ CONTRACT = Contract(
         ("train --width 20 --out run", "multiple of 8"),
         ("train --scenes 12 --modes 20 --out run", "anchors"),
         ("train --design vanilla --out run", "vanilla"),
+        ("make --scenes 12 --width 16 --out run", "need at least as many scenes, got 12"),
         ("eval --model {empty}", "empty"),
         ("eval --model {model} --steps 21", "steps"),
         ("eval --model {model} --start 1000", "start"),
         ("eval --model {model} --video modes.gif", "webp"),
+        (f"train {TINY} --anchors {{short.npy}} --out run", "[N, 8, 2] for this model, got [20, 6, 2]"),
+        (f"train {TINY} --data {{bare}} --out run", "scene 3 has no drivable area"),
+        ("eval --model {model} --data {empty}", "no .npz file"),
+        ("scenes --count 1 --out made", "count"),
+        ("scenes --out {taken.txt}", "taken.txt"),
+        ("bench --model {model} --batches 0 64", "at least one scene"),
         ("anchors --modes 1 --out centres", "modes"),
         ("anchors --out {model}", "anchors"),
     ],

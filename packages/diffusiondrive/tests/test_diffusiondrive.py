@@ -1,5 +1,7 @@
 """Each equation against numbers of the authors' code or closed forms, and what must not depend on what."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from noiseworks.core.errors import ArtifactError, InputError
 from noiseworks.diffusiondrive import Architecture, Denoising, Normalizer, Plans, diversity, fit_anchors
 from noiseworks.diffusiondrive.baselines import with_headings
 from noiseworks.diffusiondrive.decoder import DecoderLayer, Scene, embed_points
+from noiseworks.diffusiondrive.evaluation import any_route
 from noiseworks.diffusiondrive.losses import agent_loss, focal_loss, positive_mode
 from noiseworks.diffusiondrive.planner import Planner
 from noiseworks.diffusiondrive.truncation import (
@@ -15,8 +18,10 @@ from noiseworks.diffusiondrive.truncation import (
     ddim,
     levels_of,
     next_level,
+    read_anchors,
     start_of,
 )
+from noiseworks.kits.driving import score_plans
 
 
 def planner(design="diffusiondrive"):
@@ -103,6 +108,19 @@ def test_anchors_are_the_means_of_clusters_sorted_by_angle():
     for bad, words in ((anchors[:, :6], "8, 2"), (anchors * np.nan, "NaN"), (anchors * 99, "range")):
         with pytest.raises(InputError, match=words):
             check_anchors(bad, Normalizer.navsim(), 8)
+
+
+def test_anchors_of_the_users(tmp_path):
+    np.save(tmp_path / "mine.npy", np.ones((4, 8, 2)) * np.arange(8)[:, None])
+    assert read_anchors(tmp_path / "mine.npy").shape == (4, 8, 2)
+    np.save(tmp_path / "short.npy", np.ones((4, 6, 2)))
+    (tmp_path / "text.npy").write_text("no numbers")
+    for name, words in (
+        ("short", r"\[N, 8, 2\] for this model, got \[4, 6, 2\]"),
+        ("text", "holds no anchors"),
+    ):
+        with pytest.raises(InputError, match=words):
+            read_anchors(tmp_path / f"{name}.npy")
 
 
 # --- The decoder ---
@@ -227,6 +245,20 @@ def test_diversity_of_equal_and_of_separate_plans():
     assert diversity(np.stack([ahead] * 3)) == pytest.approx(0.0)
     turned = np.stack((-ahead[:, 0], ahead[:, 1]), axis=-1)
     assert 0.45 < diversity(np.stack([ahead, turned])) < 0.5  # they share the ground around the origin
+
+
+def test_any_admissible_route_is_as_good_as_the_experts():
+    from noiseworks.bench.testbeds.drive import label
+
+    labelled = label(5, 24)
+    other = replace(
+        labelled, scenes=replace(labelled.scenes, chosen=labelled.scenes.admissible.argmax(axis=1))
+    )
+    along = any_route(labelled.plans, labelled)
+    assert (along >= labelled.scores - 1e-9).all()
+    assert any_route(labelled.plans, other) == pytest.approx(along)  # whichever one the expert took
+    turned = score_plans(labelled.plans[:, None], other.scenes, other.reference).score[:, 0]
+    assert turned.mean() < along.mean() - 0.01
 
 
 def test_a_standing_plan_keeps_its_heading():

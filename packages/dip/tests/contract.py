@@ -78,6 +78,9 @@ CONTRACT = Contract(
         f"train {TINY} --model {{base}} --data {{clips.npz}} --tuned all --out second": (
             "second/model/model.safetensors",
         ),
+        f"make {TINY} {SHAPE} --clips 8 --branch-steps 1 --out made": (
+            "made/control/model/model.safetensors",
+        ),
         "plan --scene {room.json} --start 0 2 --goal 0 -2 --out found.json": ("found.json",),
         f"generate --model {{model}} --scene {{room.json}} --plan {{way.json}} {FAST} --out made": (
             "made/motion_000.npz",
@@ -97,6 +100,7 @@ CONTRACT = Contract(
         (f"train {TINY} --data {{taken.txt}} --out run", "taken.txt"),
         (f"train {TINY} --model {{empty}} --clips 8 --out run", "empty"),
         ("train --out {taken.txt}/run", "taken.txt"),
+        (f"make {TINY} --clips 8 --branch-steps 0 --out run", "max_steps"),
         ("plan --scene {room.json} --start 0 2 --goal 0 0.1 --out found.json", "inside a wall or furniture"),
         ("plan --scene {room.json} --start 0 2 --goal 0 4 --out found.json", "inside a wall"),
         ("plan --scene {taken.txt} --start 0 2 --goal 0 -2 --out found.json", "json"),

@@ -1,26 +1,36 @@
 """What `noiseworks-diffusiondrive` runs: each verb is one of these functions."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from noiseworks.core.artifacts import check_folder, check_writable
 from noiseworks.core.errors import InputError
 from noiseworks.core.options import Spread, Whole
 from noiseworks.core.output import check_file, progress_bar
-from noiseworks.diffusiondrive.options import Architecture, Denoising, Fitting, SceneSet
+from noiseworks.diffusiondrive.options import (
+    Architecture,
+    Denoising,
+    Design,
+    Fitting,
+    SceneSet,
+    Timing,
+)
 
 
 def train(
     *,
     out: Path,
+    anchors: str | None = None,
     architecture: Spread[Architecture] = Architecture(),
     scenes: Spread[SceneSet] = SceneSet(scenes=4000),
     fitting: Spread[Fitting] = Fitting(),
 ) -> dict[str, Any]:
-    """Train a planner on scenes of the testbed `drive`.
+    """Train a planner on scenes of the testbed `drive`, or of your own.
 
     Args:
         out: Folder of the run; the planner is its `model`. The same command goes on with a run that was stopped.
+        anchors: Folder that the verb anchors wrote, or a .npy file [N, 8, 2] of metres; by default the means of
+            clusters of the plans.
         architecture: Design and sizes.
         scenes: What it learns from.
         fitting: Length and bookkeeping.
@@ -29,22 +39,85 @@ def train(
         Where the planner is, and its steps.
     """
     check_writable(out)
-    if scenes.scenes < max(architecture.modes, fitting.batch_size):
-        raise InputError(
-            f"{architecture.modes} anchors and batches of {fitting.batch_size} need at least as many scenes, got "
-            f"{scenes.scenes}: raise scenes"
-        )
+    if scenes.data is None:
+        check_enough(scenes.scenes, architecture, fitting)
+    from noiseworks.diffusiondrive.data import scenes_of
+    from noiseworks.diffusiondrive.training import fit_planner
+    from noiseworks.diffusiondrive.truncation import read_anchors
+    from noiseworks.kits.training import open_run
+
+    centres = None if anchors is None else read_anchors(anchors)
+    # The user's files are read before anything is written.
+    given = None if scenes.data is None else scenes_of(scenes)
+    if given is not None:
+        check_enough(len(given[0]), architecture, fitting)
+    settings = {"architecture": architecture, "anchors": anchors, "scenes": scenes, "fit": fitting}
+    with open_run(out, settings) as run:
+        with progress_bar("scenes") as show:
+            labelled, table = given or scenes_of(scenes, show)
+        about = {
+            "scenes": len(labelled),
+            "seed": scenes.scene_seed,
+            "data": scenes.data,
+            "commanded": scenes.commanded,
+        }
+        made = fit_planner(table, architecture, fitting, run, anchors=centres, about=about)
+        made.save_pretrained(out / "model")
+    return {"model": str(out / "model"), "steps": fitting.max_steps}
+
+
+def make(
+    *,
+    out: Path,
+    width: Whole = 48,
+    scenes: Spread[SceneSet] = SceneSet(scenes=4000),
+    fitting: Spread[Fitting] = Fitting(max_steps=900),
+) -> dict[str, Any]:
+    """Train all designs on the same scenes; with the defaults on a CPU, the planners that this package ships.
+
+    Args:
+        out: Folder of the runs, one a design. The same command goes on with what was stopped.
+        width: Channels of all of them.
+        scenes: What they learn from.
+        fitting: Length and bookkeeping of each.
+
+    Returns:
+        Where each planner is.
+    """
+    sizes = {design: Architecture(design=design, width=width) for design in get_args(Design)}
+    check_writable(out)
+    if scenes.data is None:
+        check_enough(scenes.scenes, sizes["diffusiondrive"], fitting)
     from noiseworks.diffusiondrive.data import scenes_of
     from noiseworks.diffusiondrive.training import fit_planner
     from noiseworks.kits.training import open_run
 
-    settings = {"architecture": architecture, "scenes": scenes, "fit": fitting}
-    with open_run(out, settings) as run:
-        with progress_bar("scenes") as show:
-            _, table = scenes_of(scenes, show)
-        about = {"scenes": scenes.scenes, "scene_seed": scenes.scene_seed, "commanded": scenes.commanded}
-        fit_planner(table, architecture, fitting, run, about=about).save_pretrained(out / "model")
-    return {"model": str(out / "model"), "steps": fitting.max_steps}
+    with progress_bar("scenes") as show:
+        labelled, table = scenes_of(scenes, show)
+    check_enough(len(labelled), sizes["diffusiondrive"], fitting)
+    made = {}
+    for design, architecture in sizes.items():
+        settings = {"architecture": architecture, "scenes": scenes, "fit": fitting}
+        about = {"scenes": len(labelled), "seed": scenes.scene_seed, "steps": fitting.max_steps}
+        with open_run(out / design, settings) as run:
+            fit_planner(table, architecture, fitting, run, about=about).save_pretrained(
+                out / design / "model"
+            )
+        made[design] = str(out / design / "model")
+    return made
+
+
+def check_enough(count: int, architecture: Architecture, fitting: Fitting) -> None:
+    """Refuse fewer scenes than anchors, or than a batch.
+
+    Raises:
+        InputError: Naming the numbers.
+    """
+    if count < max(architecture.modes, fitting.batch_size):
+        raise InputError(
+            f"{architecture.modes} anchors and batches of {fitting.batch_size} need at least as many scenes, got "
+            f"{count}: raise scenes"
+        )
 
 
 def evaluate(
@@ -54,13 +127,13 @@ def evaluate(
     denoising: Spread[Denoising] = Denoising(),
     video: Path | None = None,
 ) -> dict[str, Any]:
-    """Score a planner on scenes of the testbed `drive`.
+    """Score a planner on scenes of the testbed `drive`, or of your own.
 
     Args:
         model: Folder of a planner.
         scenes: What it is judged on; seed 0 is what `train` learns from by default.
         denoising: How plans are denoised.
-        video: Animated WebP file of twelve scenes, one after another, with all modes.
+        video: Animated WebP file of six scenes, one after another: all modes, and the ego on the chosen one.
 
     Returns:
         PDM score and its terms, and beside them those of the expert, of constant velocity and of standing still.
@@ -112,3 +185,58 @@ def anchors(
         "anchors": str(out),
         "ends": [[round(value, 2) for value in end] for end in found[:, -1].tolist()],
     }
+
+
+def bench(
+    *, model: str, denoising: Spread[Denoising] = Denoising(), timing: Spread[Timing] = Timing()
+) -> dict[str, Any]:
+    """Time plans on this machine, alone and in a batch.
+
+    Args:
+        model: Folder of a planner.
+        denoising: How plans are denoised.
+        timing: Batches and turns.
+
+    Returns:
+        For each batch: milliseconds a scene, scenes a second, network calls, the backbone's share, and what a plan
+        takes that computes the scene's part anew in each call.
+    """
+    from noiseworks.diffusiondrive.data import scenes_of
+    from noiseworks.diffusiondrive.planner import Planner
+    from noiseworks.diffusiondrive.timing import time_plans
+
+    planner = Planner.from_pretrained(model)
+    _, table = scenes_of(SceneSet(scenes=max(2, *timing.batches), scene_seed=1))
+    return time_plans(planner, table, denoising, timing)
+
+
+def scenes(*, out: Path, count: Whole = 4000, seed: Whole = 0, jobs: Whole | None = None) -> dict[str, Any]:
+    """Write labelled scenes of the testbed `drive` as .npz files, which `train --data` and `eval --data` read.
+
+    Args:
+        out: Folder of the files. The same command goes on with those that are missing.
+        count: Number of scenes.
+        seed: Of the set.
+        jobs: Processes; by default one a core.
+
+    Returns:
+        Where they are, how many were made now, and seconds.
+    """
+    import os
+    import time
+
+    from noiseworks.core.checks import check_number
+
+    check_number("count", count, low=2, integer=True)
+    check_number("seed", seed, low=0, integer=True)
+    jobs = os.cpu_count() or 1 if jobs is None else jobs
+    check_number("jobs", jobs, low=1, integer=True)
+    check_writable(out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"the output folder {out} is a file; name another folder")
+    from noiseworks.bench.testbeds.drive import write_folder
+
+    begin = time.perf_counter()
+    with progress_bar("scenes") as show:
+        made = write_folder(out, seed, count, jobs, show)
+    return {"scenes": str(out), "made": made, "of": count, "seconds": round(time.perf_counter() - begin, 2)}

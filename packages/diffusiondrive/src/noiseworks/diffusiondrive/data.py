@@ -1,9 +1,10 @@
-"""Scenes of the testbed as a planner's tables."""
+"""Scenes of the testbed, or of the user's, as a planner's tables."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
+from noiseworks.core.errors import InputError
 from noiseworks.diffusiondrive.options import Denoising, SceneSet
 from noiseworks.diffusiondrive.planner import Planner
 from noiseworks.diffusiondrive.plans import Plans
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from noiseworks.bench.testbeds.drive import Labelled
 
 BATCH = 64
+NEEDS = "the scenes come from noiseworks-bench: pip install 'noiseworks-diffusiondrive[bench]'"
 
 
 def scenes_of(
@@ -22,17 +24,17 @@ def scenes_of(
     """Return labelled scenes, and what a planner learns from: `view`, `status`, `plan`, `agents`.
 
     Raises:
-        InputError: When noiseworks-bench, which has the testbed, is not installed.
+        InputError: When noiseworks-bench, which has the testbed, is not installed, or the user's files hold no scenes.
     """
-    from noiseworks.core.errors import InputError
-
     try:
-        from noiseworks.bench.testbeds.drive import label, observe
+        from noiseworks.bench.testbeds.drive import label, observe, read_folder
     except ImportError as error:
-        raise InputError(
-            "the scenes come from noiseworks-bench: pip install 'noiseworks-diffusiondrive[bench]'"
-        ) from error
-    labelled = label(which.scene_seed, which.scenes, progress=progress)
+        raise InputError(NEEDS) from error
+    labelled = (
+        label(which.scene_seed, which.scenes, progress=progress)
+        if which.data is None
+        else read_folder(which.data)
+    )
     view, status = observe(labelled.scenes, commanded=which.commanded)
     table = {
         "view": torch.as_tensor(view),

@@ -132,7 +132,7 @@ class DecoderLayer(nn.Module):
         self.ego = nn.MultiheadAttention(width, HEADS, batch_first=True)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
         self.dropout = nn.Dropout(0.1)
-        self.feed_forward = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
+        self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width))
         self.modulation = nn.Sequential(nn.Mish(), nn.Linear(width, 2 * width))
         self.score = mlp(width, width, width, 1, norm=True)
         self.plan = mlp(width, width, width, 3 * points)

@@ -60,17 +60,19 @@ class Denoising(Options):
 
 @dataclass(frozen=True)
 class SceneSet(Options):
-    """Scenes of the testbed `drive`.
+    """Scenes of the testbed `drive`, or of the user's.
 
     Attributes:
-        scenes: How many.
+        scenes: How many of the testbed's.
         scene_seed: Of the set; scene i depends on seed and i alone.
         commanded: Whether the planner is told which way to turn.
+        data: Folder of .npz files of scenes and `plans` instead, as the verb scenes writes them.
     """
 
     scenes: Annotated[int, at_least(2)] = 1000
     scene_seed: Annotated[int, at_least(0), below(2**31)] = 0
     commanded: bool = False
+    data: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,3 +88,27 @@ class Fitting(Fit):
     max_steps: Annotated[int, at_least(1)] = 6000
     batch_size: Annotated[int, at_least(1)] = 64
     learning_rate: Annotated[float, at_least(0)] = 6e-4
+
+
+@dataclass(frozen=True)
+class Timing(Options):
+    """How speed is measured.
+
+    Attributes:
+        batches: Scenes that are planned at once, one after the other.
+        turns: Plans of each that are timed.
+        threads: Of the processor; by default all of them.
+    """
+
+    batches: tuple[int, int] = (1, 64)
+    turns: Annotated[int, at_least(1)] = 20
+    threads: Annotated[int | None, at_least(1)] = None
+
+    def check(self) -> None:
+        """Refuse a batch without scenes.
+
+        Raises:
+            InputError: Naming the batches.
+        """
+        if min(self.batches) < 1:
+            raise InputError(f"batches must hold at least one scene, got {self.batches}")

@@ -73,6 +73,7 @@ def fit_planner(
     options: Fitting,
     run: Run | None = None,
     *,
+    anchors: Tensor | None = None,
     about: dict[str, object] | None = None,
     progress: bool = True,
 ) -> Planner:
@@ -83,6 +84,7 @@ def fit_planner(
         architecture: Design and sizes.
         options: Length and bookkeeping.
         run: The open run, None to keep nothing on the way.
+        anchors: Of the user's, [N, 8, 2]; by default the means of clusters of the plans.
         about: What it was trained on, for JSON.
         progress: Whether to show a bar.
 
@@ -91,12 +93,18 @@ def fit_planner(
         NonFiniteError: When the loss is not finite.
     """
     plans = table["plan"].numpy()
-    anchors = fit_anchors(plans, architecture.modes, seed=0)
+    anchors = fit_anchors(plans, architecture.modes, seed=0) if anchors is None else anchors
     channels, size = table["view"].shape[1:3]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         view = (channels, size, size / 2)
-        planner = Planner(architecture, anchors, Normalizer.fit(plans), view, about)
+        planner = Planner(
+            architecture,
+            anchors,
+            Normalizer.fit(np.concatenate((plans[..., :2], anchors.numpy()))),
+            view,
+            about,
+        )
         batches = Batches(table, options.batch_size, seed=options.seed)
         fit(PlannerModule(planner, options), batches, run=run, options=options, clip=None, progress=progress)
     return planner.eval().requires_grad_(False)

@@ -71,6 +71,7 @@ class Targets:
         action: The round's action.
         reached: Waypoints that are reached in it.
         kept: Frames of the round that are kept.
+        stay: Frame at which the last place is wanted once more, the round's last, or None where the way goes on.
     """
 
     frames: list[int]
@@ -79,6 +80,7 @@ class Targets:
     action: str
     reached: int
     kept: int
+    stay: int | None = None
 
 
 def check_plan(plan: Sequence[Waypoint], start: Tensor, scene: Scene | None) -> None:
@@ -125,7 +127,8 @@ def aim(
     """Return where the next waypoints of one action are in time.
 
     Waypoint i is at frame floor(way to it / pace) after the history. Where one lies beyond the round, a point on
-    the way to it is put on the last frame.
+    the way to it is put on the last frame. Where the way ends earlier, its end is a goal on the last frame too, as in
+    the released code: a body that has arrived stays.
 
     Args:
         plan: Waypoints that are left.
@@ -165,7 +168,8 @@ def aim(
         places += [places[-1]] * len(held)
         joints += [joints[-1]] * len(held)
         frames += held
-    return Targets(frames, torch.stack(places), joints, action, reached, frames[-1] + 1)
+    stay = length - 1 if frames[-1] < length - 1 else None
+    return Targets(frames, torch.stack(places), joints, action, reached, frames[-1] + 1, stay)
 
 
 def arrived(target: Targets, way: Tensor, near: float | None) -> int:
@@ -312,7 +316,10 @@ class MotionAgent:
             places = one.to_local(target.places[None])[0]
             at = target.frames
             points[row, at, 0] = places
-            (flat if target.action == "walk" else mask)[row, at, 0] = True
+            wanted = flat if target.action == "walk" else mask
+            wanted[row, at, 0] = True
+            if target.stay is not None:
+                points[row, target.stay, 0], wanted[row, target.stay, 0] = places[-1], True
             hinted[row, at, 0] = True
             for when, pose in zip(at, target.joints, strict=True):
                 if pose is not None:

@@ -7,6 +7,7 @@ app = make_app(
     "dip",
     {
         "train": Command(f"{COMMANDS}:train", "Train a motion model, or a control branch on one."),
+        "make": Command(f"{COMMANDS}:make", "Train both stages, one after the other."),
         "plan": Command(f"{COMMANDS}:plan", "Find a way over a scene's floor."),
         "generate": Command(f"{COMMANDS}:generate", "Generate motions in a scene."),
         "eval": Command(f"{COMMANDS}:evaluate", "Evaluate motions on cases of the testbed."),

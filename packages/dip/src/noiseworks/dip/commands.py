@@ -6,7 +6,7 @@ from typing import Any
 
 from noiseworks.core.artifacts import check_writable
 from noiseworks.core.errors import InputError
-from noiseworks.core.options import Spread
+from noiseworks.core.options import Spread, Whole
 from noiseworks.core.output import check_file, progress_bar, write_json
 from noiseworks.dip.options import Architecture, CaseSet, Clipset, Fitting, Moving, Place, Sampling
 
@@ -48,6 +48,31 @@ def train(
         made.about |= {"kinds": clipset.kinds, "clips": len(clips["motion"])}
         made.save_pretrained(out / "model")
     return {"model": str(out / "model"), "steps": fitting.max_steps}
+
+
+def make(
+    *,
+    out: Path,
+    branch_steps: Whole = 2500,
+    architecture: Spread[Architecture] = Architecture(),
+    clipset: Spread[Clipset] = Clipset(kinds="walk,sit"),
+    fitting: Spread[Fitting] = Fitting(),
+) -> dict[str, Any]:
+    """Train both stages one after the other; with the defaults on a CPU, the model that this package ships.
+
+    Args:
+        out: Folder of the two runs, `base` and `control`. The same command goes on with what was stopped.
+        branch_steps: Optimiser steps of the control branch.
+        architecture: Sizes.
+        clipset: What it learns from.
+        fitting: Length of the first stage, rate and bookkeeping of both.
+
+    Returns:
+        Where the model is, and its steps.
+    """
+    second = replace(fitting, max_steps=branch_steps)
+    base = train(out=out / "base", architecture=architecture, clipset=clipset, fitting=fitting)
+    return train(out=out / "control", model=base["model"], clipset=clipset, fitting=second)
 
 
 def plan(

@@ -1,3 +1,5 @@
+from .files import read_scenes as read_scenes
+from .files import write_scenes as write_scenes
 from .pictures import draw_scene as draw_scene
 from .proposals import drive_along as drive_along
 from .proposals import propose as propose

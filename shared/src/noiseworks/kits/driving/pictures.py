@@ -15,6 +15,9 @@ def draw_scene(
     plans: np.ndarray,
     scores: np.ndarray | None = None,
     expert: np.ndarray | None = None,
+    *,
+    time: int = 0,
+    ego: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return a picture of a scene with plans, uint8 [240, 240, 3]; ahead is up.
 
@@ -24,6 +27,8 @@ def draw_scene(
         plans: [N, 8, 3].
         scores: Of the plans, [N]: the best is drawn strongest.
         expert: The expert's plan, [8, 3], in green.
+        time: Where the objects are drawn, steps of 0.1 s.
+        ego: The ego's pose at that time, [3]; by default where it starts.
     """
     from PIL import Image, ImageDraw
 
@@ -41,7 +46,7 @@ def draw_scene(
 
     for route in scenes.routes[index][scenes.admissible[index]]:
         pen.line(at(route), fill=ROUTE, width=1)
-    for kind, box in zip(scenes.kinds[index], scenes.boxes()[index, :, 0], strict=True):
+    for kind, box in zip(scenes.kinds[index], scenes[index : index + 1].boxes()[0, :, time], strict=True):
         if kind != NOTHING:
             pen.polygon(at(corners(box)), fill=OBJECT)
     order = np.arange(len(plans)) if scores is None else np.argsort(scores)
@@ -51,5 +56,5 @@ def draw_scene(
         pen.line(at(line), fill=(*EGO, strength), width=2)
     if expert is not None:
         pen.line(at(np.concatenate((np.zeros((1, 2)), expert[:, :2]))), fill=(*EXPERT, 200), width=1)
-    pen.polygon(at(corners(ego_boxes(np.zeros(3)))), fill=EGO)
+    pen.polygon(at(corners(ego_boxes(np.zeros(3) if ego is None else ego))), fill=EGO)
     return np.asarray(image)

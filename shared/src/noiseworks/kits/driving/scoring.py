@@ -78,8 +78,9 @@ def score_plans(plans: np.ndarray, scenes: Scenes, reference: np.ndarray | None 
         reference: Metres of progress of a reference driver, [B]; by default the best of the scene's plans.
 
     Raises:
-        InputError: When the plans are of another shape or not finite.
+        InputError: When the plans are of another shape or not finite, or a scene has no drivable area.
     """
+    scenes.check()
     plans = np.asarray(plans, np.float64)
     if plans.ndim != 4 or len(plans) != len(scenes):
         raise InputError(f"plans must be [{len(scenes)}, P, {POSES}, 3] for these scenes, got {plans.shape}")

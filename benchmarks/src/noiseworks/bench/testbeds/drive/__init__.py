@@ -4,7 +4,8 @@ A scene is a pure function of (seed, index). At junctions and blocked lanes seve
 takes one of them at random: what a planner that averages gets wrong.
 """
 
-from noiseworks.bench.testbeds.drive.expert import Labelled, label
+from noiseworks.bench.testbeds.drive.expert import Labelled, label, of_scenes
+from noiseworks.bench.testbeds.drive.folders import read_folder, write_folder
 from noiseworks.bench.testbeds.drive.generating import TEMPLATES, Drawn, draw, make_scenes
 from noiseworks.bench.testbeds.drive.observing import CHANNELS, EXTENT, observe, rasterise, status
 
@@ -18,6 +19,9 @@ __all__ = [
     "label",
     "make_scenes",
     "observe",
+    "of_scenes",
     "rasterise",
+    "read_folder",
     "status",
+    "write_folder",
 ]

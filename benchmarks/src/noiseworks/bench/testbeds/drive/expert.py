@@ -23,7 +23,7 @@ class Labelled:
         scenes: Admissible are the routes that can be driven well; chosen is the one that the expert took.
         plans: The expert's poses each half second, [B, 8, 3].
         ends: Where the expert would have ended on each route, [B, R, 2].
-        reference: Metres of progress of the best proposal on the chosen route, [B].
+        references: Metres of progress of the best proposal on each route, [B, R].
         scores: The expert's score, [B].
         templates: Index in `TEMPLATES`, int [B].
     """
@@ -31,22 +31,48 @@ class Labelled:
     scenes: Scenes
     plans: np.ndarray
     ends: np.ndarray
-    reference: np.ndarray
+    references: np.ndarray
     scores: np.ndarray
     templates: np.ndarray
 
     def __len__(self) -> int:
         return len(self.scenes)
 
+    @property
+    def reference(self) -> np.ndarray:
+        """Metres of progress of the best proposal on the chosen route, [B]."""
+        return self.references[np.arange(len(self)), self.scenes.chosen]
+
     def __getitem__(self, index: slice | np.ndarray) -> "Labelled":
         return Labelled(
             self.scenes[index],
             self.plans[index],
             self.ends[index],
-            self.reference[index],
+            self.references[index],
             self.scores[index],
             self.templates[index],
         )
+
+
+def of_scenes(scenes: Scenes, plans: np.ndarray, templates: np.ndarray | None = None) -> Labelled:
+    """Return scenes of another origin with the plans that were driven in them.
+
+    What is possible on each route is found as for the testbed's own scenes; which are admissible, and which one was
+    taken, is the scenes' own.
+
+    Args:
+        scenes: The scenes.
+        plans: [B, 8, 3].
+        templates: Where the testbed made them.
+
+    Raises:
+        InputError: When the plans are of another shape or not finite.
+    """
+    count = len(scenes)
+    templates = np.zeros(count, np.int64) if templates is None else templates
+    found, _ = drive(Drawn(scenes, templates, np.zeros(count)))
+    made = replace(found, scenes=scenes, plans=np.asarray(plans, np.float64))
+    return replace(made, scores=score_plans(made.plans[:, None], scenes, made.reference).score[:, 0])
 
 
 def label(seed: int, count: int, *, start: int = 0, progress: object = None) -> Labelled:
@@ -69,7 +95,7 @@ def label(seed: int, count: int, *, start: int = 0, progress: object = None) -> 
         parts.append(_label_batch(seed, indices))
         if callable(progress):
             progress(int(indices[-1]) + 1 - start, count)
-    return _joined(parts)
+    return joined(parts)
 
 
 def _label_batch(seed: int, indices: np.ndarray) -> Labelled:
@@ -83,7 +109,7 @@ def _label_batch(seed: int, indices: np.ndarray) -> Labelled:
     else:
         raise InputError(f"no route can be driven well in scene {left[0]} of seed {seed}")
     order = np.argsort(np.concatenate([where for where, _ in parts]))
-    return _joined([part for _, part in parts])[order]
+    return joined([part for _, part in parts])[order]
 
 
 def drive(drawn: Drawn) -> tuple[Labelled, np.ndarray]:
@@ -92,17 +118,14 @@ def drive(drawn: Drawn) -> tuple[Labelled, np.ndarray]:
     rows = np.arange(batch)
     best = np.full((batch, ROUTES), -1.0)
     plans, far = np.zeros((batch, ROUTES, 8, 3)), np.zeros((batch, ROUTES))
-    for route in range(ROUTES):
-        here = np.flatnonzero(scenes.admissible[:, route])
-        if not len(here):
-            continue
-        part = replace(scenes[here], chosen=np.full(len(here), route))
-        proposals = propose(part, part.route)[:, :, SPACING::SPACING]
-        found = score_plans(proposals, part)
-        pick = found.score.argmax(axis=1)
-        mine = np.arange(len(here))
-        best[here, route], plans[here, route] = found.score[mine, pick], proposals[mine, pick]
-        far[here, route] = found.raw_progress.max(axis=1)
+    # All routes of all scenes at once: a row each.
+    here, route = np.nonzero(scenes.admissible)
+    part = replace(scenes[here], chosen=route)
+    proposals = propose(part, part.route)[:, :, SPACING::SPACING]
+    found = score_plans(proposals, part)
+    pick, mine = found.score.argmax(axis=1), np.arange(len(here))
+    best[here, route], plans[here, route] = found.score[mine, pick], proposals[mine, pick]
+    far[here, route] = found.raw_progress.max(axis=1)
     admissible = best >= GOOD
     count = admissible.sum(axis=1)
     # The k-th admissible route, k uniform.
@@ -112,14 +135,15 @@ def drive(drawn: Drawn) -> tuple[Labelled, np.ndarray]:
         replace(scenes, admissible=admissible, chosen=chosen),
         plans[rows, chosen],
         plans[:, :, -1, :2],
-        far[rows, chosen],
+        far,
         best[rows, chosen],
         drawn.templates,
     )
     return labelled, count > 0
 
 
-def _joined(parts: list[Labelled]) -> Labelled:
-    names = ("plans", "ends", "reference", "scores", "templates")
+def joined(parts: list[Labelled]) -> Labelled:
+    """Return several labelled batches as one."""
+    names = ("plans", "ends", "references", "scores", "templates")
     arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
     return Labelled(scenes=join([part.scenes for part in parts]), **arrays)
