@@ -87,7 +87,7 @@ def test_folders_go_on_where_they_were_stopped(labelled, tmp_path, monkeypatch):
     scenes, others = read_scenes(gone)
     own = tmp_path / "own"
     own.mkdir()
-    with pytest.raises(InputError, match="no .npz file"):
+    with pytest.raises(InputError, match="has no"):
         read_folder(own)
     write_scenes(own / "mine.npz", scenes, {"plans": others["plans"]})
     mine = read_folder(own)
