@@ -54,14 +54,9 @@ def train(
     settings = {"architecture": architecture, "anchors": anchors, "scenes": scenes, "fit": fitting}
     with open_run(out, settings) as run:
         with progress_bar("scenes") as show:
-            labelled, table = given or scenes_of(scenes, show)
-        about = {
-            "scenes": len(labelled),
-            "seed": scenes.scene_seed,
-            "data": scenes.data,
-            "commanded": scenes.commanded,
-        }
-        made = fit_planner(table, architecture, fitting, run, anchors=centres, about=about)
+            _, table = given or scenes_of(scenes, show)
+        made = fit_planner(table, architecture, fitting, run, anchors=centres)
+        made.about |= {"scene_seed": scenes.scene_seed, "data": scenes.data, "commanded": scenes.commanded}
         made.save_pretrained(out / "model")
     return {"model": str(out / "model"), "steps": fitting.max_steps}
 
@@ -73,7 +68,7 @@ def make(
     scenes: Spread[SceneSet] = SceneSet(scenes=4000),
     fitting: Spread[Fitting] = Fitting(max_steps=900),
 ) -> dict[str, Any]:
-    """Train all designs on the same scenes; with the defaults on a CPU, the planners that this package ships.
+    """Train all designs on the same scenes, as the claim does.
 
     Args:
         out: Folder of the runs, one a design. The same command goes on with what was stopped.
@@ -98,11 +93,8 @@ def make(
     made = {}
     for design, architecture in sizes.items():
         settings = {"architecture": architecture, "scenes": scenes, "fit": fitting}
-        about = {"scenes": len(labelled), "seed": scenes.scene_seed, "steps": fitting.max_steps}
         with open_run(out / design, settings) as run:
-            fit_planner(table, architecture, fitting, run, about=about).save_pretrained(
-                out / design / "model"
-            )
+            fit_planner(table, architecture, fitting, run).save_pretrained(out / design / "model")
         made[design] = str(out / design / "model")
     return made
 
@@ -234,7 +226,7 @@ def scenes(*, out: Path, count: Whole = 4000, seed: Whole = 0, jobs: Whole | Non
     check_writable(out)
     if out.exists() and not out.is_dir():
         raise InputError(f"the output folder {out} is a file; name another folder")
-    from noiseworks.bench.testbeds.drive import write_folder
+    from noiseworks.diffusiondrive.data import write_folder
 
     begin = time.perf_counter()
     with progress_bar("scenes") as show:

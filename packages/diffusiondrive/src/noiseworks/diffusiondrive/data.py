@@ -1,6 +1,7 @@
 """Scenes of the testbed, or of the user's, as a planner's tables."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -55,3 +56,16 @@ def plan_all(planner: Planner, table: dict[str, Tensor], denoising: Denoising) -
         parts.append(planner.plan(view, table["status"][rows], denoising, generator=generator))
     poses, scores = (torch.cat([getattr(part, name) for part in parts]) for name in ("poses", "scores"))
     return Plans(poses, scores, parts[0].calls)
+
+
+def write_folder(folder: Path, seed: int, count: int, jobs: int, progress: Callable[..., None]) -> int:
+    """Write scenes of the testbed as files, and return how many were made now; see its own `write_folder`.
+
+    Raises:
+        InputError: When noiseworks-bench is not installed.
+    """
+    try:
+        from noiseworks.bench.testbeds import drive
+    except ImportError as error:
+        raise InputError(NEEDS) from error
+    return drive.write_folder(folder, seed, count, jobs, progress)

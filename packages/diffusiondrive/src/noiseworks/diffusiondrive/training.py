@@ -74,7 +74,6 @@ def fit_planner(
     run: Run | None = None,
     *,
     anchors: Tensor | None = None,
-    about: dict[str, object] | None = None,
     progress: bool = True,
 ) -> Planner:
     """Return a planner trained on scenes.
@@ -85,7 +84,6 @@ def fit_planner(
         options: Length and bookkeeping.
         run: The open run, None to keep nothing on the way.
         anchors: Of the user's, [N, 8, 2]; by default the means of clusters of the plans.
-        about: What it was trained on, for JSON.
         progress: Whether to show a bar.
 
     Raises:
@@ -98,12 +96,9 @@ def fit_planner(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         view = (channels, size, size / 2)
+        normalizer = Normalizer.fit(np.concatenate((plans[..., :2], anchors.numpy())))
         planner = Planner(
-            architecture,
-            anchors,
-            Normalizer.fit(np.concatenate((plans[..., :2], anchors.numpy()))),
-            view,
-            about,
+            architecture, anchors, normalizer, view, {"scenes": len(plans), "steps": options.max_steps}
         )
         batches = Batches(table, options.batch_size, seed=options.seed)
         fit(PlannerModule(planner, options), batches, run=run, options=options, clip=None, progress=progress)

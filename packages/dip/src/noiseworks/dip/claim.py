@@ -2,6 +2,9 @@
 
 On rooms of `motion`: walks on ways that keep little from furniture, and seats to sit on. All arms have the same model,
 cases, speeds and noise; the model learnt from clips without any room.
+
+At the quick and laptop scales it is the one that the package ships (`noiseworks-dip make` trains it): the effect is one
+of sampling, and seeds differ in rooms, cases and noise.
 """
 
 from dataclasses import dataclass, field
@@ -157,7 +160,7 @@ CLAIM = Claim(
     scales={
         "smoke": Scale((500,), 120, scale(2, 1, 2, 3, 1, clips=32, width=16, recorded=20)),
         "quick": Scale((500,), 180, scale(0, 0, 2, 10, 2, recorded=30)),
-        "laptop": Scale((1000,), 1800, scale(6000, 2500, 24, 25, 5)),
+        "laptop": Scale((1000, 1001, 1002), 1800, scale(0, 0, 8, 25, 5)),
     },
     prepare=prepare,
     run=run,
