@@ -109,6 +109,8 @@ class Fitting(Fit):
         decay_steps: Steps over which it falls.
         average_from: Step from which the refiner's average is one; before it, it is a copy.
         parts: all networks, or the draft alone.
+        clean_start: Whether the refiner sees the current state as it is at every level, as plans put it back. The
+            released code scales it with the level, which hardly differs at late levels but does from noise.
     """
 
     max_steps: Annotated[int, at_least(1)] = 1_000_000
@@ -117,3 +119,4 @@ class Fitting(Fit):
     decay_steps: Annotated[int, at_least(1)] = 100_000
     average_from: Annotated[int, at_least(0)] = 10_000
     parts: Literal["all", "draft"] = "all"
+    clean_start: bool = False

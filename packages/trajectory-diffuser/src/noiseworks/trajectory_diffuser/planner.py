@@ -148,15 +148,18 @@ class TrajectoryPlanner(nn.Module):
             values.device
         )
 
-    def save_pretrained(self, path: str | Path) -> None:
-        """Write config and weights atomically."""
-        config = {
+    def config(self) -> dict[str, Any]:
+        """Return what is needed besides weights to make the planner again, as plain values."""
+        return {
             "obs_dim": self.obs_dim,
             "action_dim": self.action_dim,
             "architecture": asdict(self.architecture),
             "about": self.about,
         }
-        save_artifact(path, KIND, config, self.state_dict())
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write config and weights atomically."""
+        save_artifact(path, KIND, self.config(), self.state_dict())
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> "TrajectoryPlanner":
@@ -165,7 +168,17 @@ class TrajectoryPlanner(nn.Module):
         Raises:
             ArtifactError: When it is missing, incomplete or of another kind.
         """
-        config, tensors = load_artifact(path, KIND)
+        return cls.from_parts(*load_artifact(path, KIND), path=path)
+
+    @classmethod
+    def from_parts(
+        cls, config: dict[str, Any], tensors: dict[str, Tensor], path: object = "it"
+    ) -> "TrajectoryPlanner":
+        """Return a planner of a config and weights.
+
+        Raises:
+            ArtifactError: When they are not whole.
+        """
         try:
             sizes = Architecture(**config["architecture"])
             planner = cls(config["obs_dim"], config["action_dim"], sizes, config["about"])

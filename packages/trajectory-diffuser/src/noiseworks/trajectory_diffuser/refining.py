@@ -69,7 +69,14 @@ class Refiner(nn.Module):
 
 
 def refiner_loss(
-    refiner: Refiner, states: Tensor, returns: Tensor, t: Tensor, noise: Tensor, shown: Tensor
+    refiner: Refiner,
+    states: Tensor,
+    returns: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    shown: Tensor,
+    *,
+    clean_start: bool = False,
 ) -> Tensor:
     """Return the squared error of the noise, whose first state has none (eq. 5).
 
@@ -80,9 +87,12 @@ def refiner_loss(
         t: Indices [B].
         noise: Standard normal, as the states; its first state's part is not used.
         shown: 1 where the return is given, [B].
+        clean_start: Whether the first state is shown as it is, and not scaled with the level.
     """
     noise = torch.cat((torch.zeros_like(noise[:, :1]), noise[:, 1:]), 1)
     noisy = add_noise(states, noise, refiner.schedule.level(t))
+    if clean_start:
+        noisy = torch.cat((states[:, :1], noisy[:, 1:]), 1)
     return (refiner(noisy, t, returns, shown) - noise).square().mean()
 
 

@@ -54,7 +54,9 @@ class PlannerModule(L.LightningModule):
         made = planner.action(states[:, :-1], states[:, 1:])
         value = planner.value(states[:, :-1], actions[:, :-1])
         return {
-            "refiner": refiner_loss(planner.refiner, states, returns[:, 0], t, noise, shown),
+            "refiner": refiner_loss(
+                planner.refiner, states, returns[:, 0], t, noise, shown, clean_start=self.options.clean_start
+            ),
             "dynamics": F.mse_loss(made, actions[:, :-1]),
             "critic": F.mse_loss(value, returns[:, :-1]),
         }
