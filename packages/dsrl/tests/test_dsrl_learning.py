@@ -1,5 +1,6 @@
 """Noise as action: identities with SAC, what is stored and distilled, and a frozen policy that stays frozen."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 import torch
 from noiseworks.bench.testbeds.maze import record
 from noiseworks.bench.testbeds.maze.environment import MazeEnv, MazeVectorEnv
-from noiseworks.core.errors import ArtifactError, InputError
+from noiseworks.core.errors import ArtifactError, InputError, NonFiniteError
+from noiseworks.dsrl import training
 from noiseworks.dsrl.decoder import check_decoder, noise_dim, untie
 from noiseworks.dsrl.hosts import HostDecoder
 from noiseworks.dsrl.latent_env import LatentNoiseVecEnv
@@ -18,6 +20,7 @@ from noiseworks.dsrl.training import train
 from noiseworks.kits.policies.native import NativePolicy, PolicyConfig
 from noiseworks.kits.rl.options import World
 from noiseworks.kits.rl.sb3 import GymnasiumVecEnv
+from noiseworks.kits.training import open_run
 from stable_baselines3 import SAC
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -150,6 +153,37 @@ def test_distillation_makes_the_noise_critic_the_action_critic():
         torch.testing.assert_close(own, real, atol=0.25, rtol=0)
 
 
+def test_noise_that_changes_nothing_is_worth_the_same_and_the_actor_spreads():
+    """With a constant a, Q_W is constant in w, and only the entropy is left to the actor."""
+
+    class Constant(Identity):
+        def decode(self, obs, noise):
+            return torch.zeros_like(noise)
+
+    learner = DSRLNA(
+        LatentNoiseVecEnv(mazes(), Constant(), Decoding(magnitude=1.0)),
+        Learning(**(vars(TINY) | {"hidden": 32, "learning_rate": 3e-3})),
+    )
+    with torch.no_grad():
+        for net in learner.action_critic.q_networks:
+            net[-1].bias.fill_(3.0)
+    generator = torch.Generator().manual_seed(0)
+    obs, noise = torch.randn(256, 4, generator=generator), 2 * torch.rand(256, 4, generator=generator) - 1
+    losses = [learner.distil(obs) for _ in range(400)]
+    assert losses[-1] < 0.01 * losses[0]
+    for own, other in zip(learner.critic(obs, noise), learner.critic(obs, -noise), strict=True):
+        torch.testing.assert_close(own, other, atol=0.25, rtol=0)
+    before = learner.actor.action_log_prob(obs)[1].mean().item()
+    for _ in range(150):
+        u, log_prob = learner.actor.action_log_prob(obs)
+        worth = learner.combine(learner.critic(obs, u))
+        learner._step(learner.actor.optimizer, (log_prob.reshape(-1, 1) - worth).mean())
+    highest = 4 * math.log(2)  # uniform in the box
+    after = -learner.actor.action_log_prob(obs)[1].mean().item()
+    assert -before < after <= highest + 0.05
+    assert after > highest - 0.5
+
+
 def test_target_of_the_action_critic_is_its_formula(monkeypatch):
     env = LatentNoiseVecEnv(mazes(), Linear(), Decoding(magnitude=1.5))
     learner = DSRLNA(env, TINY)
@@ -203,6 +237,9 @@ def test_a_policy_decodes_as_diffusers_samples():
     scheduler = DDIMScheduler.from_config(base.scheduler.config)
     scheduler.set_timesteps(5)
     assert scheduler.timesteps.tolist() == [16, 12, 8, 4, 0]
+    scheduler.set_timesteps(8)
+    assert scheduler.timesteps.tolist() == [14, 12, 10, 8, 6, 4, 2, 0]
+    scheduler.set_timesteps(5)
     obs = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
     noise = torch.randn(6, 4, 2, generator=torch.Generator().manual_seed(0))
     x = noise.clone()
@@ -308,6 +345,31 @@ def test_the_best_of_n_is_what_the_critic_of_actions_likes_best():
     assert (far > near).all()
     with pytest.raises(InputError, match="candidates"):
         BestOfPolicy(learner, 0)
+
+
+@pytest.mark.parametrize("variant", ["na", "sac"])
+def test_a_reward_that_is_nan_stops_with_the_last_checkpoint(tmp_path, monkeypatch, variant):
+    class Broken(MazeVectorEnv):
+        resets = 0
+
+        def reset(self, **settings):
+            type(self).resets += 1
+            return super().reset(**settings)
+
+        def step(self, actions):
+            seen, reward, *rest = super().step(actions)
+            return (seen, reward * math.nan if self.resets > 2 else reward, *rest)
+
+    monkeypatch.setattr(
+        training,
+        "make_env",
+        lambda *args, **kw: Broken(3, "open", reward="step_cost", max_steps=4, chunk=CHUNK),
+    )
+    learning = replace(TINY, variant=variant, decisions=30, round_decisions=6, checkpoint_every=0)
+    with open_run(tmp_path / "run", {"learning": learning}) as run:
+        with pytest.raises(NonFiniteError, match="reward"):
+            train(HostDecoder(policy(), 2), World("maze:open"), Decoding(), learning, run)
+        assert torch.load(run.last, weights_only=True)["step"] == 2
 
 
 def test_training_leaves_the_global_random_states_alone():

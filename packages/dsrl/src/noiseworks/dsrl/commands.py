@@ -74,7 +74,9 @@ def evaluate(
     evaluation: Spread[Evaluation] = Evaluation(),
     paths: Path | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a frozen policy, steered by a noise actor or by itself; tied noise shows here before any training.
+    """Evaluate a frozen policy, steered by a noise actor or by itself; tells what a decision costs beyond its own.
+
+    Tied noise shows here before any training.
 
     Args:
         model: The policy.
@@ -85,23 +87,31 @@ def evaluate(
         paths: Picture of the first episodes' paths in a maze, .png or .webp.
 
     Returns:
-        Mean return with its interval, success, chunks an episode.
+        Mean return with its interval, success, chunks an episode, and milliseconds of a decision, steered and not.
     """
     shown = check_paths(paths, world.env)
     resolve_model(model)
+    from noiseworks.core.timing import in_turns, work_clock
     from noiseworks.dsrl import training
     from noiseworks.dsrl.hosts import HostDecoder
     from noiseworks.dsrl.steering import SteeredPolicy
     from noiseworks.kits.policies.hosts import load_host
-    from noiseworks.kits.rl.sources import write_paths
+    from noiseworks.kits.rl.sources import make_env, write_paths
 
     decoder, seed = HostDecoder(load_host(model), decoding.steps), evaluation.evaluation_seed
+    frozen = SteeredPolicy(decoder, decoding=decoding, seed=seed)
     if actor is None:
-        policy = SteeredPolicy(decoder, decoding=decoding, seed=seed)
+        policy = frozen
     else:
         policy = SteeredPolicy.from_pretrained(
             actor, decoder, deterministic=evaluation.deterministic, seed=seed
         )
     found = training.evaluate(policy, world, evaluation, paths=shown)
     write_paths(paths, world.env, found.paths, needs="dsrl")
-    return found.summary()
+    one = make_env(world, 1, needs="dsrl", chunk=decoder.chunk).reset(seed=0)[0]
+    arms = {"base": lambda turn: frozen.act(one), "policy": lambda turn: policy.act(one)}
+    times = in_turns(arms, 20, clock=work_clock("cpu"))
+    return found.summary() | {
+        "milliseconds": 1e3 * times["policy"].median,
+        "base_milliseconds": 1e3 * times["base"].median,
+    }

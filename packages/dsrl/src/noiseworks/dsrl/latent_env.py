@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium.spaces import Box
+from noiseworks.core.checks import check_finite
 from noiseworks.core.errors import InputError
 from noiseworks.dsrl.decoder import NoiseDecoder, check_decoder, noise_dim, untie
 from noiseworks.dsrl.options import Decoding
@@ -70,8 +71,13 @@ class LatentNoiseVecEnv(VecEnvWrapper):
         self.venv.step_async(self.decoded)
 
     def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
-        """Return what the chunks led to."""
+        """Return what the chunks led to.
+
+        Raises:
+            NonFiniteError: When a reward is not finite.
+        """
         self.observations, rewards, dones, infos = self.venv.step_wait()
+        check_finite("reward", torch.as_tensor(rewards), self.steps)
         for info, decoded in zip(infos, self.decoded, strict=True):
             info["decoded_action"] = decoded
             self.steps += info.get("steps", len(decoded))
