@@ -28,7 +28,7 @@ from noiseworks.diwa.options import Dreaming, ModelFit, ModelSizes, PolicyFit, P
 from noiseworks.diwa.policy import cosine_betas
 from noiseworks.diwa.rewards import balance, contrastive_loss, figures, fit_classifier
 from noiseworks.diwa.training import decisions_of, starts_of
-from noiseworks.diwa.world_model import balanced_kl, draw
+from noiseworks.diwa.world_model import balanced_kl, draw, model_loss
 from noiseworks.kits.rl.denoising import clip_widths, denoising_discounts
 from noiseworks.kits.rl.stepping import Stepper, evaluate_returns
 from noiseworks.kits.training import make_fabric, open_run, rounds
@@ -63,6 +63,7 @@ def test_released_schedule_and_ppo_constants():
     betas = cosine_betas(20)
     np.testing.assert_allclose(betas[:3], [0.007993, 0.020075, 0.032254], atol=1e-6)
     np.testing.assert_allclose(betas[-2:], [0.748476, 0.999], atol=1e-6)
+    np.testing.assert_allclose((1 - betas).cumprod(0)[[0, 9]], [0.992007, 0.493844], atol=1e-6)
     widths = [0.001, 0.001187, 0.001447, 0.00181, 0.002317, 0.003025, 0.004013, 0.005391, 0.007315, 0.01]
     np.testing.assert_allclose(clip_widths(10), widths, atol=1e-6)
     np.testing.assert_allclose(
@@ -150,6 +151,30 @@ def test_the_kl_pulls_the_prior_four_times_as_hard_and_has_its_own_value():
     found = torch.autograd.grad(loss, (posterior, prior))
     torch.testing.assert_close(found[0], 0.3 * 0.2 * of_posterior)
     torch.testing.assert_close(found[1], 0.3 * 0.8 * of_prior)
+
+
+def test_windows_are_followed_as_step_by_step():
+    model = seeded(lambda: WorldModel(4, 2, TINY))
+    obs, before = torch.randn(3, 5, 4, generator=source()), torch.randn(3, 5, 2, generator=source(1))
+    states, posterior, prior = model.follow(obs, before, source(2))
+    state, generator = model.begin(3), source(2)
+    for t in range(5):
+        state, one, other = model.observe(state, before[:, t], obs[:, t], generator)
+        torch.testing.assert_close(states.feature[:, t], state.feature, atol=1e-5, rtol=0)
+        torch.testing.assert_close(posterior[:, t], one, atol=1e-5, rtol=0)
+        torch.testing.assert_close(prior[:, t], other, atol=1e-5, rtol=0)
+
+
+def test_a_sharper_decoder_makes_divergence_cheaper_and_leaves_errors_alone():
+    model = seeded(lambda: WorldModel(4, 2, TINY))
+    obs, actions = torch.randn(3, 5, 4, generator=source()), torch.randn(3, 5, 2, generator=source(1))
+    found = []
+    for std in (1.0, 0.1):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            found.append(model_loss(model, obs, actions, std))
+    assert torch.equal(found[0]["reconstruction"], found[1]["reconstruction"])
+    torch.testing.assert_close(found[1]["kl"], 0.01 * found[0]["kl"])
 
 
 def test_draws_are_one_hot_with_the_gradient_of_the_probabilities():

@@ -52,12 +52,15 @@ class ModelFit(Fit):
         batch_size: Windows of a batch, over all processes.
         length: Steps of a window, L.
         learning_rate: Of AdamW.
+        obs_std: Deviation of the decoder, in deviations of the data. With the paper's 1, which is for the thousands of
+            pixels of a picture, a vector of a few numbers is not worth the divergence that telling it costs.
     """
 
     max_steps: Annotated[int, at_least(1)] = 100_000
     batch_size: Annotated[int, at_least(1)] = 50
     length: Annotated[int, at_least(2)] = 50
     learning_rate: Annotated[float, above(0)] = 3e-4
+    obs_std: Annotated[float, above(0)] = 0.1
 
 
 @dataclass(frozen=True)

@@ -26,16 +26,16 @@ class ModelModule(L.LightningModule):
 
     Args:
         model: The model, whose statistics are set.
-        learning_rate: Of AdamW.
+        options: Rate, and the decoder's deviation.
     """
 
-    def __init__(self, model: WorldModel, learning_rate: float) -> None:
+    def __init__(self, model: WorldModel, options: ModelFit) -> None:
         super().__init__()
-        self.model, self.learning_rate = model, learning_rate
+        self.model, self.options = model, options
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         """Return the loss of a batch of windows."""
-        parts = model_loss(self.model, batch["obs"], batch["actions"])
+        parts = model_loss(self.model, batch["obs"], batch["actions"], self.options.obs_std)
         for name, value in parts.items():
             self.log(f"loss/{name}", value.detach())
         loss = sum(parts.values())
@@ -44,9 +44,8 @@ class ModelModule(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return AdamW."""
-        return torch.optim.AdamW(
-            self.model.parameters(), self.learning_rate, eps=MODEL_EPS, weight_decay=MODEL_DECAY
-        )
+        rate = self.options.learning_rate
+        return torch.optim.AdamW(self.model.parameters(), rate, eps=MODEL_EPS, weight_decay=MODEL_DECAY)
 
 
 def fit_model(
@@ -76,7 +75,7 @@ def fit_model(
             "actions": torch.from_numpy(transitions.actions[rows]),
         }
         batches = Batches(table, options.batch_size, seed=options.seed)
-        fit(ModelModule(model, options.learning_rate), batches, run=run, options=options, clip=MODEL_CLIP)
+        fit(ModelModule(model, options), batches, run=run, options=options, clip=MODEL_CLIP)
     return model.eval().requires_grad_(False)
 
 

@@ -93,24 +93,50 @@ class WorldModel(nn.Module):
             obs: Raw observation [B, Do].
             generator: Of the draw of z.
         """
-        deter = self._step(state, action)
-        embedded = self.encoder((obs - self.mean) / self.std)
-        hidden = F.elu(self.seen(self.of_deter(deter) + self.of_obs(embedded)))
-        posterior, prior = self._grouped(self.posterior(hidden)), self._grouped(self.prior(deter))
-        return State(deter, draw(posterior, generator)), posterior, prior
+        deter = self._step(state, self.of_action(action))
+        posterior = self._posterior(deter, self._embed(obs))
+        return State(deter, draw(posterior, generator)), posterior, self._grouped(self.prior(deter))
 
     def imagine(self, state: State, action: Tensor, generator: torch.Generator | None = None) -> State:
         """Return the state that an action leads to in a dream."""
-        deter = self._step(state, action)
+        deter = self._step(state, self.of_action(action))
         return State(deter, draw(self._grouped(self.prior(deter)), generator))
+
+    def follow(
+        self, obs: Tensor, before: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[State, Tensor, Tensor]:
+        """Return the states [B, L, ...] of windows from an empty one, with logits of posterior and prior [B, L, G, C].
+
+        As `observe` step by step; what does not depend on the states is computed for all steps at once.
+
+        Args:
+            obs: Raw observations [B, L, Do].
+            before: The actions that led to them, [B, L, Da].
+            generator: Of the draws of z.
+        """
+        embedded, moved = self._embed(obs), self.of_action(before)
+        state, states, posteriors = self.begin(len(obs)), [], []
+        for t in range(obs.shape[1]):
+            deter = self._step(state, moved[:, t])
+            posteriors.append(self._posterior(deter, embedded[:, t]))
+            state = State(deter, draw(posteriors[-1], generator))
+            states.append(state)
+        states = State(*(torch.stack(parts, 1) for parts in zip(*states, strict=True)))
+        return states, torch.stack(posteriors, 1), self._grouped(self.prior(states.deter))
 
     def decode(self, state: State) -> Tensor:
         """Return raw observations [B, Do]."""
         return self.decoder(state.feature) * self.std + self.mean
 
-    def _step(self, state: State, action: Tensor) -> Tensor:
-        joined = F.elu(self.joined(self.of_stoch(state.stoch) + self.of_action(action)))
+    def _step(self, state: State, moved: Tensor) -> Tensor:
+        joined = F.elu(self.joined(self.of_stoch(state.stoch) + moved))
         return self.cell(joined, state.deter)
+
+    def _embed(self, obs: Tensor) -> Tensor:
+        return self.of_obs(self.encoder((obs - self.mean) / self.std))
+
+    def _posterior(self, deter: Tensor, embedded: Tensor) -> Tensor:
+        return self._grouped(self.posterior(F.elu(self.seen(self.of_deter(deter) + embedded))))
 
     def _grouped(self, logits: Tensor) -> Tensor:
         return logits.float().unflatten(-1, (self.sizes.groups, self.sizes.classes))
@@ -125,10 +151,14 @@ class WorldModel(nn.Module):
             found.append(state)
         return State(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
+    def config(self) -> dict[str, Any]:
+        """Return what is needed besides weights to make the model again, as plain values."""
+        sizes = {"obs_dim": self.obs_dim, "action_dim": self.action_dim, "sizes": asdict(self.sizes)}
+        return sizes | {"about": self.about}
+
     def save_pretrained(self, path: str | Path) -> None:
         """Write config and weights atomically."""
-        config = {"obs_dim": self.obs_dim, "action_dim": self.action_dim, "sizes": asdict(self.sizes)}
-        save_artifact(path, KIND, config | {"about": self.about}, self.state_dict())
+        save_artifact(path, KIND, self.config(), self.state_dict())
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> "WorldModel":
@@ -137,7 +167,17 @@ class WorldModel(nn.Module):
         Raises:
             ArtifactError: When it is missing, incomplete or of another kind.
         """
-        config, tensors = load_artifact(path, KIND)
+        return cls.from_parts(*load_artifact(path, KIND), path=path)
+
+    @classmethod
+    def from_parts(
+        cls, config: dict[str, Any], tensors: dict[str, Tensor], path: object = "it"
+    ) -> "WorldModel":
+        """Return a model of a config and weights.
+
+        Raises:
+            ArtifactError: When they are not whole.
+        """
         try:
             sizes = ModelSizes(**config["sizes"])
             model = cls(config["obs_dim"], config["action_dim"], sizes, config["about"])
@@ -157,7 +197,7 @@ def draw(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
 
 
 def balanced_kl(posterior: Tensor, prior: Tensor) -> Tensor:
-    """Return 0.3 [0.2 KL(post || sg prior) + 0.8 KL(sg post || prior)], summed over groups, [B].
+    """Return 0.3 [0.2 KL(post || sg prior) + 0.8 KL(sg post || prior)], summed over groups, [...].
 
     Its value is 0.3 KL; the prior is drawn to the posterior more than the other way round.
     """
@@ -171,20 +211,21 @@ def _kl(first: Tensor, second: Tensor) -> Tensor:
     return (a.exp() * (a - b)).sum((-1, -2))
 
 
-def model_loss(model: WorldModel, obs: Tensor, actions: Tensor) -> dict[str, Tensor]:
+def model_loss(model: WorldModel, obs: Tensor, actions: Tensor, obs_std: float = 1.0) -> dict[str, Tensor]:
     """Return the parts of the loss of windows, each a mean over windows and steps.
+
+    Both are multiplied by the decoder's variance, so that gradients do not grow as it falls.
 
     Args:
         model: The model.
         obs: Raw observations [B, L, Do].
         actions: Of the same steps, [B, L, Da]; the last one is not read.
+        obs_std: Deviation of the decoder, in deviations of the data.
     """
     before = torch.cat((torch.zeros_like(actions[:, :1]), actions[:, :-1]), 1)
-    state, target = model.begin(len(obs)), (obs - model.mean) / model.std
-    states, kls = [], []
-    for t in range(obs.shape[1]):
-        state, posterior, prior = model.observe(state, before[:, t], obs[:, t])
-        states.append(state.feature)
-        kls.append(balanced_kl(posterior, prior))
-    made = model.decoder(torch.stack(states, 1))
-    return {"reconstruction": 0.5 * (made - target).square().sum(-1).mean(), "kl": torch.stack(kls).mean()}
+    states, posterior, prior = model.follow(obs, before)
+    away = model.decoder(states.feature) - (obs - model.mean) / model.std
+    return {
+        "reconstruction": 0.5 * away.square().sum(-1).mean(),
+        "kl": obs_std**2 * balanced_kl(posterior, prior).mean(),
+    }
