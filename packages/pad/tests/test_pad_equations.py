@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from noiseworks.core.errors import InputError
 from noiseworks.core.grids import timesteps
+from noiseworks.kits.backbones.dit import DiT
+from noiseworks.kits.backbones.options import DiTConfig
 from noiseworks.kits.policies.normalizer import LinearNormalizer
 from noiseworks.pad import (
     PAD,
@@ -16,16 +18,17 @@ from noiseworks.pad import (
     Modality,
     PADPolicy,
     PADTransformer,
-    PosePlanner,
     Recording,
     Sampling,
     Shapes,
     Window,
+    from_dit,
 )
 from noiseworks.pad.diffusion import bits, error_weights, losses, noised, sample, schedule
 from noiseworks.pad.modalities import world
 from noiseworks.pad.model import Future
 from noiseworks.pad.options import Following
+from noiseworks.pad.policy import PosePlanner
 from noiseworks.pad.training import PADModule
 from noiseworks.pad.transformer import Prediction
 from noiseworks.pad.windows import Mixed, Windows, future, window_starts
@@ -167,6 +170,33 @@ def test_several_pose_tokens_hold_a_frame_each():
     torch.testing.assert_close(
         tokens[:, 1], F.linear(noisy["action"][:, 4:8], net.embedders["action"].proj.weight)
     )
+
+
+def test_an_image_transformers_weights_give_every_frame_what_they_give_an_image():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        dit = opened(DiT(DiTConfig(depth=2, width=32, heads=2, patch=2, channels=4, learn_sigma=True)))
+    dit.y_embedder.embedding_table.weight.data.zero_()  # the text begins at nothing
+    image, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 800])
+    net = network()
+    dit.pos_embed.data = net.embedders["rgb"].positions  # a fixed table, which was moved as well
+    noisy, clean, _, text = inputs(net)
+    noisy["rgb"] = image.repeat(1, 3, 1, 1)
+    found = from_dit(dit, net, divide=True)(noisy, clean, t, text)["rgb"]
+    epsilon, variance = dit(image, t, torch.zeros(2, dtype=torch.long)).split(4, dim=1)
+    for frame in range(3):
+        part = slice(4 * frame, 4 * frame + 4)
+        torch.testing.assert_close(found.epsilon[:, part], epsilon, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found.variance[:, part], variance, atol=1e-5, rtol=1e-5)
+    plain, divided = (from_dit(dit, network(), divide=flag).embedders["rgb"] for flag in (False, True))
+    torch.testing.assert_close(
+        plain.noisy(noisy["rgb"]), 3 * divided.noisy(noisy["rgb"]), rtol=1e-5, atol=1e-5
+    )
+    assert not plain.proj.weight[:, 12:].any()
+    with pytest.raises(InputError, match="blocks of width 16"):
+        from_dit(DiT(DiTConfig(depth=2, width=16, heads=2, patch=2, channels=4, learn_sigma=True)), network())
+    with pytest.raises(InputError, match="patches of 4"):
+        from_dit(DiT(DiTConfig(depth=2, width=32, heads=2, patch=4, channels=4)), network())
 
 
 def test_checkpointing_changes_no_gradient():

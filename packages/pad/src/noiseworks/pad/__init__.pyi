@@ -6,7 +6,7 @@ from .options import Fitting as Fitting
 from .options import Sampling as Sampling
 from .options import Window as Window
 from .policy import PADPolicy as PADPolicy
-from .policy import PosePlanner as PosePlanner
+from .surgery import from_dit as from_dit
 from .training import fit_pad as fit_pad
 from .transformer import PADTransformer as PADTransformer
 from .windows import Recording as Recording
