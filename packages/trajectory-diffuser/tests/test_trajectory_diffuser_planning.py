@@ -244,12 +244,12 @@ def test_training_leaves_the_first_state_without_noise():
     states = torch.randn(2, 8, 3, generator=noise_source())
     noise = torch.randn(2, 8, 3, generator=noise_source(1))
     t = torch.tensor([3, 9])
-    loss = refiner_loss(Recorder(), states, torch.ones(2), t, noise, torch.ones(2))
+    loss = refiner_loss(Recorder(), states, (torch.ones(2), torch.ones(2)), t, noise)
     alpha = Recorder.schedule.level(t).alpha.float()[:, None]
     torch.testing.assert_close(seen["x"][:, 0], alpha * states[:, 0], atol=1e-7, rtol=0)
     assert loss.item() == pytest.approx(noise[:, 1:].square().sum().item() / noise.numel(), rel=1e-5)
     scaled = seen["x"]
-    refiner_loss(Recorder(), states, torch.ones(2), t, noise, torch.ones(2), clean_start=True)
+    refiner_loss(Recorder(), states, (torch.ones(2), torch.ones(2)), t, noise, clean_start=True)
     assert torch.equal(seen["x"][:, 0], states[:, 0])
     assert torch.equal(seen["x"][:, 1:], scaled[:, 1:])
 

@@ -27,16 +27,6 @@ if TYPE_CHECKING:
 LAYOUT, DATA, STEPS = "umaze", "maze:umaze-expert+medium", 5
 DATA_SEED, FIRST_EPISODE, EXECUTE, CANDIDATES, GUIDANCE = 0, 200_000, 6, 4, 1.1
 PACKAGE = "noiseworks.trajectory_diffuser"
-# The schedule ends in noise: plans from noise need one that does, and its last five levels are the paper's.
-SHAPE = {
-    "horizon": 12,
-    "draft_width": 64,
-    "draft_layers": 1,
-    "features": 32,
-    "levels": 2,
-    "schedule": "vp",
-    "return_scale": 100.0,
-}
 TOP_STEP = 0.3 * 1.1  # the longest step along an axis, and a tenth for rounding
 
 
@@ -70,7 +60,16 @@ def prepare(seed: int, context: Context) -> Shared:
     fitting = {"batch_size": 64, "learning_rate": 1e-3, "seed": seed, "device": context.device}
     fitting |= {"max_steps": sizes["fit"], "decay_steps": sizes["fit"], "average_from": sizes["fit"] // 4}
     if context.model is None:
-        masked = Architecture(**SHAPE)
+        # The schedule ends in noise: plans from noise need one that does, and its last five levels are the paper's.
+        masked = Architecture(
+            horizon=12,
+            draft_width=64,
+            draft_layers=1,
+            features=32,
+            levels=2,
+            schedule="vp",
+            return_scale=100.0,
+        )
         planner = fit_planner(data, masked, Fitting(clean_start=True, **fitting))
     else:
         planner = TrajectoryPlanner.from_pretrained(context.model)

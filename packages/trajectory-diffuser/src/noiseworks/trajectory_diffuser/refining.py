@@ -71,10 +71,9 @@ class Refiner(nn.Module):
 def refiner_loss(
     refiner: Refiner,
     states: Tensor,
-    returns: Tensor,
+    condition: tuple[Tensor, Tensor],
     t: Tensor,
     noise: Tensor,
-    shown: Tensor,
     *,
     clean_start: bool = False,
 ) -> Tensor:
@@ -83,17 +82,16 @@ def refiner_loss(
     Args:
         refiner: ε.
         states: Windows [B, H, Do].
-        returns: Return of each window's first step, [B].
+        condition: Return of each window's first step, and 1 where it is given, [B] each.
         t: Indices [B].
         noise: Standard normal, as the states; its first state's part is not used.
-        shown: 1 where the return is given, [B].
         clean_start: Whether the first state is shown as it is, and not scaled with the level.
     """
     noise = torch.cat((torch.zeros_like(noise[:, :1]), noise[:, 1:]), 1)
     noisy = add_noise(states, noise, refiner.schedule.level(t))
     if clean_start:
         noisy = torch.cat((states[:, :1], noisy[:, 1:]), 1)
-    return (refiner(noisy, t, returns, shown) - noise).square().mean()
+    return (refiner(noisy, t, *condition) - noise).square().mean()
 
 
 @torch.no_grad()

@@ -55,7 +55,12 @@ class PlannerModule(L.LightningModule):
         value = planner.value(states[:, :-1], actions[:, :-1])
         return {
             "refiner": refiner_loss(
-                planner.refiner, states, returns[:, 0], t, noise, shown, clean_start=self.options.clean_start
+                planner.refiner,
+                states,
+                (returns[:, 0], shown),
+                t,
+                noise,
+                clean_start=self.options.clean_start,
             ),
             "dynamics": F.mse_loss(made, actions[:, :-1]),
             "critic": F.mse_loss(value, returns[:, :-1]),
