@@ -102,6 +102,7 @@ def run(arm: str, shared: Shared, context: Context) -> Measurement:
     from noiseworks.kits.rl.sources import make_env
     from noiseworks.kits.rl.stepping import evaluate_returns
     from noiseworks.trajectory_diffuser.acting import PlanningPolicy
+    from noiseworks.trajectory_diffuser.drafting import next_state_error
 
     sizes, how = context.settings, planning(arm, dict(context.settings))
     planner = shared.unmasked if arm == "unmasked" else shared.planner
@@ -128,7 +129,8 @@ def run(arm: str, shared: Shared, context: Context) -> Measurement:
         "infeasible": np.mean(bad, axis=0).tolist(),
     }
     if arm in ("full", "unmasked"):
-        metrics["early_error"] = early_error(planner, shared.unseen).tolist()
+        states, returns = (shared.unseen[name][::16] for name in ("states", "returns"))
+        metrics["early_error"] = next_state_error(planner.draft, states, returns).tolist()
     return Measurement(metrics)
 
 
@@ -140,19 +142,6 @@ def infeasible(walls: "ndarray", states: "ndarray") -> "ndarray":
     cell = np.clip(np.floor(place).astype(np.int64), 0, np.array(walls.shape[::-1]) - 1)
     inside = walls[cell[..., 1], cell[..., 0]][:, 1:]
     return (inside | (np.abs(np.diff(place, axis=1)) > TOP_STEP).any(-1)).mean(1)
-
-
-def early_error(planner: "TrajectoryPlanner", unseen: dict[str, Any]) -> Any:
-    """Return the draft model's error of the next state of unseen windows [W], over pasts of 1 to H - 2 states."""
-    import torch
-
-    states, returns = unseen["states"][::16], unseen["returns"][::16]
-    with torch.no_grad():
-        errors = [
-            (planner.draft(states[:, :n], returns[:, :n])[0][:, -1] - states[:, n]).square().mean(-1)
-            for n in range(1, states.shape[1] - 1)
-        ]
-    return torch.stack(errors).mean(0).sqrt()
 
 
 def sizes(

@@ -173,6 +173,22 @@ def draft_loss(draft: Draft, states: Tensor, returns: Tensor) -> Tensor:
     return F.mse_loss(next_states, states[:, 1:]) + F.mse_loss(next_returns, returns[:, 1:])
 
 
+@torch.no_grad()
+def next_state_error(draft: Draft, states: Tensor, returns: Tensor) -> Tensor:
+    """Return the error of the next state as a draft is made, the root of its mean square over pasts of 1 to H - 2, [B].
+
+    Args:
+        draft: G.
+        states: Windows [B, H, Do].
+        returns: [B, H].
+    """
+    errors = [
+        (draft(states[:, :n], returns[:, :n])[0][:, -1] - states[:, n]).square().mean(-1)
+        for n in range(1, states.shape[1] - 1)
+    ]
+    return torch.stack(errors).mean(0).sqrt()
+
+
 def _places(count: int, width: int) -> Tensor:
     rates = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000) / width))
     angles = torch.arange(count)[:, None] * rates
