@@ -79,7 +79,7 @@ CLAIM = Claim(
         "quick": Scale(
             (500,),
             120,
-            {"seen": 3, "unseen": 2, "choices": 12, "pool": 8, "per_prompt": 1, "steps": 2, "batch": 8},
+            {"seen": 2, "unseen": 2, "choices": 12, "pool": 8, "per_prompt": 1, "steps": 2, "batch": 8},
         ),
         "laptop": Scale((1000,), 2400, _SIZES),
         "full": Scale((1000, 1001, 1002), 360_000, _SIZES | {"pool": 1000, "steps": 2000}),
