@@ -113,6 +113,19 @@ def test_method_readme_has_every_section(method):
     assert "```python" in text
 
 
+def test_method_page_has_a_picture(method, root):
+    """Made by the method's own command, small, with a text for those who do not see it."""
+    text = (method.folder / "README.md").read_text()
+    pictures = re.findall(r"^!\[([^\]]*)\]\(([^)\s]+)\)$", text, re.MULTILINE)
+    assert pictures, f"{method.folder.name}/README.md shows no picture"
+    for words, target in pictures:
+        file = method.folder / target
+        assert file.suffix in (".webp", ".png", ".svg")
+        assert file.is_file(), f"{method.folder.name}/README.md shows {target}, which does not exist"
+        assert file.stat().st_size <= 40_000, f"{file.relative_to(root)} is larger than 40 kB"
+        assert len(words) >= 20, f"{method.folder.name}/README.md does not say what {target} shows"
+
+
 def code_lines(file):
     """Return how many lines of a file are code: neither docstring, comment, import nor blank."""
     text = file.read_text()

@@ -9,7 +9,7 @@ import pytest
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INSTALLED = "test_wheel_brings_what_its_names_help_examples_and_claim_need"
 LINK = re.compile(r"\]\(([^)#\s]+)")
-MADE = ("reference/", "methods/", "contributing.md")  # pages that only the site has
+MADE = ("reference/", "contributing.md")  # pages that only the site has
 
 
 def python_blocks(file):
