@@ -10,6 +10,7 @@ from noiseworks.kits.backbones import (
     DiTConfig,
     around_blocks,
     drop_labels,
+    fit_denoiser,
     from_diffusers,
     held_out_loss,
     load_dit,
@@ -22,6 +23,7 @@ from noiseworks.kits.backbones import (
     to_diffusers,
 )
 from noiseworks.kits.backbones.conversion import diffusers_keys, load_original
+from noiseworks.kits.backbones.options import Recipe
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -275,3 +277,25 @@ def test_a_network_of_an_artifact_comes_back_frozen_and_what_does_not_fit_is_sai
     save_artifact(tmp_path / "c", "x/layer", {"inner": 3}, layer.state_dict())
     with pytest.raises(ArtifactError, match="no x/layer that this release reads: 'about'"):
         load_network(tmp_path / "c", "x/layer", make)
+
+
+def test_a_training_that_fails_leaves_its_method_off():
+    model = random_dit()
+
+    def fails(module, t):
+        raise ZeroDivisionError
+
+    def attach(host):
+        return around_blocks(host, lambda number, block, x, timesteps: block(x), "passes")
+
+    with pytest.raises(ZeroDivisionError):
+        fit_denoiser(
+            model,
+            torch.zeros(4, 4, 8, 8),
+            torch.arange(4),
+            Recipe(max_steps=1, batch_size=2, device="cpu"),
+            extra_loss=fails,
+            around=attach,
+            progress=False,
+        )
+    attach(model).detach()  # a second one would be refused

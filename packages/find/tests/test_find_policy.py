@@ -174,6 +174,22 @@ def test_rewards_are_of_the_same_noise():
     assert all(torch.equal(one.z, z) for one, z in zip(found.kept, calls[1:], strict=True))
 
 
+def test_noise_and_chains_are_those_of_the_seed_and_the_iteration():
+    drawn = []
+
+    def worth(z, seeds):
+        drawn.append((z.flatten().tolist(), list(seeds)))
+        return z.flatten(1).sum(1)
+
+    for seed, step in ((3, 0), (3, 0), (4, 0), (3, 1)):
+        fit_of(worth, n=4, batch_size=2, seed=seed).round(step)
+    first, again, *others = drawn
+    assert first == again
+    for noise, chains in others:
+        assert not set(noise) & set(first[0])
+        assert not set(chains) & set(first[1])
+
+
 def test_the_gradient_is_that_of_the_expected_reward():
     """For r = b z the mean gradient is -w_r b / n."""
     b, n = torch.tensor([1.0, -0.5, 0.0, 2.0]), 4

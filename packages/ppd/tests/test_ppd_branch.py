@@ -73,6 +73,10 @@ def test_nobody_and_a_fresh_branch_are_the_pipeline_itself(family):
     with branch.off():
         assert torch.equal(base, draw(pipe, branch, same))
     assert branch.scale == 1
+    branch.scale = 0.5
+    with pytest.raises(KeyError), branch.off():
+        raise KeyError
+    assert branch.scale == 0.5
     branch.remove()
     assert torch.equal(base, draw_for(pipe, None, list(PROMPTS), None, SAMPLING))
 

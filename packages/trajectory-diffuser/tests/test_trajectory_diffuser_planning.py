@@ -301,6 +301,9 @@ def test_wishes_fall_with_rewards_down_to_the_floor_and_ends_forget():
     assert policy.length.tolist() == [1, 0]
     policy.after(replace(step, terminated=np.zeros(2, bool)))
     assert policy.wish[0] == 3.0
+    policy.act(np.zeros((2, 3), np.float32))
+    policy.after(replace(step, terminated=np.zeros(2, bool), truncated=flags))
+    assert policy.length.tolist() == [2, 0]
 
 
 def test_a_batch_of_environments_plans_as_each_would_alone():
