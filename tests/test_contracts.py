@@ -1,8 +1,10 @@
 """Every package keeps its contract: lines that work, lines that are refused, hosts, artifacts, resumed training."""
 
+import csv
 import fnmatch
 import json
 import shutil
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +12,8 @@ import pytest
 from noiseworks.core.errors import InputError
 from noiseworks.dev.contracts import app_of, contract_of, same, typed, words_of, written
 from noiseworks.dev.fuzzing import Effort, fuzz
+from noiseworks.kits.training.folder import METRICS_NAME
+from safetensors.torch import load_file, save_file
 
 GENERATED_VERBS = {"claim"}  # the claims' own tests run it
 
@@ -36,6 +40,34 @@ def desk(method, made, tmp_path):
     return tmp_path / "work", files | {
         name: tmp_path / "files" / file.relative_to(folder) for name, file in own.items()
     }
+
+
+@pytest.fixture
+def averages(monkeypatch):
+    """Of each average that moves while a test runs, by identity: its weights that are not those of what is trained."""
+    from noiseworks.kits.training import Average
+
+    found, move = {}, Average.update
+
+    def update(average, model):
+        copies = average.decay(int(average.updates)) == 0
+        move(average, model)
+        if copies:
+            return
+        pairs = zip(average.model.parameters(), model.parameters(), strict=True)
+        found[id(average)] = [own.clone() for own, other in pairs if not same(own, other)]
+
+    monkeypatch.setattr(Average, "update", update)
+    return found
+
+
+def leaves(state):
+    """Yield what mappings and lists hold, however deep."""
+    if isinstance(state, Mapping | list | tuple):
+        for value in state.values() if isinstance(state, Mapping) else state:
+            yield from leaves(value)
+    else:
+        yield state
 
 
 def test_every_verb_has_a_line_that_works(method, contract):
@@ -75,31 +107,69 @@ def test_host_is_attached_and_left_as_it_was(method, attached_host):
     contract_of(method.folder).attach[attached_host]()
 
 
-def test_artifact_round_trips_and_a_cut_one_is_refused(method, artifact_name, tmp_path):
+def test_artifact_round_trips_and_a_damaged_one_is_refused(method, artifact_name, tmp_path):
     artifact = contract_of(method.folder).artifacts[artifact_name]
     artifact.save(tmp_path / "saved")
     assert same(artifact.load(tmp_path / "saved"), artifact.load(tmp_path / "saved"))
     for file in sorted((tmp_path / "saved").iterdir()):
-        for damage in ("cut", "gone", "list"):
+        for damage in DAMAGES:
             shutil.rmtree(tmp_path / "damaged", ignore_errors=True)
             shutil.copytree(tmp_path / "saved", tmp_path / "damaged")
-            damaged = tmp_path / "damaged" / file.name
-            if damage == "gone":
-                damaged.unlink()
-            else:
-                damaged.write_bytes(
-                    b"[]" if damage == "list" else file.read_bytes()[: file.stat().st_size // 2]
-                )
+            if not damage(tmp_path / "damaged" / file.name):
+                continue
             with pytest.raises(InputError) as refused:
                 artifact.load(tmp_path / "damaged")
             assert "\n" not in str(refused.value)
 
 
-def test_resumed_training_equals_uninterrupted_training(method, trainer, tmp_path):
+def cut(file):
+    """Keep half of a file."""
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    return True
+
+
+def gone(file):
+    """Take a file away."""
+    file.unlink()
+    return True
+
+
+def of_another_kind(file):
+    """Put a list in the place of what a file held."""
+    file.write_bytes(b"[]")
+    return True
+
+
+def renamed(file):
+    """Give a tensor another name; files without tensors stay as they are."""
+    tensors = load_file(file) if file.suffix == ".safetensors" else {}
+    if not tensors:
+        return False
+    first = min(tensors)
+    save_file({f"{name}.other" if name == first else name: value for name, value in tensors.items()}, file)
+    return True
+
+
+DAMAGES = (cut, gone, of_another_kind, renamed)
+
+
+def test_resumed_training_equals_uninterrupted_training(method, trainer, tmp_path, averages):
+    """Bit for bit, and in its metrics; what a run with an average of the weights gives is the average."""
     resume = contract_of(method.folder).resume[trainer]
     whole = resume.train(tmp_path / "whole", None)
+    for apart in averages.values():
+        assert apart, "the run is too short to tell its average from what is trained"
+        assert any(same(own, leaf) for own in apart for leaf in leaves(whole)), "the average is lost"
     resume.train(tmp_path / "parts", resume.stop_after)
     assert same(resume.train(tmp_path / "parts", None), whole)
+    assert figures(tmp_path / "parts") == figures(tmp_path / "whole")
+
+
+def figures(folder):
+    """Return the rows of a run's metrics, without what the clock says."""
+    file = folder / METRICS_NAME
+    rows = csv.DictReader(file.read_text().splitlines()) if file.exists() else ()
+    return [{name: value for name, value in row.items() if "second" not in name} for row in rows]
 
 
 def test_lines_with_one_thing_wrong_are_taken_well(method, contract, root, monkeypatch):

@@ -132,6 +132,8 @@ class FeatureProfile:
         config, tensors = load_artifact(path, PROFILE_KIND)
         arrays = {name: value.numpy() for name, value in tensors.items()}
         matrices = {n.removeprefix("matrix."): v for n, v in arrays.items() if n.startswith("matrix.")}
+        if not matrices or not matrices.keys() <= set(METRICS):
+            raise ArtifactError(f"{path} holds no profile of {', '.join(METRICS)}; profile the policy again")
         try:
             blocks = tuple(config.pop("blocks"))
             return cls(blocks, matrices, arrays["volatility"], arrays["times"], **config)

@@ -108,7 +108,8 @@ class NoisePolicy(nn.Module):
             policy = cls(config["shape"], config["cells"], config["sigma_min"])
             policy.load_state_dict(tensors)
         except (KeyError, TypeError, RuntimeError, InputError) as error:
-            raise ArtifactError(f"{folder} holds no noise distribution: {error}") from error
+            said = str(error).splitlines()[-1].strip()
+            raise ArtifactError(f"{folder} holds no noise distribution: {said}") from error
         return policy, config["prompt"]
 
 

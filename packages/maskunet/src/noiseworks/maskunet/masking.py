@@ -220,7 +220,8 @@ class MaskNet(nn.Module):
             made = cls(shapes, MaskConfig(**found["config"]), str(found["fingerprint"]))
             made.load_state_dict(tensors)
         except (KeyError, TypeError, RuntimeError, AttributeError) as error:
-            raise ArtifactError(f"the masks in {path} are corrupt ({error}); train them again") from error
+            said = str(error).splitlines()[-1].strip()
+            raise ArtifactError(f"the masks in {path} are corrupt ({said}); train them again") from error
         return made
 
 

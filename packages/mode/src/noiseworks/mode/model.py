@@ -112,7 +112,8 @@ class MoDEModel(nn.Module):
             model = cls(config, _encoder(record["encoder"]), _normalizer(record["normalizer"]))
             model.load_state_dict({name: t.float() for name, t in tensors.items()})
         except (KeyError, TypeError, RuntimeError) as error:
-            raise ArtifactError(f"{folder} does not fit this release ({error}); make it again") from error
+            said = str(error).splitlines()[-1].strip()
+            raise ArtifactError(f"{folder} does not fit this release ({said}); make it again") from error
         for name, tensor in model.state_dict().items():
             check_finite(f"the weight {name!r} of {folder}", tensor)
         return model.eval()

@@ -141,7 +141,8 @@ def load_released(
         try:
             part.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
         except RuntimeError as error:
-            raise ArtifactError(f"{path} does not fit the published layout: {error}") from error
+            said = str(error).splitlines()[-1].strip()
+            raise ArtifactError(f"{path} does not fit the published layout: {said}") from error
     return model.eval()
 
 

@@ -88,8 +88,11 @@ class Users:
             ArtifactError: When the folder holds none, or its parts do not fit each other.
         """
         config, tensors = load_artifact(folder, KIND)
-        reserved = tuple(tuple(numbers) for numbers in config["reserved"])
-        found = cls(tuple(config["names"]), encoder=config["encoder"], reserved=reserved, **tensors)
+        try:
+            reserved = tuple(tuple(numbers) for numbers in config["reserved"])
+            found = cls(tuple(config["names"]), encoder=config["encoder"], reserved=reserved, **tensors)
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(f"the users in {folder} are corrupt ({error}): embed them again") from error
         if len(found.names) != len(found.embeddings) or len(reserved) != len(found.names):
             raise ArtifactError(f"the users in {folder} are corrupt: embed them again")
         return found

@@ -106,8 +106,9 @@ class StreamingHost(NativePolicy):
             host = cls(config, None, action, obs)
             host.net.load_state_dict({key: t.float() for key, t in tensors.items()}, strict=True)
         except (KeyError, TypeError, RuntimeError, InputError) as error:
+            said = str(error).splitlines()[-1].strip()
             raise ArtifactError(
-                f"the streaming policy in {name} is corrupt: {error}; make it again"
+                f"the streaming policy in {name} is corrupt: {said}; make it again"
             ) from error
         return host.to(device).eval()
 
