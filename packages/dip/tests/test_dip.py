@@ -381,12 +381,10 @@ def test_waypoints_get_their_frames():
     now = torch.tensor((0.0, 0.0, 0.9))
     target = aim(plan, now, 1, 160, 1.25 / 40, Moving(hold=5))
     assert (target.frames, target.reached, target.kept, target.action) == ([64, 128], 2, 129, "walk")
-    assert target.places[:, 2].tolist() == pytest.approx([0.9, 0.9])
-    assert target.stay == 159
+    assert (target.places[:, 2].tolist(), target.stay) == (pytest.approx([0.9, 0.9]), 159)
     # The second waypoint lies beyond 110 frames: a point on the way to it, at frame 109.
     short = aim(plan, now, 1, 110, 1.25 / 40, Moving())
-    assert short.frames == [64, 109]
-    assert short.stay is None
+    assert (short.frames, short.stay) == ([64, 109], None)
     assert float(short.places[1, 1]) == pytest.approx(2.0 + 2.0 * 45 / 64)
     wrong = aim(plan, now, 1, 110, 1.25 / 40, Moving(reference_timing=True))
     assert float(wrong.places[1, 1]) == pytest.approx(2.0 + 2.0 * 19 / 64)
