@@ -71,6 +71,10 @@ def test_steps_between_levels():
     assert float(ddim(half, fifth, 10, 0)) == pytest.approx(0.28486, abs=5e-6)
     assert float(ddim(half, fifth, 0, -1)) == pytest.approx(0.2)
     assert float(ddim(half, two, 0, -1)) == 1.0
+    # The noise is that of the prediction before it is clipped, as in the scheduler that the release uses.
+    now, then = alphas_cumprod()[[10, 9]]
+    noise = (half - now.sqrt() * two) / (1 - now).sqrt()
+    assert float(ddim(half, two, 10, 9)) == pytest.approx(float(then.sqrt() + (1 - then).sqrt() * noise))
 
 
 def test_levels_and_starts_of_both_ways():

@@ -146,9 +146,10 @@ def ddim(x: Tensor, clean: Tensor, level: int, to: int) -> Tensor:
     """
     bars = alphas_cumprod()
     now, then = float(bars[level]), 1.0 if to < 0 else float(bars[to])
-    clean = clean.clamp(-1, 1)
-    noise = (x - now**0.5 * clean) / (1 - now) ** 0.5
-    return then**0.5 * clean + (1 - then) ** 0.5 * noise
+    noise = (x - now**0.5 * clean) / (
+        1 - now
+    ) ** 0.5  # of the prediction as it is, as diffusers' scheduler has it
+    return then**0.5 * clean.clamp(-1, 1) + (1 - then) ** 0.5 * noise
 
 
 def levels_of(steps: int) -> list[int]:
