@@ -59,7 +59,7 @@ CLAIM = Claim(
     ),
     # The unseen masks and arms are the paper's; images are few so that the three seeds fit a laptop's minutes.
     scales={
-        "smoke": Scale((500,), 300, {"images": 2, "steps": 4, "pool": 2, "edit_steps": 1, "purifiers": 1}),
+        "smoke": Scale((500,), 300, {"images": 2, "steps": 4, "pool": 2, "edit_steps": 1, "purifiers": 3}),
         "quick": Scale((500,), 120, {"images": 2, "steps": 4, "pool": 4, "edit_steps": 8, "purifiers": 0}),
         # 64 steps are 16 of the differentiable sampler, which use the budget up.
         "laptop": Scale(
