@@ -69,6 +69,20 @@ def test_a_write_replaces_text_and_bytes_and_leaves_nothing_else(tmp_path):
     assert [p.name for p in target.parent.iterdir()] == ["file"]
 
 
+def test_a_write_that_fails_keeps_the_old_file_and_leaves_nothing_else(tmp_path, monkeypatch):
+    target = tmp_path / "file"
+    atomic_write(target, "old")
+
+    def full(*names):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(artifacts.os, "replace", full)
+    with pytest.raises(OSError, match="no space left"):
+        atomic_write(target, "new")
+    assert target.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
 def test_an_error_inside_the_block_keeps_the_old_directory(tmp_path):
     target = tmp_path / "folder"
     target.mkdir()

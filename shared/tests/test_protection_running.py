@@ -74,6 +74,13 @@ def test_a_folder_that_was_stopped_goes_on_to_the_same_bytes(jobs, tmp_path, mon
     assert run(jobs, tmp_path / "part") == []
 
 
+def test_a_stop_by_hand_keeps_what_was_done_since_the_last_save(jobs, tmp_path):
+    whole = run(jobs, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt, match="stopped at picture 2 of 3; the same command goes on"):
+        run(jobs, tmp_path / "part", 9)
+    assert len(run(jobs, tmp_path / "part")) == len(whole) - 9
+
+
 def test_the_change_of_a_large_picture_is_enlarged(jobs):
     pixels = np.random.default_rng(1).integers(0, 256, (90, 70, 3), dtype=np.uint8)
     job = folders.Job(jobs[0].path, folders.Picture(pixels))

@@ -295,6 +295,16 @@ def test_the_same_settings_go_on_and_others_are_refused_by_name(tmp_path):
         pass
 
 
+def test_settings_that_cannot_be_written_whole_are_not_written(tmp_path, monkeypatch):
+    def full(*names):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("noiseworks.core.artifacts.os.replace", full)
+    with pytest.raises(OSError, match="no space left"), open_run(tmp_path / "run", {"seed": 0}, False):
+        pass
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(InputError, match=r"'thesis\.tex'"), open_run(tmp_path, {}):

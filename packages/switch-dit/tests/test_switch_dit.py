@@ -8,6 +8,7 @@ import torch
 from noiseworks.core.errors import InputError
 from noiseworks.kits.backbones import DiT, DiTConfig, match_original, to_diffusers
 from noiseworks.switch_dit import Switch, SwitchDiT, choose, match, prior_loss, prior_table
+from noiseworks.switch_dit.gating import TimestepGate
 
 
 def randomised(model, seed: int = 0):
@@ -177,3 +178,13 @@ def test_bad_experts_are_refused():
         Switch(top_k=4)
     with pytest.raises(InputError, match="num_experts"):
         Switch(num_experts=1)
+
+
+def test_the_gate_of_a_half_precision_network_reckons_in_float32():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        gate, e = TimestepGate(16, 4).bfloat16(), torch.randn(3, 16).bfloat16()
+    found = gate(e)
+    assert found.dtype == torch.float32
+    wanted = (torch.nn.functional.silu(e.double()) @ gate.linear.weight.double().T).softmax(-1)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
