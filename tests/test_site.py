@@ -40,6 +40,13 @@ def site(root, run, tmp_path_factory):
     return folder
 
 
+def test_the_build_that_counts_warnings_does_not_swallow_them(root):
+    commands = [line.split("#")[0].split() for line in (root / ".ci/run").read_text().splitlines()]
+    (build,) = [words for words in commands if words[:4] == ["uv", "run", "mkdocs", "build"]]
+    assert "--strict" in build
+    assert not {"--quiet", "-q"} & set(build)
+
+
 def remote_resources(folder: Path) -> list[str]:
     """Return what the pages under a folder would load from elsewhere, as "file: address"."""
     found = []

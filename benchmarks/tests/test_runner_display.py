@@ -1,6 +1,7 @@
 """What words a scale allows, which target decided, how long the rest takes, and what fits on a narrow terminal."""
 
 import io
+import re
 
 import pytest
 from noiseworks.bench.claims import Target
@@ -87,6 +88,8 @@ def test_times_are_whole_on_a_narrow_terminal():
     assert "50%" in shown[-1]
     assert "0:00:0" in shown[-1]
     assert "…" in shown[-1]
+    assert "all tasks" in console.file.getvalue()
+    assert re.search(r"0 of 9 done, about \d+:\d\d left", display._bars.tasks[0].fields["text"])
     display.ended(Outcome(task, None, None, "x", 1.0))
     assert display._done == 1
 

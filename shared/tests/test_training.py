@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import lightning as L  # noqa: TID253
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException  # noqa: TID253
 from noiseworks.core.errors import ArtifactError, InputError, NonFiniteError
 from noiseworks.kits.training import (
     Average,
@@ -25,6 +26,7 @@ from noiseworks.kits.training import (
     rounds,
     warm_decay,
 )
+from noiseworks.kits.training.quiet import refusals
 from noiseworks.kits.training.state import replace_checkpoint
 from noiseworks.kits.training.testing import check_resume
 from torch import nn
@@ -179,6 +181,11 @@ def test_nothing_of_lightning_reaches_the_terminal(tmp_path, capfd, recwarn):
     assert not recwarn.list
 
 
+def test_what_lightning_refuses_is_one_sentence():
+    with pytest.raises(InputError, match=r"^Lightning refuses these settings: no such strategy$"), refusals():
+        raise MisconfigurationException("no such strategy\n" + "and here is why\n" * 40)
+
+
 # --- Rounds ---
 
 
@@ -201,11 +208,11 @@ class Walk:
         self.weight = state["weight"].clone()
 
 
-def walk(folder, loop=None):
+def walk(folder, loop=None, progress=False):
     torch.manual_seed(5)
     loop = Walk() if loop is None else loop
     with open_run(folder, {"fit": OPTIONS}) as run:
-        rounds(loop, run=run, options=OPTIONS, fabric=make_fabric(OPTIONS), progress=False)
+        rounds(loop, run=run, options=OPTIONS, fabric=make_fabric(OPTIONS), progress=progress)
     return {"weight": loop.weight}
 
 
@@ -216,7 +223,7 @@ def test_rounds_go_on_to_the_same_numbers(tmp_path):
     ]
 
 
-def test_the_message_of_a_stop_is_true(tmp_path):
+def test_the_message_of_a_stop_is_true(tmp_path, capsys):
     class Interrupted(Walk):
         def round(self, step):
             if step == 4:
@@ -226,7 +233,9 @@ def test_the_message_of_a_stop_is_true(tmp_path):
     with pytest.raises(Stopped, match=r"^stopped at step 5; run the same command again to go on$"):
         walk(tmp_path, Interrupted())
     assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["step"] == 5
-    assert torch.equal(walk(tmp_path)["weight"], walk(tmp_path / "whole")["weight"])
+    capsys.readouterr()
+    assert torch.equal(walk(tmp_path, progress=True)["weight"], walk(tmp_path / "whole")["weight"])
+    assert capsys.readouterr() == ("", "resumed at step 5\n")
 
 
 @pytest.mark.parametrize(

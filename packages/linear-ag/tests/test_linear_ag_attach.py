@@ -3,6 +3,7 @@
 import pytest
 import torch
 from noiseworks.core.errors import InputError, NonFiniteError, UnsupportedHostError
+from noiseworks.kits import attachments
 from noiseworks.kits.diffusers_hosts import (
     FAMILIES,
     denoiser_of,
@@ -297,6 +298,13 @@ def test_bad_hosts_and_policies_are_refused(pipes):
     distilled.unet.register_to_config(time_cond_proj_dim=8)
     with pytest.raises(UnsupportedHostError, match="distilled"):
         attach(distilled, AdaptiveGuidance())
+
+
+def test_a_method_that_keeps_rows_between_calls_is_refused(pipes):
+    keep = [attachments.Wrap(pipes["sd"].unet, lambda beneath, *args, **kwargs: beneath(*args, **kwargs))]
+    words = "noiseworks-linear-ag drops batch rows between calls and cache stores"
+    with attachments.attach("cache", keep, "keeps"), pytest.raises(UnsupportedHostError, match=words):
+        attach(pipes["sd"], AdaptiveGuidance())
 
 
 def test_a_feature_cache_is_refused(pipes):

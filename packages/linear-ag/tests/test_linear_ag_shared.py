@@ -80,6 +80,13 @@ def test_base_and_refiner_divide_the_steps(pipes):
     assert [report.actions[0] for report in ag.reports] == ["12211", "12211"]
 
 
+def test_a_pipeline_of_another_family_on_the_same_denoiser_is_refused():
+    editor = tiny_pipeline("instruct-pix2pix")
+    other = diffusers.StableDiffusionPipeline.from_pipe(editor)
+    with attach(editor, TRUNCATING), pytest.raises(UnsupportedHostError, match="denoiser as family 'sd'"):
+        draw(other, "sd", 2)
+
+
 def test_a_run_inside_another_runs_callback_leaves_it_alone(pipes):
     base, image, _ = pipes["sd"]
     with attach(base, TRUNCATING) as ag:

@@ -59,6 +59,7 @@ CONTRACT = Contract(
         (f"eval {MODEL} --record {{policy}}", "folder"),
         (f"eval {MODEL} --env pusht --latency 1", "latency"),
         (f"suggest {MODEL} --data gone.npz", "gone.npz"),
+        ("suggest --model {broken} --data {data.npz}", "holds NaN"),
         (f"suggest {MODEL} --data testbed:pusht", "no demonstrations"),
         ("lerobot --model {policy} --out warm", "type diffusion"),
         ("lerobot --model {lerobot} --out {lerobot}", "source"),
