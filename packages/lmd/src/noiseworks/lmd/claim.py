@@ -74,7 +74,7 @@ CLAIM = Claim(
     scales={
         "smoke": Scale((500,), 120, sizes(2, 1, network=TINY, scenes=160, batch=8, shots=2, judged=8)),
         "quick": Scale((500,), 180, sizes(40, 10, scenes=600, shots=10, judged=32)),
-        "laptop": Scale((1000, 1001, 1002), 900, sizes(800, 50)),
+        "laptop": Scale((1000, 1001, 1002), 1800, sizes(800, 50)),
     },
     preconditions=(
         Ceiling("pixels", "loss", 0.7, "masked pixels still have {:.0%} of the error of the mean image"),
