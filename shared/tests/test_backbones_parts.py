@@ -117,6 +117,23 @@ def test_ridge_is_that_of_scikit_learn_in_both_forms(rows):
         ridge_weights(X, Y, (0.0,))
 
 
+def test_the_few_shot_probe_is_scikit_learns_ridge_on_whitened_features_and_a_constant():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(240) % 4
+    rows = torch.randn(240, 10, generator=generator) * torch.linspace(0.01, 30, 10) + 5
+    rows[:, 3] += labels * 4
+    train, test = (rows[:120], labels[:120]), (rows[120:], labels[120:])
+    for penalty, found in ridge_probe(train, test).items():
+        known, asked = (part.double().numpy() for part in (train[0], test[0]))
+        mean, std = known.mean(0), known.std(0, ddof=1) + 1e-5
+        known, asked = (
+            np.pad((part - mean) / std, ((0, 0), (0, 1)), constant_values=100) for part in (known, asked)
+        )
+        fitted = Ridge(alpha=penalty, fit_intercept=False).fit(known, 2.0 * np.eye(4)[train[1]] - 1)
+        assert found == (fitted.predict(asked).argmax(1) == test[1].numpy()).mean()
+        assert 0.3 < found < 0.95  # neither chance nor certainty, at which any regression would agree
+
+
 def test_probes_find_what_is_linear_and_fail_on_noise():
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(300) % 3

@@ -127,6 +127,7 @@ def test_the_kernels_rate_flattens_with_dimension():
         (0.5, 2): -1.00,
         (0.5, 4): -0.84,
         (0.5, 8): -0.65,
+        (0.1, 2): -0.90,
         (0.1, 4): -0.76,
         (0.1, 8): -0.36,
     }
@@ -201,16 +202,18 @@ def test_conditional_law_and_gap_are_the_closed_form():
 def test_the_gap_of_proposals_falls_with_labels_and_grows_with_the_target():
     g, eye = generator(), torch.eye(16, dtype=D)
     theta = torch.nn.functional.normalize(torch.randn(16, dtype=D, generator=g), dim=0)
-    wanted = {50: (0.085, 0.345), 200: (0.028, 0.072), 1000: (0.014, 0.043)}
-    for n, (near, far) in wanted.items():
+    wanted = {
+        50: (0.085, 0.163, 0.345, 0.505),
+        200: (0.028, 0.059, 0.072, 0.173),
+        1000: (0.014, 0.036, 0.043, 0.093),
+    }
+    for n, known in wanted.items():
         x = torch.randn(200, n, 16, dtype=D, generator=g)
         y = x @ theta + 0.5 * torch.randn(200, n, dtype=D, generator=g)
-        gaps = [float(expected_gap(eye, ridge(x, y), theta, a, 0.1).mean()) for a in (1.0, 4.0)]
-        assert gaps[0] == pytest.approx(near, rel=0.25)
-        assert gaps[1] == pytest.approx(
-            4 * gaps[0]
-        )  # the facts' own are means of 50 repeats, each of another draw
-        assert gaps[1] == pytest.approx(far, rel=0.6)
+        gaps = [float(expected_gap(eye, ridge(x, y), theta, a, 0.1).mean()) for a in (1.0, 2.0, 4.0, 8.0)]
+        assert gaps == pytest.approx([a * gaps[0] for a in (1, 2, 4, 8)])
+        assert gaps[0] == pytest.approx(known[0], rel=0.25)
+        assert gaps == pytest.approx(known, rel=0.6)  # means of 50 repeats, each target's of draws of its own
 
 
 def test_proposals_reach_the_target_and_stay_on_the_subspace():

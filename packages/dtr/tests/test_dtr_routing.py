@@ -3,17 +3,19 @@
 import pytest
 import torch
 from noiseworks.core.errors import ArtifactError, InputError
+from noiseworks.core.schedules import table_schedule
 from noiseworks.dtr import (
     Routing,
     affinity,
     attach_routing,
+    attaching,
     load_routed,
     route_mask,
     route_starts,
     save_routed,
 )
 from noiseworks.dtr.routing import route_block
-from noiseworks.kits.backbones import DiT, DiTConfig, load_dit, to_diffusers
+from noiseworks.kits.backbones import DiT, DiTConfig, load_dit, sample, to_diffusers
 from noiseworks.kits.backbones.sampling import spaced_timesteps
 
 TIMES = [0, 250, 500, 600, 750, 900, 999]
@@ -162,6 +164,20 @@ def test_fresh_blocks_route_to_their_input():
 def test_spaced_sampling_visits_original_rows():
     times = spaced_timesteps(1000, 250)
     assert (times[0], times[-1], len(set(times))) == (999, 0, 250)
+
+
+def test_a_guided_sampler_routes_by_original_rows_and_both_halves_alike(monkeypatch):
+    rows = []
+
+    def recorded(routing, channels, timesteps, block):
+        rows.append((block, timesteps.tolist()))
+        return route_mask(routing, channels, timesteps, block)
+
+    monkeypatch.setattr(attaching, "route_mask", recorded)
+    model = random_dit()
+    with attach_routing(model), torch.no_grad():
+        sample(model, torch.tensor([1, 2, 3]), table_schedule("cosine"), steps=4, guidance_scale=1.5)
+    assert rows == [(block, 6 * [t]) for t in (999, 666, 333, 0) for block in (0, 1)]
 
 
 def test_a_routed_checkpoint_is_refused_without_its_routing(tmp_path):

@@ -74,6 +74,20 @@ def test_matching_is_the_best_of_all_permutations_and_does_not_see_how_experts_a
     assert match(prior[:, order], prior)[1] == 1
 
 
+def test_the_loss_does_not_see_how_experts_are_numbered():
+    """Inside a block and across blocks: the units are renumbered, the prior is matched anew, the loss is the same."""
+    generator, prior = torch.Generator().manual_seed(3), prior_table(1000, 2, 3, 2, 4.0)
+    probs = torch.rand(1000, 6, generator=generator)
+    used = (torch.rand(1000, 6, generator=generator) < 0.6).float()
+    found = []
+    for order in (torch.arange(6), torch.tensor([2, 0, 1, 4, 5, 3]), torch.tensor([5, 3, 0, 1, 4, 2])):
+        columns, _ = match(used[:, order], prior)
+        found.append(float(prior_loss(probs[:, order].reshape(1000, 2, 3), prior[:, columns])))
+    assert found[1:] == pytest.approx(2 * found[:1], rel=1e-6)
+    columns, _ = match(used, prior)
+    assert float(prior_loss(probs.reshape(1000, 2, 3), prior[:, columns.flip(0)])) != pytest.approx(found[0])
+
+
 def test_fresh_experts_change_nothing_and_learn_from_the_second_step_on():
     dit, (x, t, y) = randomised(DiT(CONFIG)), inputs()
     model = SwitchDiT.from_dit(dit)
