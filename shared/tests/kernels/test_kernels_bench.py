@@ -15,6 +15,7 @@ SMALL = {
     "adaln_modulate": "samples=2,tokens=3,channels=8,per_token=1",
     "philox_noise": "samples=2,elements=10",
     "grouped_ffn": "tokens=6,d=8,h=16,experts=3",
+    "block_gather_attention": "samples=2,queries=3,width=16,entries=2",
     "cfg_step_reduce": "samples=2,elements=10",
     "pgd_project": "samples=2,elements=10",
     "ema_update": "tensors=2,elements=10",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from noiseworks.core import noise
 from noiseworks.core.errors import InputError
-from noiseworks.core.kernels import adaln, dispatch, experts, fill, guidance, gumbel, logp, multi
+from noiseworks.core.kernels import adaln, attention, dispatch, experts, fill, guidance, gumbel, logp, multi
 
 
 def logits_of(rows, vocabulary, dtype=torch.float64):
@@ -145,6 +145,77 @@ def test_modulation_refuses_a_gate_without_a_residual():
         adaln.adaln_modulate(x, x[0], x)
 
 
+# --- block_gather_attention
+
+
+def blocks_case(heads=4, key_heads=2, lengths=(5, 16, 0, 31), dtype=torch.float64):
+    """Queries, caches of blocks of 8, a table in which each sequence's blocks lie in no order, lengths."""
+    generator = torch.Generator().manual_seed(5)
+    q = torch.randn(len(lengths), heads, 3, 6, generator=generator, dtype=dtype)
+    k, v = torch.randn(2, 20, 8, key_heads, 6, generator=generator, dtype=dtype)
+    table = torch.randperm(20, generator=generator)[: 4 * len(lengths)].reshape(-1, 4)
+    return q, k, v, table, torch.tensor(lengths)
+
+
+def test_attention_over_blocks_is_a_softmax_over_each_sequences_own_keys():
+    q, k, v, table, lengths = blocks_case()
+    found = attention.block_gather_attention(q, k, v, table, lengths, scale=0.7)
+    for row, length in enumerate(lengths.tolist()):
+        for head in range(4):
+            keys = torch.stack(
+                [k[table[row, n // 8], n % 8, head // 2] for n in range(length)] or [k[0, 0, 0]]
+            )
+            values = torch.stack(
+                [v[table[row, n // 8], n % 8, head // 2] for n in range(length)] or [v[0, 0, 0]]
+            )
+            scores = 0.7 * q[row, head] @ keys.T
+            expected = torch.softmax(scores, -1) @ values if length else torch.zeros(3, 6)
+            assert torch.allclose(found.output[row, head], expected.to(q), rtol=1e-12, atol=1e-14)
+            lse = scores.logsumexp(-1) if length else torch.full((3,), -math.inf)
+            assert torch.allclose(found.lse[row, head], lse.to(q), rtol=1e-12)
+
+
+def test_parts_of_the_keys_merge_into_all_of_them():
+    q, k, v, table, lengths = blocks_case()
+    whole = attention.block_gather_attention(q, k, v, table, lengths)
+    front = attention.block_gather_attention(q, k, v, table[:, :2], lengths.clamp(max=16))
+    back = attention.block_gather_attention(q, k, v, table[:, 2:], (lengths - 16).clamp(min=0))
+    merged = attention.merge_attention(torch.stack([front[0], back[0]]), torch.stack([front[1], back[1]]))
+    assert torch.allclose(merged.output, whole.output, rtol=1e-12, atol=1e-14)
+    assert torch.allclose(merged.lse, whole.lse, rtol=1e-12)
+    assert merged.lse[2].eq(-math.inf).all()
+
+
+def test_what_lies_beyond_a_length_is_not_read_and_a_table_that_fits_no_cache_gives_nan():
+    q, k, v, table, lengths = blocks_case()
+    expected = attention.block_gather_attention(q, k, v, table, lengths)
+    k[table[0, 0], 5:], v[table[0, 0], 5:] = math.nan, math.nan
+    table[0, 1:] = -1
+    again = attention.block_gather_attention(q, k, v, table, lengths)
+    assert torch.equal(again.output, expected.output)
+    table[1, 1], lengths[3] = 20, 33
+    bad = attention.block_gather_attention(q, k, v, table, lengths)
+    assert bad.output.isnan().flatten(1).all(1).tolist() == [False, True, False, True]
+    assert bad.lse.isnan().flatten(1).all(1).tolist() == [False, True, False, True]
+
+
+def test_attention_over_blocks_refuses_what_does_not_fit():
+    q, k, v, table, lengths = blocks_case()
+    for wrong in (
+        (q[:, :3], k, v, table, lengths),
+        (q, k, v[:2], table, lengths),
+        (q, k, v, table[:2], lengths),
+    ):
+        with pytest.raises(InputError, match="need q"):
+            attention.block_gather_attention(*wrong)
+    with pytest.raises(InputError, match="need one dtype"):
+        attention.block_gather_attention(q.float(), k, v, table, lengths)
+    with pytest.raises(InputError, match="int64"):
+        attention.block_gather_attention(q, k, v, table.int(), lengths)
+    with pytest.raises(InputError, match="scale"):
+        attention.block_gather_attention(q, k, v, table, lengths, scale=0)
+
+
 # --- custom ops
 
 
@@ -155,6 +226,7 @@ def op_cases():
     scale = x[:, 0].clone().requires_grad_()
     ids = torch.tensor([0, 5, 2])
     return {
+        "attention": (attention.attention_op, (*blocks_case(dtype=torch.float32), 0.5)),
         "gumbel": (gumbel.gumbel_op, (x[:, 0].contiguous(), keys, torch.ones(3), None, 0, -1)),
         "fill": (fill.fill_op, (keys, 10, 0, "normal", torch.float32)),
         "logp": (logp.logp_op, (scale, ids, True)),

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from noiseworks.core import noise
-from noiseworks.core.kernels import adaln, fill, gumbel, logp
+from noiseworks.core.kernels import adaln, attention, fill, gumbel, logp
+from noiseworks.core.kernels.attention import BENCHMARK as ATTENTION
 from noiseworks.core.kernels.experts import BENCHMARK as EXPERTS
 from noiseworks.core.kernels.experts import grouped_ffn
 
@@ -32,7 +33,9 @@ def calls():
     _, _, mean, rstd = adaln.adaln_op(x, scale, scale, None, None, False, 1e-6)
     _, lse, entropy = logp.logp_op(logits, ids, True)
     empty = x.new_empty(0)
+    blocks = ATTENTION.inputs(ATTENTION.shape, torch.bfloat16, x.device)
     return {
+        "attention": lambda: attention.attention_op(*blocks),
         "gumbel": lambda: gumbel.gumbel_op(logits, keys, t, None, 0, -1),
         "fill": lambda: (fill.fill_op(keys, 10_001, 0, "normal", torch.float32),),
         "logp": lambda: logp.logp_op(logits, ids, True),
@@ -42,7 +45,7 @@ def calls():
     }
 
 
-NAMES = ["gumbel", "fill", "logp", "logp backward", "adaln", "adaln backward"]
+NAMES = ["attention", "gumbel", "fill", "logp", "logp backward", "adaln", "adaln backward"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from noiseworks.core import noise
-from noiseworks.core.kernels import adaln, dispatch, fill, gumbel, logp
+from noiseworks.core.kernels import adaln, attention, dispatch, fill, gumbel, logp
 
 pytestmark = [
     pytest.mark.gpu,
@@ -24,6 +24,7 @@ def small_blocks(monkeypatch):
         monkeypatch.setattr(gumbel, "BLOCK_V", 256)
         monkeypatch.setattr(logp, "BLOCK_V", 256)
         monkeypatch.setattr(fill, "BLOCK", 256)
+        monkeypatch.setattr(attention, "SPLIT_KEYS", 32)
 
 
 def logits_of(device, rows, vocabulary, dtype, seed=0):
@@ -238,6 +239,51 @@ def test_modulation_takes_slices_of_one_projection_and_expanded_gradients(device
     close(six.grad, g_six, 1e-4, floor=1)
 
 
+# --- block_gather_attention
+
+
+def blocks_case(device, dtype, heads, key_heads, lengths):
+    """A pool of two layers whose second one is used, so that no cache is contiguous; width 20 is no power of two."""
+    generator = torch.Generator().manual_seed(6)
+    q = torch.randn(len(lengths), heads, 5, 20, generator=generator)
+    pool = torch.randn(2, 2, 16, 16, key_heads, 20, generator=generator).transpose(0, 1)
+    table = torch.randperm(16, generator=generator)[: 5 * len(lengths)].reshape(-1, 5)
+    k, v = pool.to(dtype).to(device)[1]
+    return q.to(dtype).to(device), k, v, table.to(device), torch.tensor(lengths, device=device)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "key_heads"), [(2, 2), (6, 2)])
+def test_attention_over_blocks_equals_float64(device, dtype, heads, key_heads):
+    q, k, v, table, lengths = blocks_case(device, dtype, heads, key_heads, (77, 0, 16))
+    table[2, 1:] = -1
+    ours = attention.attention_op(q, k, v, table, lengths, 0.3)
+    exact = attention.eager(q.double(), k.double(), v.double(), table, lengths, 0.3)
+    close(ours[0], exact[0], ULP[dtype] + (1e-3 if dtype != torch.float32 else 0), "output", floor=1)
+    seen = [0, 2]
+    close(ours[1][seen], exact[1][seen], 2e-6 if dtype == torch.float32 else 1e-3, "lse", floor=1)
+    assert ours[1][1].eq(-math.inf).all()
+    assert ours[0][1].eq(0).all()
+
+
+def test_attention_over_blocks_runs_from_the_public_function_bitwise_alike_in_any_batch(device):
+    q, k, v, table, lengths = blocks_case(device, torch.float32, 4, 2, (80, 33, 5))
+    whole = attention.block_gather_attention(q, k, v, table, lengths)
+    for row in range(3):
+        one = slice(row, row + 1)
+        alone = attention.block_gather_attention(q[one], k, v, table[one], lengths[one])
+        assert torch.equal(alone.output[0], whole.output[row])
+        assert torch.equal(alone.lse[0], whole.lse[row])
+
+
+def test_a_table_that_fits_no_cache_gives_nan_not_a_wild_read(device):
+    q, k, v, table, lengths = blocks_case(device, torch.float32, 2, 2, (80, 81, 20))
+    table[0, 4] = 16
+    found = attention.attention_op(q, k, v, table, lengths, 1.0)
+    assert found[0].isnan().flatten(1).all(1).tolist() == [True, True, False]
+    assert found[1].isnan().flatten(1).all(1).tolist() == [True, True, False]
+
+
 # --- what holds for every op
 
 
@@ -251,6 +297,9 @@ def test_empty_batches_are_supported(device):
     assert logits.grad.shape == (0, 50)
     x = torch.empty(2, 0, 8, device=device, requires_grad=True)
     scale = torch.ones(2, 8, device=device, requires_grad=True)
+    q, k, v, table, lengths = blocks_case(device, torch.float32, 2, 2, (80, 20))
+    assert attention.block_gather_attention(q[:0], k, v, table[:0], lengths[:0]).output.shape == (0, 2, 5, 20)
+    assert attention.block_gather_attention(q, k, v, table[:, :0], lengths * 0).output.eq(0).all()
     adaln.adaln_modulate(x, scale, scale).sum().backward()
     assert scale.grad.tolist() == [[0.0] * 8] * 2
 
@@ -259,7 +308,7 @@ def test_strided_last_dimensions_and_float64_fall_back_to_eager_code(device, mon
     def forbidden(*arguments):
         raise AssertionError("the kernel must not run")
 
-    for module in (gumbel, logp, adaln):
+    for module in (gumbel, logp, adaln, attention):
         monkeypatch.setattr(module, "_launch", forbidden)
     keys = noise.SeedSpec(0).keys(range(4), device)
     logits = logits_of(device, 4, 40, torch.float32)
@@ -269,5 +318,12 @@ def test_strided_last_dimensions_and_float64_fall_back_to_eager_code(device, mon
         assert logp.selective_logp(unfit, torch.zeros_like(keys)).logp.shape == (4,)
         rows = unfit[None, :, :10]
         assert adaln.adaln_modulate(rows, rows, rows).shape == rows.shape
+        blocks = unfit[:, None, None].expand(4, 16, 1, -1)
+        table, lengths = keys[:1, None] * 0, keys[:1] * 0 + 9
+        assert attention.block_gather_attention(blocks[:1, :2], blocks, blocks, table, lengths).lse.shape == (
+            1,
+            2,
+            1,
+        )
     monkeypatch.setattr(dispatch, "MODE", "eager")
     assert gumbel.gumbel_argmax_conf(logits, keys).ids.shape == (4,)

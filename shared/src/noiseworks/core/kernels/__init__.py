@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from noiseworks.core.kernels.adaln import adaln_modulate
+    from noiseworks.core.kernels.attention import PartialAttention, block_gather_attention, merge_attention
     from noiseworks.core.kernels.experts import group_by_expert, grouped_ffn
     from noiseworks.core.kernels.fill import philox_noise
     from noiseworks.core.kernels.guidance import cfg_step_reduce
@@ -14,14 +15,17 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "GumbelDraw": "gumbel",
+    "PartialAttention": "attention",
     "TokenLogp": "logp",
     "adaln_modulate": "adaln",
+    "block_gather_attention": "attention",
     "cfg_step_reduce": "guidance",
     "dpo_loss": "logp",
     "ema_update": "multi",
     "group_by_expert": "experts",
     "grouped_ffn": "experts",
     "gumbel_argmax_conf": "gumbel",
+    "merge_attention": "attention",
     "pgd_project": "multi",
     "philox_noise": "fill",
     "selective_logp": "logp",
@@ -29,14 +33,17 @@ _MODULES = {
 
 __all__ = [
     "GumbelDraw",
+    "PartialAttention",
     "TokenLogp",
     "adaln_modulate",
+    "block_gather_attention",
     "cfg_step_reduce",
     "dpo_loss",
     "ema_update",
     "group_by_expert",
     "grouped_ffn",
     "gumbel_argmax_conf",
+    "merge_attention",
     "pgd_project",
     "philox_noise",
     "selective_logp",

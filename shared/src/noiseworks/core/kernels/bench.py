@@ -27,6 +27,7 @@ OPS = {
     "adaln_modulate": "adaln:BENCHMARK",
     "philox_noise": "fill:BENCHMARK",
     "grouped_ffn": "experts:BENCHMARK",
+    "block_gather_attention": "attention:BENCHMARK",
     "cfg_step_reduce": "guidance:BENCHMARK",
     "pgd_project": "multi:BENCHMARK",
     "ema_update": "multi:BENCHMARK_EMA",
