@@ -19,9 +19,10 @@ from noiseworks.core.artifacts import (
     check_folder,
     check_writable,
     load_artifact,
+    rebuilding,
     save_artifact,
 )
-from noiseworks.core.errors import ArtifactError, InputError
+from noiseworks.core.errors import ArtifactError, InputError, first_line, last_line
 
 PARTS = FolderKind(None, ("part", "a", "b", "c"))
 
@@ -313,3 +314,29 @@ def test_tensors_that_hold_nan_are_refused_by_name(tmp_path):
     with pytest.raises(ArtifactError, match="holds NaN"):
         load_artifact(path, "mask", loose=("scores",))
     assert set(load_artifact(path, "mask", loose=("r2", "scores"))[1]) == {"r2", "scores"}
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (KeyError("sizes"), "no entry 'sizes'"),
+        (RuntimeError("Error(s) in loading:\n\tsize mismatch for w.\n"), "size mismatch for w."),
+        (TypeError(), "TypeError"),
+        (InputError("steps must be at least 1"), "steps must be at least 1"),
+    ],
+)
+def test_what_an_artifact_cannot_be_rebuilt_from_is_one_sentence(error, reason):
+    with pytest.raises(ArtifactError) as found, rebuilding("folder", "whole policy"):
+        raise error
+    assert str(found.value) == f"folder holds no whole policy: {reason}"
+
+
+def test_a_stop_by_hand_passes_through_rebuilding():
+    with pytest.raises(KeyboardInterrupt), rebuilding("folder", "whole policy"):
+        raise KeyboardInterrupt
+
+
+def test_lines_of_an_error_that_says_nothing_are_its_name():
+    assert first_line(OSError("one\ntwo")) == "one"
+    assert last_line(OSError("one\ntwo")) == "two"
+    assert first_line(ValueError()) == last_line(ValueError("  \n")) == "ValueError"

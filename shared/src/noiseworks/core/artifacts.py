@@ -18,7 +18,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from noiseworks.core.errors import ArtifactError, InputError
+from noiseworks.core.errors import ArtifactError, InputError, last_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -337,3 +337,20 @@ def load_artifact(
             f"{path} has format version {version!r}, this release reads {FORMAT_VERSION}; redo it"
         )
     return config, read_tensors(path / WEIGHTS_NAME, loose=loose)
+
+
+@contextmanager
+def rebuilding(path: str | Path, what: str) -> Iterator[None]:
+    """Refuse, in one sentence, an artifact whose settings or tensors its class cannot be made from.
+
+    Args:
+        path: The artifact, for the message.
+        what: What it should have held, such as "whole policy".
+
+    Raises:
+        ArtifactError: In place of whatever the class or its `load_state_dict` raises inside the block.
+    """
+    try:
+        yield
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        raise ArtifactError(f"{path} holds no {what}: {last_line(error)}") from error

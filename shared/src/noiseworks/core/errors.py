@@ -23,3 +23,19 @@ class ArtifactError(InputError):
 
 class NonFiniteError(NoiseworksError, ArithmeticError):
     """NaN or infinity in a loss, reward or latent: the message names the tensor and the step."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of a library's message, or the error's name where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()
+
+
+def last_line(error: BaseException) -> str:
+    """Return the most telling line of a library's message: the last one, or the error's name where it says nothing.
+
+    PyTorch's first line about weights that do not fit says only that they do not.
+    """
+    if isinstance(error, KeyError):
+        return f"no entry {error}"
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__

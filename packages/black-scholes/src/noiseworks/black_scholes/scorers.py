@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from noiseworks.core.errors import InputError, NonFiniteError
+from noiseworks.core.errors import InputError, NonFiniteError, first_line
 from noiseworks.core.models import resolve_model
 from torch import Tensor, nn
 
@@ -66,7 +66,7 @@ class ClipScorer(nn.Module):
             images = processor.image_processor
             mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (images.image_mean, images.image_std))
         except (OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = first_line(error)
             raise InputError(f"no CLIP model can be loaded from {model}: {reason}") from error
         self.tokenizer, self.side = processor.tokenizer, self.model.config.vision_config.image_size
         self.register_buffer("mean", mean)

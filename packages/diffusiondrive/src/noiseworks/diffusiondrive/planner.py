@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from noiseworks.core.artifacts import load_artifact, save_artifact
-from noiseworks.core.errors import ArtifactError, InputError
+from noiseworks.core.artifacts import load_artifact, rebuilding, save_artifact
+from noiseworks.core.errors import InputError
 from noiseworks.diffusiondrive.baselines import HEADS
 from noiseworks.diffusiondrive.decoder import CascadeDecoder, Hoisted, Scene
 from noiseworks.diffusiondrive.losses import PLAN, agent_loss, plan_loss
@@ -203,7 +203,7 @@ class Planner(nn.Module):
         Raises:
             ArtifactError: When they are not whole.
         """
-        try:
+        with rebuilding(path, "whole planner"):
             normalizer = Normalizer(*(tuple(config["normalizer"][name]) for name in ("offset", "range")))
             channels, size, extent = config["view"]
             made = cls(
@@ -214,6 +214,4 @@ class Planner(nn.Module):
                 config["about"],
             )
             made.load_state_dict(tensors)
-        except (KeyError, TypeError, ValueError, RuntimeError, InputError) as error:
-            raise ArtifactError(f"{path} holds no whole planner: {str(error).splitlines()[0]}") from error
         return made.eval().requires_grad_(False)

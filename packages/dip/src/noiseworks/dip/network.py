@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from noiseworks.core.artifacts import load_artifact, save_artifact
-from noiseworks.core.errors import ArtifactError, InputError
+from noiseworks.core.artifacts import load_artifact, rebuilding, save_artifact
 from noiseworks.core.schedules import TableSchedule, table_schedule
 from noiseworks.dip.options import ACTIONS, Architecture
 from noiseworks.kits.motion.body import COUNT, NUMBERS
@@ -232,7 +231,7 @@ class MotionModel(nn.Module):
         Raises:
             ArtifactError: When they are not whole.
         """
-        try:
+        with rebuilding(path, "whole model"):
             made = cls(
                 Architecture(**config["architecture"]),
                 control=config["control"],
@@ -241,6 +240,4 @@ class MotionModel(nn.Module):
                 about=config["about"],
             )
             made.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-        except (KeyError, TypeError, ValueError, RuntimeError, InputError) as error:
-            raise ArtifactError(f"{path} holds no whole model: {str(error).splitlines()[0]}") from error
         return made.eval().requires_grad_(False)

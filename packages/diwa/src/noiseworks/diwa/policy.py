@@ -5,9 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from noiseworks.core.artifacts import load_artifact, save_artifact
+from noiseworks.core.artifacts import load_artifact, rebuilding, save_artifact
 from noiseworks.core.checks import check_number
-from noiseworks.core.errors import ArtifactError, InputError
 from noiseworks.core.schedules import Level, add_noise, from_betas
 from noiseworks.diwa.options import PolicySizes
 from noiseworks.kits.policies.embeddings import SinusoidalPosEmb
@@ -181,10 +180,8 @@ class ChainPolicy(nn.Module):
             ArtifactError: When it is missing, incomplete or of another kind.
         """
         config, tensors = load_artifact(path, KIND)
-        try:
+        with rebuilding(path, "whole policy"):
             sizes = PolicySizes(**config["sizes"])
             made = cls(config["features"], config["action_dim"], sizes, config["tuned_steps"])
             made.load_state_dict({name: t.float() for name, t in tensors.items()})
-        except (KeyError, TypeError, RuntimeError, InputError) as error:
-            raise ArtifactError(f"{path} holds no whole policy: {str(error).splitlines()[0]}") from error
         return made.eval().requires_grad_(False)

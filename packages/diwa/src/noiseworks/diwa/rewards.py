@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from noiseworks.core.artifacts import load_artifact, save_artifact
+from noiseworks.core.artifacts import load_artifact, rebuilding, save_artifact
 from noiseworks.core.checks import check_finite
-from noiseworks.core.errors import ArtifactError, InputError
+from noiseworks.core.errors import InputError
 from noiseworks.diwa.options import RewardFit
 from torch import Tensor, nn
 
@@ -49,11 +49,9 @@ class SuccessClassifier(nn.Module):
             ArtifactError: When it is missing, incomplete or of another kind.
         """
         config, tensors = load_artifact(path, KIND)
-        try:
+        with rebuilding(path, "whole classifier"):
             made = cls(config["features"], config["width"])
             made.load_state_dict({name: t.float() for name, t in tensors.items()})
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise ArtifactError(f"{path} holds no whole classifier: {str(error).splitlines()[0]}") from error
         return made.eval().requires_grad_(False)
 
 

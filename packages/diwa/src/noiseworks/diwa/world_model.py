@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from noiseworks.core.artifacts import load_artifact, save_artifact
+from noiseworks.core.artifacts import load_artifact, rebuilding, save_artifact
 from noiseworks.core.checks import check_number
-from noiseworks.core.errors import ArtifactError, InputError
 from noiseworks.diwa.options import ModelSizes
 from torch import Tensor, nn
 
@@ -178,12 +177,10 @@ class WorldModel(nn.Module):
         Raises:
             ArtifactError: When they are not whole.
         """
-        try:
+        with rebuilding(path, "whole world model"):
             sizes = ModelSizes(**config["sizes"])
             model = cls(config["obs_dim"], config["action_dim"], sizes, config["about"])
             model.load_state_dict({name: t.float() for name, t in tensors.items()})
-        except (KeyError, TypeError, RuntimeError, InputError) as error:
-            raise ArtifactError(f"{path} holds no whole world model: {str(error).splitlines()[0]}") from error
         return model.eval().requires_grad_(False)
 
 

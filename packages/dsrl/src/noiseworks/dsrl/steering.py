@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from gymnasium.spaces import Box
-from noiseworks.core.artifacts import load_artifact, save_artifact
+from noiseworks.core.artifacts import load_artifact, rebuilding, save_artifact
 from noiseworks.core.checks import check_number
-from noiseworks.core.errors import ArtifactError, InputError
+from noiseworks.core.errors import InputError
 from noiseworks.dsrl.decoder import NoiseDecoder, noise_dim, untie
 from noiseworks.dsrl.networks import normed
 from noiseworks.dsrl.noise_aliasing import DSRLNA
@@ -84,7 +84,7 @@ class SteeredPolicy:
             ArtifactError: When it is missing, incomplete or of a policy with other noise.
         """
         config, tensors = load_artifact(path, KIND)
-        try:
+        with rebuilding(path, "noise actor for this policy"):
             decoding = Decoding(**config["decoding"])
             if tuple(config["noise_shape"]) != tuple(decoder.noise_shape):
                 raise InputError(
@@ -95,10 +95,6 @@ class SteeredPolicy:
             if config.get("layer_norm", False):
                 actor.latent_pi = normed(actor.latent_pi)
             actor.load_state_dict(tensors)
-        except (KeyError, TypeError, RuntimeError, InputError) as error:
-            raise ArtifactError(
-                f"{path} holds no noise actor for this policy: {str(error).splitlines()[0]}"
-            ) from error
         return cls(decoder, actor.eval(), decoding, deterministic=deterministic, seed=seed)
 
 

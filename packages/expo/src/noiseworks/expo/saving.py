@@ -4,8 +4,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from noiseworks.core.artifacts import load_artifact, save_artifact
-from noiseworks.core.errors import ArtifactError, InputError
+from noiseworks.core.artifacts import load_artifact, rebuilding, save_artifact
+from noiseworks.core.errors import InputError
 from noiseworks.expo.base import BasePolicy, GenerativeBase
 from noiseworks.expo.editing import EditPolicy
 from noiseworks.expo.on_the_fly import OnTheFlyPolicy
@@ -27,11 +27,9 @@ def load_base(path: str | Path) -> GenerativeBase:
         ArtifactError: When it is missing, incomplete or of another kind.
     """
     config, tensors = load_artifact(path, BASE_KIND)
-    try:
+    with rebuilding(path, "whole base"):
         base = _build(config)
         base.load_state_dict(tensors)
-    except (KeyError, TypeError, RuntimeError, InputError) as error:
-        raise ArtifactError(f"{path} holds no whole base: {str(error).splitlines()[0]}") from error
     return base.eval().requires_grad_(False)
 
 
@@ -63,7 +61,7 @@ def load_policy(path: str | Path, base: BasePolicy | None = None, seed: int = 0)
         ArtifactError: When it is missing, incomplete, of another kind, or needs a base.
     """
     config, tensors = load_artifact(path, POLICY_KIND)
-    try:
+    with rebuilding(path, "whole policy"):
         if config["base"] is None and base is None:
             raise InputError("it edits another library's policy: name that too")
         base = _build(config["base"]) if config["base"] is not None else base
@@ -76,8 +74,6 @@ def load_policy(path: str | Path, base: BasePolicy | None = None, seed: int = 0)
         critics = Critics(base.obs_dim, base.action_dim, config["critics"], *sizes, layer_norm=True)
         policy = OnTheFlyPolicy(base, edit, critics, proposals, config["subset"])
         policy.load_state_dict(tensors, strict=config["base"] is not None)
-    except (KeyError, TypeError, RuntimeError, InputError) as error:
-        raise ArtifactError(f"{path} holds no whole policy: {str(error).splitlines()[0]}") from error
     policy.generator = torch.Generator().manual_seed(seed)
     return policy.eval().requires_grad_(False)
 

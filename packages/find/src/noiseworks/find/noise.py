@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from noiseworks.core.artifacts import load_artifact, save_artifact
+from noiseworks.core.artifacts import load_artifact, rebuilding, save_artifact
 from noiseworks.core.checks import check_choice, check_number
-from noiseworks.core.errors import ArtifactError, InputError
+from noiseworks.core.errors import InputError
 from noiseworks.core.steps import log_prob
 from noiseworks.find.options import Penalty
 from torch import Tensor, nn
@@ -104,12 +104,9 @@ class NoisePolicy(nn.Module):
             ArtifactError: When the folder holds none.
         """
         config, tensors = load_artifact(folder, KIND)
-        try:
+        with rebuilding(folder, "noise distribution"):
             policy = cls(config["shape"], config["cells"], config["sigma_min"])
             policy.load_state_dict(tensors)
-        except (KeyError, TypeError, RuntimeError, InputError) as error:
-            said = str(error).splitlines()[-1].strip()
-            raise ArtifactError(f"{folder} holds no noise distribution: {said}") from error
         return policy, config["prompt"]
 
 

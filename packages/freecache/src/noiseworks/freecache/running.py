@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from noiseworks.core.errors import InputError
+from noiseworks.core.errors import InputError, first_line
 from noiseworks.core.memory import peak_mib
 from noiseworks.core.models import resolve_model
 from noiseworks.core.options import Hardware
@@ -59,7 +59,7 @@ def load(model: str, guide: str | None, hardware: Hardware) -> Loaded:
             found = load_weights(AutoModelForCausalLM, source, dtype=dtype).to(device)
             guide_tokenizer = AutoTokenizer.from_pretrained(source)
         except (OSError, ValueError) as error:
-            raise InputError(f"cannot load the guide {guide}: {str(error).splitlines()[0]}") from error
+            raise InputError(f"cannot load the guide {guide}: {first_line(error)}") from error
     host, tokenizer, spec = load_host(model, dtype=dtype)
     return Loaded(host.to(device), tokenizer, spec, found, guide_tokenizer, device)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from noiseworks.core.artifacts import load_artifact, save_artifact
-from noiseworks.core.errors import ArtifactError, InputError, UnsupportedHostError
+from noiseworks.core.errors import ArtifactError, InputError, UnsupportedHostError, last_line
 from noiseworks.core.noise import mix64
 from noiseworks.kits.attachments import Attachment, Wrap, attach
 from noiseworks.kits.diffusers_hosts.layouts import denoiser_of
@@ -220,7 +220,7 @@ class MaskNet(nn.Module):
             made = cls(shapes, MaskConfig(**found["config"]), str(found["fingerprint"]))
             made.load_state_dict(tensors)
         except (KeyError, TypeError, RuntimeError, AttributeError) as error:
-            said = str(error).splitlines()[-1].strip()
+            said = last_line(error)
             raise ArtifactError(f"the masks in {path} are corrupt ({said}); train them again") from error
         return made
 

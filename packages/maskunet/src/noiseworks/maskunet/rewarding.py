@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from noiseworks.core.errors import InputError
+from noiseworks.core.errors import InputError, first_line
 from noiseworks.core.models import resolve_model
 from noiseworks.kits.image_tuning.rewards import Channel, brightness, imported
 from noiseworks.maskunet.options import Scorers
@@ -43,9 +43,7 @@ class ClipScorer:
         except (OSError, ValueError, KeyError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(
-                f"no CLIP model can be loaded from {model}: {str(error).splitlines()[0]}"
-            ) from error
+            raise InputError(f"no CLIP model can be loaded from {model}: {first_line(error)}") from error
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Return the cosines [B] of images that are resized bicubically, cut and normalised as CLIP's are."""

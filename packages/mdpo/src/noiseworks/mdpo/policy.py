@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from noiseworks.core.checks import check_number
-from noiseworks.core.errors import InputError
+from noiseworks.core.errors import InputError, first_line
 from noiseworks.core.models import resolve_model
 from noiseworks.kits.masked_lm import HostSpec, aligned_logits
 from noiseworks.mdpo.objective import token_log_probs
@@ -51,9 +51,7 @@ def load_adapter(model: nn.Module, name: str) -> nn.Module:
     except (OSError, ValueError, RuntimeError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(
-            f"cannot put the adapter {name} on the model: {str(error).splitlines()[0]}"
-        ) from error
+        raise InputError(f"cannot put the adapter {name} on the model: {first_line(error)}") from error
 
 
 def masked_positions(mask: Tensor) -> tuple[Tensor, Tensor]:

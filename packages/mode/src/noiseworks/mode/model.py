@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from noiseworks.core.artifacts import load_artifact, save_artifact
 from noiseworks.core.checks import check_finite
-from noiseworks.core.errors import ArtifactError, InputError
+from noiseworks.core.errors import ArtifactError, InputError, last_line
 from noiseworks.kits.policies.normalizer import LinearNormalizer
 from noiseworks.mode.config import KIND, MoDEConfig
 from noiseworks.mode.edm import denoise
@@ -112,7 +112,7 @@ class MoDEModel(nn.Module):
             model = cls(config, _encoder(record["encoder"]), _normalizer(record["normalizer"]))
             model.load_state_dict({name: t.float() for name, t in tensors.items()})
         except (KeyError, TypeError, RuntimeError) as error:
-            said = str(error).splitlines()[-1].strip()
+            said = last_line(error)
             raise ArtifactError(f"{folder} does not fit this release ({said}); make it again") from error
         for name, tensor in model.state_dict().items():
             check_finite(f"the weight {name!r} of {folder}", tensor)

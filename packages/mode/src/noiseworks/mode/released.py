@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from noiseworks.core.errors import ArtifactError, InputError
+from noiseworks.core.errors import ArtifactError, InputError, last_line
 from noiseworks.kits.policies.normalizer import LinearNormalizer
 from noiseworks.mode.config import MoDEConfig
 from noiseworks.mode.model import MoDEModel
@@ -141,7 +141,7 @@ def load_released(
         try:
             part.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
         except RuntimeError as error:
-            said = str(error).splitlines()[-1].strip()
+            said = last_line(error)
             raise ArtifactError(f"{path} does not fit the published layout: {said}") from error
     return model.eval()
 

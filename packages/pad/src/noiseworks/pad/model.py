@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from noiseworks.core.artifacts import load_artifact, save_artifact
-from noiseworks.core.errors import ArtifactError, InputError
+from noiseworks.core.artifacts import load_artifact, rebuilding, save_artifact
 from noiseworks.core.models import resolve_model
 from noiseworks.kits.policies.normalizer import LinearNormalizer
 from noiseworks.pad.diffusion import losses, sample
@@ -245,7 +244,7 @@ class PAD(nn.Module):
         Raises:
             ArtifactError: When they are not whole.
         """
-        try:
+        with rebuilding(path, "whole model"):
             scales = [
                 LinearNormalizer(*(torch.tensor(record[key]) for key in ("scale", "offset")))
                 for record in config["normalizers"]
@@ -257,6 +256,4 @@ class PAD(nn.Module):
                 *scales,
             )
             made.load_state_dict({name: value.float() for name, value in tensors.items()})
-        except (KeyError, TypeError, ValueError, RuntimeError, InputError) as error:
-            raise ArtifactError(f"{path} holds no whole model: {str(error).splitlines()[0]}") from error
         return made.eval().requires_grad_(False)

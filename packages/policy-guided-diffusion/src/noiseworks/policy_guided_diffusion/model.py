@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from noiseworks.core.artifacts import load_artifact, save_artifact
+from noiseworks.core.artifacts import load_artifact, rebuilding, save_artifact
 from noiseworks.core.checks import check_number
-from noiseworks.core.errors import ArtifactError, InputError
+from noiseworks.core.errors import InputError
 from noiseworks.policy_guided_diffusion.denoiser import Denoiser
 from noiseworks.policy_guided_diffusion.guidance import Guide
 from noiseworks.policy_guided_diffusion.options import Architecture, Guidance, Sampling
@@ -101,7 +101,7 @@ class TrajectoryDiffusion(nn.Module):
             ArtifactError: When it is missing, incomplete or of another kind.
         """
         config, tensors = load_artifact(path, KIND)
-        try:
+        with rebuilding(path, "whole model"):
             model = cls(
                 config["obs_dim"],
                 config["action_dim"],
@@ -109,6 +109,4 @@ class TrajectoryDiffusion(nn.Module):
                 config["about"],
             )
             model.load_state_dict({name: t.float() for name, t in tensors.items()})
-        except (KeyError, TypeError, RuntimeError, InputError) as error:
-            raise ArtifactError(f"{path} holds no whole model: {str(error).splitlines()[0]}") from error
         return model.eval().requires_grad_(False)

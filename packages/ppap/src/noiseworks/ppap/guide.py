@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from noiseworks.core.errors import InputError, ModelNotFoundError
+from noiseworks.core.errors import InputError, ModelNotFoundError, first_line
 from noiseworks.core.models import resolve_model, without_loading_bars
 from noiseworks.ppap.tasks import Classification, Depth, Segmentation, Task
 from torch import Tensor, nn
@@ -93,9 +93,7 @@ def load_guide(
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         if isinstance(error, InputError):
             raise
-        raise ModelNotFoundError(
-            f"the guide {name} cannot be loaded: {str(error).splitlines()[0]}"
-        ) from error
+        raise ModelNotFoundError(f"the guide {name} cannot be loaded: {first_line(error)}") from error
     told = Path(where) / "preprocessor_config.json"
     said = json.loads(told.read_text()) if told.is_file() else {}
     side = said.get("size", getattr(config, "image_size", None))

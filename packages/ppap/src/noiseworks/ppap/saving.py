@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from noiseworks.core.artifacts import load_artifact, save_artifact
-from noiseworks.core.errors import ArtifactError, InputError
+from noiseworks.core.errors import ArtifactError, InputError, first_line
 from noiseworks.kits.backbones.latents import fingerprint
 from noiseworks.ppap.experts import Experts
 from noiseworks.ppap.guide import Guide
@@ -42,7 +42,7 @@ def load_experts(folder: str | Path, guide: Guide) -> Experts:
         experts.load_state_dict(tensors)
     except (KeyError, TypeError, RuntimeError) as error:
         raise ArtifactError(
-            f"the experts in {folder} are corrupt or incomplete ({str(error).splitlines()[0]}); train them again"
+            f"the experts in {folder} are corrupt or incomplete ({first_line(error)}); train them again"
         ) from error
     return experts.eval()
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from noiseworks.core.checks import check_finite
-from noiseworks.core.errors import InputError
+from noiseworks.core.errors import InputError, first_line
 from noiseworks.core.models import resolve_model
 from noiseworks.kits.diffusers_hosts import encode_images
 from noiseworks.kits.image_tuning.choices import load_pixels
@@ -105,9 +105,7 @@ def _clip(folder: str) -> Features:
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(
-            f"no CLIP model can be loaded from {folder}: {str(error).splitlines()[0]}"
-        ) from error
+        raise InputError(f"no CLIP model can be loaded from {folder}: {first_line(error)}") from error
 
     def features(images: Tensor) -> Tensor:
         inputs = processor(images=list(images), return_tensors="pt", do_rescale=False)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from noiseworks.core.artifacts import CONFIG_NAME, load_artifact, save_artifact
-from noiseworks.core.errors import ArtifactError, InputError, UnsupportedHostError
+from noiseworks.core.errors import ArtifactError, InputError, UnsupportedHostError, last_line
 from noiseworks.core.models import resolve_model
 from noiseworks.kits.policies import DenoiserHost, LinearNormalizer, NativePolicy, PolicyConfig, as_host
 from noiseworks.kits.policies.hosts import load_host, trained_network
@@ -106,7 +106,7 @@ class StreamingHost(NativePolicy):
             host = cls(config, None, action, obs)
             host.net.load_state_dict({key: t.float() for key, t in tensors.items()}, strict=True)
         except (KeyError, TypeError, RuntimeError, InputError) as error:
-            said = str(error).splitlines()[-1].strip()
+            said = last_line(error)
             raise ArtifactError(
                 f"the streaming policy in {name} is corrupt: {said}; make it again"
             ) from error

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from noiseworks.core.artifacts import load_artifact, save_artifact
+from noiseworks.core.artifacts import load_artifact, rebuilding, save_artifact
 from noiseworks.core.checks import check_number
-from noiseworks.core.errors import ArtifactError, InputError
+from noiseworks.core.errors import InputError
 from noiseworks.kits.rl.networks import mlp
 from noiseworks.trajectory_diffuser.drafting import make_draft
 from noiseworks.trajectory_diffuser.options import Architecture, Planning
@@ -179,10 +179,8 @@ class TrajectoryPlanner(nn.Module):
         Raises:
             ArtifactError: When they are not whole.
         """
-        try:
+        with rebuilding(path, "whole planner"):
             sizes = Architecture(**config["architecture"])
             planner = cls(config["obs_dim"], config["action_dim"], sizes, config["about"])
             planner.load_state_dict({name: t.float() for name, t in tensors.items()})
-        except (KeyError, TypeError, RuntimeError, InputError) as error:
-            raise ArtifactError(f"{path} holds no whole planner: {str(error).splitlines()[0]}") from error
         return planner.eval().requires_grad_(False)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from noiseworks.core.errors import InputError, NonFiniteError
+from noiseworks.core.errors import InputError, NonFiniteError, first_line
 from noiseworks.core.models import resolve_model, testbed
 from noiseworks.kits.image_tuning.options import REWARDS
 from torch import Tensor
@@ -136,9 +136,7 @@ class ClipScore:
         except (OSError, ValueError, KeyError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(
-                f"no CLIP model can be loaded from {model}: {str(error).splitlines()[0]}"
-            ) from error
+            raise InputError(f"no CLIP model can be loaded from {model}: {first_line(error)}") from error
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Return the scores [B]."""

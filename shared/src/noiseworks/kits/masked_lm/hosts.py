@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 from noiseworks.core.checks import check_finite
-from noiseworks.core.errors import InputError
+from noiseworks.core.errors import InputError, first_line
 from noiseworks.core.models import resolve_model, without_loading_bars
 from noiseworks.kits.masked_lm.dream import DreamModel
 from noiseworks.kits.masked_lm.llada import LLaDAModelLM
@@ -124,7 +124,7 @@ def load_host(name: str | Path, *, dtype: torch.dtype | str | None = None) -> tu
     except (OSError, ValueError, SafetensorError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"cannot load {name}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"cannot load {name}: {first_line(error)}") from error
     return model, tokenizer, detect_host(model, tokenizer)
 
 

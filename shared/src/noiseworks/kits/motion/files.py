@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from noiseworks.core.artifacts import atomic_write
-from noiseworks.core.errors import InputError
+from noiseworks.core.errors import InputError, first_line
 from noiseworks.kits.motion.body import COUNT, JOINTS, OFFSETS, PARENTS, ROTATIONS, ProcBody, SkinnedBody
 from noiseworks.kits.motion.rotations import matrices_of
 from noiseworks.kits.motion.scenes import GridScene, Room, mesh_distance
@@ -169,7 +169,7 @@ def _arrays(path: str | Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
                 raise InputError(f"{path} lacks {', '.join(missing)}")
             return {name: file[name] for name in names}
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"cannot read {path}: {first_line(error)}") from error
 
 
 def _obj(path: Path) -> tuple[Tensor, Tensor]:

@@ -12,9 +12,8 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from noiseworks.core.artifacts import load_artifact, save_artifact
+from noiseworks.core.artifacts import load_artifact, rebuilding, save_artifact
 from noiseworks.core.checks import check_finite, check_number
-from noiseworks.core.errors import ArtifactError, InputError
 from noiseworks.core.options import Options, above, at_least, at_most, below
 from noiseworks.kits.rl.networks import Critics, DeterministicActor, GaussianActor, mlp, polyak
 from noiseworks.kits.rl.transitions import Transitions
@@ -299,14 +298,12 @@ def load_learner(path: str | Path) -> TD3BC | IQL:
         ArtifactError: When it is missing, incomplete or of another kind.
     """
     config, tensors = load_artifact(path, LEARNER_KIND)
-    try:
+    with rebuilding(path, "whole learner"):
         kind, options = {"TD3BC": (TD3BC, TD3BCSettings), "IQL": (IQL, IQLSettings)}[config["learner"]]
         start = torch.zeros(config["obs_dim"]), torch.ones(config["obs_dim"])
         learner = kind(config["action_dim"], *start, options(**config["settings"]))
         learner.load_state_dict(tensors)
         learner.updates = config["updates"]
-    except (KeyError, TypeError, RuntimeError, InputError) as error:
-        raise ArtifactError(f"{path} holds no whole learner: {str(error).splitlines()[0]}") from error
     return learner
 
 

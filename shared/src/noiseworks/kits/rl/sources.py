@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium.vector import VectorEnv
-from noiseworks.core.errors import InputError
+from noiseworks.core.errors import InputError, first_line
 from noiseworks.core.models import testbed
 from noiseworks.kits.rl.options import GYM, MAZE, MINARI, Recorded, World
 from noiseworks.kits.rl.transitions import Transitions, concatenate
@@ -79,7 +79,7 @@ def make_env(world: World, num_envs: int, *, needs: str, chunk: int | None = Non
         try:
             one = gymnasium.make(world.env.removeprefix(GYM), max_episode_steps=world.episode_steps)
         except gymnasium.error.Error as error:
-            raise InputError(f"Gymnasium cannot make {world.env!r}: {str(error).splitlines()[0]}") from None
+            raise InputError(f"Gymnasium cannot make {world.env!r}: {first_line(error)}") from None
         return one if chunk is None else ActionChunk(one, chunk)
 
     return SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)

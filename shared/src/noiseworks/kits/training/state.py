@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from noiseworks.core.errors import ArtifactError, InputError, NonFiniteError
+from noiseworks.core.errors import ArtifactError, InputError, NonFiniteError, first_line
 from torch import Tensor, nn
 
 _UNREADABLE = (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError)
@@ -40,7 +40,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ArtifactError(
             f"the checkpoint {path} cannot be read ({reason}); begin the run anew in another folder"
         ) from error

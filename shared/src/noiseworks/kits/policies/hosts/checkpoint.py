@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from noiseworks.core.errors import ArtifactError, InputError, UnsupportedHostError
+from noiseworks.core.errors import ArtifactError, InputError, UnsupportedHostError, last_line
 from noiseworks.kits.policies.native import NativePolicy, PolicyConfig
 from noiseworks.kits.policies.normalizer import LinearNormalizer
 from noiseworks.kits.policies.transformer import strip_published
@@ -145,9 +145,7 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], path: str | Pa
     try:
         network.load_state_dict(state, strict=True)
     except RuntimeError as error:
-        raise ArtifactError(
-            f"the weights in {path} do not fit: {str(error).splitlines()[-1].strip()}"
-        ) from error
+        raise ArtifactError(f"the weights in {path} do not fit: {last_line(error)}") from error
 
 
 def checkpoint_parts(path: str | Path, **sizes: int | bool) -> Parts:
