@@ -34,6 +34,7 @@ def test_episodes_depend_on_their_seed_alone(simulator):
     env = MetaWorldBatch(3, "reach-v3")
     env.reset(np.arange(3), np.zeros(3, np.int64), np.array([7, 8, 7]))
     first = env.observe()["obs"]
+    assert (env.fps, env.instruction(0)) == (env.envs[0].metadata["render_fps"], "reach")
     np.testing.assert_array_equal(first[0], first[2])
     assert np.abs(first[0] - first[1]).max() > 1e-3
     for _ in range(3):

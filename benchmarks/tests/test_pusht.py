@@ -35,6 +35,7 @@ def test_episodes_depend_on_their_seed_alone(simulator, disturb):
     np.testing.assert_array_equal(seen[0], seen[2])
     np.testing.assert_array_equal(seen[1], alone.observe()["obs"][0])
     assert np.abs(seen[0] - seen[1]).max() > 1
+    assert batch.fps == batch.envs[0].metadata["render_fps"]
 
 
 def test_a_disturbed_t_jumps_and_stays_off_the_walls(simulator):

@@ -75,6 +75,9 @@ CONTRACT = Contract(
         "heatmap {profile} --metric l1 --out profile.webp": ("profile.webp",),
         f"errors {MODEL} --plan {{plan}} {DATA} --out errors.svg": ("errors.svg",),
         f"eval {MODEL} --plan {{plan}} --tasks 11 --episodes 1 --video film.webp": ("film.webp",),
+        f"eval {MODEL} --plan {{plan}} --tasks 11 --episodes 1 --dataset rollouts": (
+            "rollouts/meta/info.json",
+        ),
         f"compare {MODEL} --profile {{profile}} {DATA} --updates 3 --bubble 1 --repeats 1": (),
     },
     bad=[
@@ -94,6 +97,7 @@ CONTRACT = Contract(
         (f"errors {MODEL} --plan {{plan}} --out errors.txt", "svg"),
         (f"eval {MODEL} --video film.mp4", "webp"),
         (f"eval {MODEL} --tasks 12", "tasks"),
+        (f"eval {MODEL} --dataset {{plan}}", "is not replaced"),
         (f"{COMPARE} --batch-size 3", "batch_size"),
     ],
     artifacts={"profile": Artifact(saved(1), profile_of), "plan": Artifact(saved(2), plan_of)},

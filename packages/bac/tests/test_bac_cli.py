@@ -4,6 +4,7 @@ import json
 import re
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from noiseworks.bac import Schedule, attach, best_plan, candidates, make_plan, offline, profile
@@ -120,6 +121,26 @@ def test_compare_tells_reuse_from_lean_code(home, capsys):
     assert rows["lean"]["error"] < 1e-6
     assert 0 < rows["bac"]["share"] < 1
     assert rows["bac"]["error"] > 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_roll_outs_with_a_plan_become_a_dataset_of_lerobots_with_the_executed_actions(home, tmp_path, capsys):
+    lengths, actions = {}, {}
+    for name, more in {"full": [], "cached": ["--plan", home / "plan"]}.items():
+        kept = ["--record", tmp_path / f"{name}.npz", "--dataset", tmp_path / name]
+        words = ["eval", "--model", home / "policy", "--tasks", "3,11", "--episodes", "2", *more, *kept]
+        status, _, error = call(capsys, *words)
+        assert status == 0, error
+        with np.load(tmp_path / f"{name}.npz") as file:
+            expected, lengths[name] = file["actions"], np.diff(file["ends"], prepend=0)
+        table = pq.read_table(tmp_path / name / "data")
+        actions[name] = np.array(table["action"].to_pylist(), np.float32)
+        assert np.array_equal(actions[name], expected)
+        episodes = np.array(table["episode_index"].to_pylist())
+        assert np.bincount(episodes).tolist() == lengths[name].tolist()
+        assert len(pq.read_table(tmp_path / name / "meta" / "tasks.parquet")) == 2
+    first = min(lengths["full"][0], lengths["cached"][0])
+    assert not np.array_equal(actions["full"][:first], actions["cached"][:first])
 
 
 def test_a_plan_of_another_policy_is_refused(home, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import types
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from noiseworks.bac.attaching import attach
@@ -137,6 +138,12 @@ def test_lerobots_own_evaluation_runs_a_plan_attached_or_by_the_type_of_a_direct
     assert cached.calls == before.calls
     assert len(seen) == before.calls // found.num_steps * plan.table.sum()
     assert not torch.equal(cached.actions, before.actions)
+    with attach(policy, plan):  # LeRobot's own recorder keeps the roll-outs
+        kept = lerobot_evaluation(policy, policy.noise_predictor, episodes=2, recording=tmp_path / "kept")
+    assert torch.equal(kept.actions, cached.actions[:2])
+    for number, actions in enumerate(kept.actions):
+        table = pq.read_table(tmp_path / "kept" / f"env_{number}" / "data")
+        assert np.array_equal(np.stack(table["action"].to_pylist()).astype(np.float32), actions.numpy())
     assert torch.equal(lerobot_evaluation(policy, policy.noise_predictor).actions, before.actions)
 
     policy.save_pretrained(tmp_path / "base")

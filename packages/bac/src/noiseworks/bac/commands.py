@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from noiseworks.bac.options import (
-    VIDEO,
     Checking,
     Choice,
     Metric,
@@ -19,7 +18,7 @@ from noiseworks.core.errors import InputError
 from noiseworks.core.models import resolve_model
 from noiseworks.core.options import Place, Spread
 from noiseworks.core.output import check_file
-from noiseworks.kits.policies.options import Trials
+from noiseworks.kits.policies.options import Keep, Trials
 
 PLAN_KIND, PROFILE_KIND = "bac/plan", "bac/profile"
 
@@ -163,22 +162,25 @@ def errors(
 
 
 def eval_policy(
-    *, model: str, plan: Path | None = None, trials: Spread[Trials] = Trials(), video: Path | None = None
+    *,
+    model: str,
+    plan: Path | None = None,
+    trials: Spread[Trials] = Trials(),
+    keep: Spread[Keep] = Keep(),
 ) -> dict[str, Any]:
-    """Run a policy in episodes, with or without a plan, and count its successes.
+    """Run a policy in episodes, with or without a plan, count its successes, and keep the roll-outs.
 
     Args:
         model: A policy: a directory or testbed:<name>.
         plan: Folder of a plan; the full policy without it.
         trials: The episodes.
-        video: A file that ends with .webp: the first episode of each task of the table, side by side.
+        keep: What is kept of them.
 
     Returns:
         Success with its interval, network calls, seconds, and success by task.
     """
-    if video is not None:
-        check_picture(video, (VIDEO,))
     from contextlib import nullcontext
+    from functools import partial
 
     from noiseworks.bac.attaching import attach
     from noiseworks.bac.plan import CachePlan
@@ -189,12 +191,8 @@ def eval_policy(
     host = _load(model, Place(trials.device))
     steps = None if loaded is None else loaded.num_steps
     with nullcontext() if loaded is None else attach(host, loaded):
-        outcome = run(
-            lambda n: DiffusionPolicy(host, num_inference_steps=steps, num_envs=n),
-            trials,
-            needs="bac",
-            video=video,
-        )
+        make = partial(DiffusionPolicy, host, num_inference_steps=steps)
+        outcome = run(lambda n: make(num_envs=n), trials, needs="bac", **vars(keep))
     return outcome.summary() | {"plan": None if loaded is None else loaded.method}
 
 

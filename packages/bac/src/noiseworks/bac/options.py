@@ -14,7 +14,7 @@ Metric = Literal["cosine", "mse", "l1", "l2", "wasserstein"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 Scope = Literal["all", "ffn"]
 Method = Literal["best", "block", "unified", "uniform"]
-PICTURES, VIDEO = (".svg", ".png", ".webp"), ".webp"
+PICTURES = (".svg", ".png", ".webp")
 
 
 @dataclass(frozen=True)
@@ -132,13 +132,13 @@ class Pictures(Options):
     guidance_scale: Annotated[float, at_least(1)] = 4.0
 
 
-def check_picture(path: str | Path, suffixes: tuple[str, ...] = PICTURES) -> Path:
+def check_picture(path: str | Path) -> Path:
     """Return the path of a picture that can be written.
 
     Raises:
         InputError: When its name ends otherwise or its folder cannot be written.
     """
     path = Path(path)
-    if path.suffix not in suffixes:
-        raise InputError(f"a picture's name must end with {', '.join(suffixes)}, got {path.name!r}")
+    if path.suffix not in PICTURES:
+        raise InputError(f"a picture's name must end with {', '.join(PICTURES)}, got {path.name!r}")
     return check_file(path)

@@ -4,12 +4,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from noiseworks.core.checks import check_choice, check_number
+from noiseworks.core.checks import check_number
 from noiseworks.core.errors import InputError
 from noiseworks.core.models import resolve_model
 from noiseworks.core.options import Spread, Whole
 from noiseworks.core.output import check_file
-from noiseworks.kits.policies.options import TABLETOP, Trials
+from noiseworks.kits.policies.options import Keep, Trials
 from noiseworks.rti_dp.options import Choice, Iteration, parse_dims, parse_steps
 
 DDIM_STEPS = 10
@@ -37,8 +37,7 @@ def evaluate(
     model: str,
     iteration: Spread[Iteration] = Iteration(),
     trials: Spread[Trials] = Trials(),
-    video: Path | None = None,
-    record: Path | None = None,
+    keep: Spread[Keep] = Keep(),
 ) -> dict[str, Any]:
     """Run a policy by real-time iteration and count its successes.
 
@@ -46,19 +45,11 @@ def evaluate(
         model: A policy directory, a checkpoint file of the original library, or testbed:<name>.
         iteration: How a replan starts from the last plan.
         trials: The episodes.
-        video: Animated WebP file of the first episode of each task, on the table.
-        record: npz file of the episodes, for `suggest`.
+        keep: What is kept of them; `suggest` reads a record.
 
     Returns:
         Success with its interval, network calls, seconds, restarts and the success of each task.
     """
-    if video is not None:
-        from noiseworks.kits.policies.video import check_video
-
-        check_video(video)
-        check_choice("env of a video", trials.env, (TABLETOP,))
-    if record is not None:
-        check_file(record, (".npz",))
     check_model(model)
     from noiseworks.kits.policies.hosts import load_host
     from noiseworks.kits.policies.verbs import run
@@ -69,8 +60,7 @@ def evaluate(
         lambda n: RTIPolicy(host, **vars(iteration), num_envs=n),
         trials,
         needs="rti-dp",
-        video=video,
-        record=record,
+        **vars(keep),
     )
     return outcome.summary() | {"restarts": outcome.policy.restarts}
 

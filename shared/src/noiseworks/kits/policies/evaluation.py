@@ -1,6 +1,6 @@
 """The evaluation protocol: the same initial states for every policy, success with intervals, calls and latency."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -10,12 +10,16 @@ import torch
 from noiseworks.core.checks import check_number, check_seed
 from noiseworks.core.errors import InputError
 from noiseworks.core.timing import in_turns
-from noiseworks.kits.policies.protocols import BatchEnv
+from noiseworks.kits.policies.protocols import BatchEnv, Step
 from noiseworks.kits.policies.replanning import PolicyStats, ReplanningPolicy
 
 EVALUATION_SEED = 10_000
 EPISODES_PER_TASK = 50
 _Z95 = 1.959963984540054
+
+# Told of every step: numbers of the running episodes, what the policy saw of them, what they executed, what all
+# environments returned, and the episodes' places in that.
+Watch = Callable[[np.ndarray, dict[str, np.ndarray], np.ndarray, Step, np.ndarray], None]
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
@@ -147,6 +151,7 @@ def evaluate(
     seeds: np.ndarray,
     *,
     record: bool = False,
+    watch: Watch | None = None,
 ) -> EvaluationReport:
     """Run every episode of a list in a batch of environments; a row that ends takes the next episode.
 
@@ -158,6 +163,7 @@ def evaluate(
         tasks: Task of each episode, int [E].
         seeds: Seed of each episode, int [E].
         record: Whether observations and actions are kept.
+        watch: Told of every step, such as `Rollouts.add` of `hosts.lerobot_dataset`.
 
     Returns:
         The report, with episodes in the order of the list.
@@ -195,6 +201,8 @@ def evaluate(
         if recorder:
             recorder.add(number[rows], obs, actions[rows].copy())
         result = env.step(actions)
+        if watch is not None:
+            watch(number[rows], obs, actions[rows], result, rows)
         steps[number[rows]] += 1
         ended = rows[(result.terminated | result.truncated)[rows]]
         success[number[ended]] = result.terminated[ended]

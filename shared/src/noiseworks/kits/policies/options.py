@@ -1,10 +1,12 @@
 """Options that the commands of policies share; nothing heavy is imported."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from noiseworks.core.errors import InputError
 from noiseworks.core.options import Hardware, Options, Wholes, at_least, at_most, below
+from noiseworks.core.output import check_file
 
 if TYPE_CHECKING:
     import torch
@@ -62,3 +64,35 @@ class Trials(Options):
             InputError: When it is not present on this machine.
         """
         return Hardware(self.device).torch_device()
+
+
+@dataclass(frozen=True)
+class Keep(Options):
+    """What is kept of the episodes.
+
+    Attributes:
+        video: Animated WebP file of the first episode of each task, on the table.
+        record: npz file of observations and actions.
+        dataset: Folder to make for the episodes in LeRobot's format; LeRobotDataset(name, root=folder) reads it.
+    """
+
+    video: Path | None = None
+    record: Path | None = None
+    dataset: Path | None = None
+
+    def check(self) -> None:
+        """Refuse what cannot be written.
+
+        Raises:
+            InputError: Naming the file or folder.
+        """
+        if self.video is not None:
+            from noiseworks.kits.policies.video import check_video
+
+            check_video(self.video)
+        if self.record is not None:
+            check_file(self.record, (".npz",))
+        if self.dataset is not None:
+            from noiseworks.kits.policies.hosts.lerobot_dataset import check_dataset
+
+            check_dataset(self.dataset)

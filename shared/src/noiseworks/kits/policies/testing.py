@@ -3,6 +3,7 @@
 import types
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 from unittest import mock
 
@@ -143,7 +144,9 @@ class Run:
     episodes: int
 
 
-def lerobot_evaluation(policy: nn.Module, denoiser: nn.Module, *, envs: int = 2, episodes: int = 4) -> Run:
+def lerobot_evaluation(
+    policy: nn.Module, denoiser: nn.Module, *, envs: int = 2, episodes: int = 4, recording: Path | None = None
+) -> Run:
     """Return what LeRobot's own `eval_policy` makes of a policy in `Reach`.
 
     Args:
@@ -151,10 +154,16 @@ def lerobot_evaluation(policy: nn.Module, denoiser: nn.Module, *, envs: int = 2,
         denoiser: Its network, whose calls are counted.
         envs: Environments of a batch.
         episodes: Episodes.
+        recording: Folder for LeRobot's own datasets of one batch of episodes, one an environment.
     """
+    from lerobot.configs.types import FeatureType, PolicyFeature
     from lerobot.scripts import lerobot_eval
 
     vector = gym.vector.SyncVectorEnv([Reach] * envs, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+    features = {
+        "agent_pos": PolicyFeature(FeatureType.STATE, (STATE,)),
+        "action": PolicyFeature(FeatureType.ACTION, (ACTION,)),
+    }
     calls, taken = [], []
     hook = denoiser.register_forward_hook(lambda *_: calls.append(1))
     rollout = lerobot_eval.rollout
@@ -167,7 +176,16 @@ def lerobot_evaluation(policy: nn.Module, denoiser: nn.Module, *, envs: int = 2,
         with torch.random.fork_rng(devices=[]), mock.patch.object(lerobot_eval, "rollout", kept):
             torch.manual_seed(1)
             found = lerobot_eval.eval_policy(
-                vector, policy, dict, dict, instructed, Tensor.clone, episodes, start_seed=3
+                vector,
+                policy,
+                dict,
+                dict,
+                instructed,
+                Tensor.clone,
+                episodes,
+                start_seed=3,
+                recording_dir=recording,
+                env_features=features,
             )
     finally:
         hook.remove()

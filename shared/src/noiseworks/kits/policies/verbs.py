@@ -1,6 +1,7 @@
 """What the commands of all methods on policies do: run one in episodes, and compare several on the same ones."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -8,13 +9,14 @@ from typing import Any
 
 import numpy as np
 from noiseworks.core.artifacts import atomic_write
-from noiseworks.core.checks import check_number
+from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.memory import peak_mib
 from noiseworks.kits.policies.chunking import Episodes
 from noiseworks.kits.policies.data import film, make_env
 from noiseworks.kits.policies.evaluation import EvaluationReport, episode_list, evaluate, measure_latency
+from noiseworks.kits.policies.hosts.lerobot_dataset import check_dataset, rollouts
 from noiseworks.kits.policies.loop import network_place
-from noiseworks.kits.policies.options import Trials
+from noiseworks.kits.policies.options import TABLETOP, Trials
 from noiseworks.kits.policies.replanning import ReplanningPolicy
 from noiseworks.kits.policies.video import check_video, write_video
 
@@ -46,6 +48,7 @@ def run[P: ReplanningPolicy](
     needs: str,
     video: Path | None = None,
     record: Path | None = None,
+    dataset: Path | None = None,
     image_size: int | None = None,
     depth: bool = False,
 ) -> Outcome[P]:
@@ -57,14 +60,19 @@ def run[P: ReplanningPolicy](
         needs: The method, whose extra brings the environments.
         video: Animated WebP file of the first episode of each task of the table.
         record: npz file of the episodes, which `Episodes.load` reads.
+        dataset: Folder of the episodes in LeRobot's format, to be made.
         image_size: Side of the pictures that the table shows beside its state; None for none.
         depth: Whether it shows depth maps as well.
 
     Raises:
-        InputError: When the environment is not installed or does not fit the policy.
+        InputError: When the environment is not installed or does not fit the policy, or the dataset cannot be made.
     """
+    if video is not None:
+        check_choice("env of a video", trials.env, (TABLETOP,))
     kept = video is not None or record is not None
-    outcome = recorded(make, trials, needs=needs, record=kept, image_size=image_size, depth=depth)
+    outcome = recorded(
+        make, trials, needs=needs, record=kept, dataset=dataset, image_size=image_size, depth=depth
+    )
     if video is not None:
         write_video(film(outcome.report.observations[:: trials.episodes], needs=needs), video)
     if record is not None:
@@ -78,10 +86,13 @@ def recorded[P: ReplanningPolicy](
     *,
     needs: str,
     record: bool,
+    dataset: Path | None = None,
     image_size: int | None = None,
     depth: bool = False,
 ) -> Outcome[P]:
     """Run a policy in episodes as `run` does, and keep what it saw and did in its report where `record` says so."""
+    if dataset is not None:
+        check_dataset(dataset)
     tasks, seeds = episode_list(trials.task_ids, trials.episodes, trials.seed)
     env = make_env(
         trials.env,
@@ -93,7 +104,9 @@ def recorded[P: ReplanningPolicy](
         depth=depth,
     )
     policy = make(env.num_envs)
-    return Outcome(evaluate(policy, env, tasks, seeds, record=record), policy)
+    with nullcontext() if dataset is None else rollouts(dataset, env, tasks) as kept:
+        watch = None if kept is None else kept.add
+        return Outcome(evaluate(policy, env, tasks, seeds, record=record, watch=watch), policy)
 
 
 def compare(

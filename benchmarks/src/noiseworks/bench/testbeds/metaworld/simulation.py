@@ -42,6 +42,8 @@ class MetaWorldBatch:
         InputError: When a number is out of range, the task is unknown or Meta-World is not installed.
     """
 
+    fps = 80
+
     def __init__(self, num_envs: int, task: str, max_steps: int = MAX_STEPS) -> None:
         check_number("num_envs", num_envs, low=1, integer=True)
         check_number("max_steps", max_steps, low=1, high=500, integer=True)
@@ -68,6 +70,10 @@ class MetaWorldBatch:
             self.envs[row].set_task(starts[seed % 50])
             self._obs[row] = self.envs[row].reset()[0]
         self.steps[rows], self.running[rows] = 0, True
+
+    def instruction(self, task: int) -> str:
+        """Return the one task in words: its name without the version."""
+        return self.task.rpartition("-")[0].replace("-", " ")
 
     def observe(self) -> dict[str, np.ndarray]:
         """Return the observation of every environment, `obs` float32 [N, 39]."""

@@ -50,6 +50,8 @@ class PushTBatch:
         InputError: When an argument is out of range or gym-pusht is not installed.
     """
 
+    fps = 10
+
     def __init__(
         self,
         num_envs: int,
@@ -86,6 +88,10 @@ class PushTBatch:
             self._jumps[row] = np.random.default_rng([seed, 1])
             self._keep(row, self.envs[row].reset(seed=seed)[0])
         self.steps[rows], self.running[rows] = 0, True
+
+    def instruction(self, task: int) -> str:
+        """Return the one task in words."""
+        return "push the T onto its outline"
 
     def observe(self) -> dict[str, np.ndarray]:
         """Return the observation of every environment, float32 arrays [N, ...]."""

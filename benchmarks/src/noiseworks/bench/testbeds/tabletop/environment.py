@@ -40,7 +40,7 @@ class TabletopEnv(gymnasium.Env):
         InputError: When an argument is out of range.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012  (Gymnasium's own form)
+    metadata = {"render_modes": ["rgb_array"], "render_fps": TabletopBatch.fps}  # noqa: RUF012  (Gymnasium's own form)
 
     def __init__(
         self,

@@ -48,6 +48,8 @@ class TabletopBatch:
         InputError: When an argument is out of range.
     """
 
+    fps = 10
+
     def __init__(
         self,
         num_envs: int,
@@ -239,6 +241,10 @@ class TabletopBatch:
         apart = ((self.points[:, 0] - self.points[:, 2]) ** 2).sum(-1)
         out |= (tasks == names.GATHER_TASK) & ~self.closed & (apart < GATHERED**2)
         return out
+
+    def instruction(self, task: int) -> str:
+        """Return a task in words."""
+        return names.instruction(task)
 
     def state(self) -> np.ndarray:
         """Return what can be observed without a camera.
