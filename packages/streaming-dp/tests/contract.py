@@ -1,5 +1,6 @@
 """What streaming-dp promises beside its equations."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,10 @@ def files(folder: Path) -> dict[str, Path]:
     return {name: folder / name for name in ("ordinary", "streaming", "data.npz", "lerobot", "tuned")}
 
 
-def trained(folder: Path, stop_after: int | None) -> dict[str, Any]:
-    """Train a conversion for six steps, or stop it earlier, and return its averaged weights."""
+def trained(folder: Path, stop_after: int | None, edm: bool = False) -> dict[str, Any]:
+    """Train a conversion, or a new EDM policy, for six steps, or stop it earlier; return its averaged weights."""
     import torch
+    from noiseworks.kits.policies import PolicyConfig
     from noiseworks.kits.training.testing import stopping
     from noiseworks.streaming_dp import StreamingHost, TrainConfig, train
 
@@ -50,11 +52,14 @@ def trained(folder: Path, stop_after: int | None) -> dict[str, Any]:
         "obs": torch.rand(20, 2, 33, generator=generator),
         "action": torch.rand(20, 16, 3, generator=generator),
     }
+    host = policies()[1]
+    if edm:
+        host = StreamingHost(PolicyConfig(**SMALL, n_action_steps=1), host.net, edm={})
     config = TrainConfig(
         max_steps=6, batch_size=8, warmup_steps=2, device="cpu", checkpoint_every=0, weights=(0.25,) * 4
     )
     with stopping(stop_after):
-        train(policies()[1], table, folder, config, progress=False)
+        train(host, table, folder, config, progress=False)
         return StreamingHost.from_pretrained(folder / "model").net.state_dict()
     return {}
 
@@ -71,7 +76,7 @@ CONTRACT = Contract(
             "stream/model.safetensors",
         ),
         f"{TRAIN} --model {{ordinary}} --max-steps 1 --half": ("run/model/*", "run/metrics.csv"),
-        f"{TRAIN} --max-steps 1 --horizon 8": ("run/model/*",),
+        f"{TRAIN} --max-steps 1 --horizon 8 --schedule edm": ("run/model/*",),
         f"{EVAL} --solver ddim --buffer-init constant --constant 0 --constant 0 --constant -1 "
         "--video stream.webp": ("stream.webp",),
         f"compare {MODEL} --host {{ordinary}} --tasks 8 --episodes 1 --replans 1 --device cpu": (),
@@ -93,6 +98,8 @@ CONTRACT = Contract(
         ("train --out out --weights 0.5 0 0 0", "sum to 1"),
         ("train --out out --data gone.npz", "gone.npz"),
         (f"{TRAIN} --max-steps 0", "max_steps"),
+        (f"{TRAIN} --model {{ordinary}} --schedule edm", "schedule"),
+        (f"eval {MODEL} --churn 5", "churn"),
         ("train --out run --data {data.npz} --batch-size 800 --device cpu", "800"),
         (f"compare {MODEL} --replans 0", "replans"),
         (f"compare {MODEL} --host gone", "gone"),
@@ -103,7 +110,7 @@ CONTRACT = Contract(
             lambda path: load(path).net.state_dict(),
         )
     },
-    resume={"train": Resume(trained, 3)},
+    resume={"train": Resume(trained, 3), "edm": Resume(partial(trained, edm=True), 3)},
 )
 
 

@@ -1,7 +1,7 @@
 """Streaming Diffusion Policy (arXiv 2406.04806): a persistent buffer of unevenly noised actions.
 
-Read `levels` (the table of chunks), `buffer`, `networks` (a level for each position), `schedulers` (the reverse step),
-`policy` (the control cycle), then `regimes` and `training`; `hosts` converts, stores and reads policies.
+Read `levels` (the table of chunks), `buffer`, `networks` (a level for each position), `schedulers` and `edm` (the
+reverse steps), `policy` (the control cycle), `regimes` and `training`; `hosts` converts, stores and reads policies.
 """
 
 from lazy_loader import attach_stub

@@ -1,3 +1,4 @@
+from .edm import PerStepEDM as PerStepEDM
 from .hosts import StreamingHost as StreamingHost
 from .hosts import convert as convert
 from .hosts import import_published as import_published
@@ -8,5 +9,4 @@ from .options import TrainConfig as TrainConfig
 from .policy import StreamingPolicy as StreamingPolicy
 from .schedulers import PerStepDDIM as PerStepDDIM
 from .schedulers import PerStepDDPM as PerStepDDPM
-from .training import StreamingModule as StreamingModule
 from .training import train as train

@@ -5,11 +5,12 @@ from typing import Any
 
 from noiseworks.core.artifacts import check_folder
 from noiseworks.core.checks import check_choice, check_number
+from noiseworks.core.errors import InputError
 from noiseworks.core.models import resolve_model
 from noiseworks.core.options import Spread, Whole
-from noiseworks.kits.policies.options import SHIPPED, TABLETOP, Trials
+from noiseworks.kits.policies.options import SHIPPED, TABLETOP, Keep, Trials
 from noiseworks.streaming_dp.levels import ChunkLevels, LevelTable
-from noiseworks.streaming_dp.options import KIND, Stream, TrainConfig
+from noiseworks.streaming_dp.options import KIND, NoiseSchedule, Stream, TrainConfig
 
 RECORDED, EPISODES_PER_TASK = f"{SHIPPED}{TABLETOP}", 200
 TRIALS = Trials(tasks=(0, 1, 2, 3, 4, 5, 8, 10, 11))
@@ -49,6 +50,7 @@ def train_policy(
     data: str = RECORDED,
     config: Spread[TrainConfig] = TrainConfig(),
     sizes: Spread[ChunkLevels] = ChunkLevels(),
+    schedule: NoiseSchedule = "vp",
 ) -> dict[str, Any]:
     """Train a streaming policy: fine-tune a converted one, or begin anew. The same command goes on with a stopped run.
 
@@ -58,13 +60,18 @@ def train_policy(
         data: An npz file with obs, actions, ends and tasks, testbed:tabletop or testbed:metaworld:TASK.
         config: Length, rate, seed and hardware.
         sizes: Sizes of a new policy; of n_action_steps also those of a conversion.
+        schedule: Noise of a new policy: vp, the diffusion policies' discrete schedule, or edm (Karras et al. 2022).
     """
     check_folder(out / "model", KIND, sources=(model, data))
     if model is not None:
         check_policy(model)
+        if schedule != "vp":
+            raise InputError(
+                "schedule is a new policy's, and a policy named by --model has its own; leave one out"
+            )
     from noiseworks.kits.training import check_run
 
-    settings = {"model": model, "data": data, "new": sizes}
+    settings = {"model": model, "data": data, "new": sizes, "schedule": schedule}
     check_run(out, settings)
     import torch
     from noiseworks.kits.policies.chunking import ChunkSpec, windows
@@ -90,7 +97,7 @@ def train_policy(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             normal = (LinearNormalizer.fit(table[name]) for name in ("action", "obs"))
-            host = StreamingHost(fitted, None, *normal)
+            host = StreamingHost(fitted, None, *normal, edm={} if schedule == "edm" else None)
     train(host, table, out, config, settings=settings)
     return {"model": str(out / "model"), "steps": config.max_steps, "windows": len(table["action"])}
 
@@ -101,6 +108,7 @@ def evaluate(
     stream: Spread[Stream] = Stream(),
     trials: Spread[Trials] = TRIALS,
     video: Path | None = None,
+    dataset: Path | None = None,
 ) -> dict[str, Any]:
     """Run a streaming policy and count its successes.
 
@@ -109,10 +117,12 @@ def evaluate(
         stream: How the buffer begins and is denoised.
         trials: The episodes.
         video: Animated WebP file of the first episode of up to six tasks of the table, with the buffers' paths.
+        dataset: Folder to make for the episodes in LeRobot's format; LeRobotDataset(name, root=folder) reads it.
 
     Returns:
         Success with its interval, network calls, seconds and the success of each task.
     """
+    Keep(dataset=dataset)
     if video is not None:
         from noiseworks.kits.policies.video import check_video
 
@@ -130,7 +140,7 @@ def evaluate(
     def make(rows: int) -> StreamingPolicy:
         return StreamingPolicy(host, num_envs=rows, **vars(stream))
 
-    found = run(make, trials, needs="streaming-dp").summary()
+    found = run(make, trials, needs="streaming-dp", dataset=dataset).summary()
     if video is not None:
         shown = trials.tasks[:6]
         write_video(record_stream(make(len(shown)), shown, trials.seed, disturb=trials.disturb), video)

@@ -2,17 +2,20 @@
 
 import copy
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import EDMEulerScheduler
 from noiseworks.core.artifacts import CONFIG_NAME, load_artifact, save_artifact
 from noiseworks.core.errors import ArtifactError, InputError, UnsupportedHostError, last_line
 from noiseworks.core.models import resolve_model
 from noiseworks.kits.policies import DenoiserHost, LinearNormalizer, NativePolicy, PolicyConfig, as_host
 from noiseworks.kits.policies.hosts import load_host, trained_network
 from noiseworks.kits.policies.hosts.checkpoint import checkpoint_parts, load_weights
+from noiseworks.streaming_dp.edm import SIZES
 from noiseworks.streaming_dp.levels import ChunkLevels
 from noiseworks.streaming_dp.networks import (
     ConcatenatedLevels,
@@ -61,6 +64,8 @@ class StreamingHost(NativePolicy):
         net: Network of `build_network(config)`; a new one by default.
         normalizer: Of the actions; identity by default.
         obs_normalizer: Of the observations; identity by default.
+        edm: Fields of diffusers' `EDMEulerScheduler` for a policy on an EDM schedule, {} for its defaults; None for
+            the discrete schedule of diffusion policies.
     """
 
     def __init__(
@@ -69,10 +74,14 @@ class StreamingHost(NativePolicy):
         net: nn.Module | None = None,
         normalizer: LinearNormalizer | None = None,
         obs_normalizer: LinearNormalizer | None = None,
+        *,
+        edm: Mapping[str, Any] | None = None,
     ) -> None:
         if net is None:
             net = build_network(config)
         super().__init__(config, net, normalizer, obs_normalizer)
+        if edm is not None:
+            self.scheduler = EDMEulerScheduler(num_train_timesteps=config.num_train_timesteps, **edm)
 
     def save_pretrained(self, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
         """Write the policy directory atomically.
@@ -83,7 +92,10 @@ class StreamingHost(NativePolicy):
         """
         normalizers = {"action": self.normalizer.record(), "obs": self.obs_normalizer.record()}
         state = {name: tensor.to(dtype) for name, tensor in self.net.state_dict().items()}
-        save_artifact(path, KIND, {"policy": asdict(self.config), "normalizers": normalizers}, state)
+        record = {"policy": asdict(self.config), "normalizers": normalizers}
+        if isinstance(self.scheduler, EDMEulerScheduler):
+            record["edm"] = {name: self.scheduler.config[name] for name in SIZES}
+        save_artifact(path, KIND, record, state)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, device: torch.device | str = "cpu") -> "StreamingHost":
@@ -103,7 +115,7 @@ class StreamingHost(NativePolicy):
                 LinearNormalizer(torch.tensor(r["scale"]), torch.tensor(r["offset"]))
                 for r in (record["normalizers"]["action"], record["normalizers"]["obs"])
             )
-            host = cls(config, None, action, obs)
+            host = cls(config, None, action, obs, edm=record.get("edm"))
             host.net.load_state_dict({key: t.float() for key, t in tensors.items()}, strict=True)
         except (KeyError, TypeError, RuntimeError, InputError) as error:
             said = last_line(error)
@@ -190,6 +202,7 @@ def check_streams(host: DenoiserHost, n_action_steps: int, num_levels: int) -> C
     Raises:
         InputError: When the horizon is too short, there are more chunks than levels, or the executed part does
             not start with the action for the current observation.
+        UnsupportedHostError: On inpainting with an EDM schedule, whose network reads other units.
     """
     current = getattr(getattr(host, "chunk", None), "start_at_current", True)
     if not current:
@@ -197,6 +210,8 @@ def check_streams(host: DenoiserHost, n_action_steps: int, num_levels: int) -> C
             "the policy executes from one step after the current observation on (start_at_current is false); "
             "streaming needs the action for the current observation first"
         )
+    if isinstance(host.scheduler, EDMEulerScheduler) and hasattr(host, "impose"):
+        raise UnsupportedHostError("a host that conditions by inpainting cannot stream on an EDM schedule")
     return ChunkLevels(num_levels, host.horizon, host.n_obs_steps, n_action_steps)
 
 

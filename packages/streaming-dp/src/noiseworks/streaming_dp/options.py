@@ -10,6 +10,8 @@ from noiseworks.streaming_dp.levels import DEFAULT_WEIGHTS, check_weights
 
 KIND = "streaming-dp/policy"  # of directories that hold a streaming policy
 BufferInit = Literal["zero", "constant", "denoise"]
+Solver = Literal["ddpm", "ddim", "karras"]
+NoiseSchedule = Literal["vp", "edm"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class Stream(Options):
     Attributes:
         n_action_steps: Actions executed a cycle; the policy's own number by default.
         num_levels: Inference levels; all of the training's by default.
-        solver: ddpm or ddim.
+        solver: ddpm, ddim or karras (Karras' grid of sigmas); by default ddpm, and karras for a policy trained by edm.
+        churn: Noise that solver karras adds, S_churn, for a policy trained by edm; 0 is deterministic.
         buffer_init: Actions at the start of an episode: zero, constant or denoise (a full run).
         constant: Action for buffer_init constant, in environment units; repeat the option for each number.
         renoise_prefix: Whether executed actions in the buffer are noised to their label.
@@ -27,7 +30,8 @@ class Stream(Options):
 
     n_action_steps: Annotated[int | None, at_least(1)] = None
     num_levels: Annotated[int | None, at_least(1)] = None
-    solver: Literal["ddpm", "ddim"] = "ddpm"
+    solver: Solver | None = None
+    churn: Annotated[float, at_least(0)] = 0.0
     buffer_init: BufferInit = "zero"
     constant: tuple[float, ...] | None = None
     renoise_prefix: bool = True

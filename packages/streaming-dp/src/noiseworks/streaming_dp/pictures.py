@@ -34,7 +34,9 @@ def record_stream(
         actions = policy.act({name: torch.from_numpy(value) for name, value in env.observe().items()}).numpy()
         memory = policy.memory.state()
         # From the current action on; the levels are those at the end of the cycle.
-        plan = policy.host.normalizer.unnormalize(memory["actions"])[:, policy.spec.first :].numpy()
+        plan = policy.host.normalizer.unnormalize(memory["actions"] * policy.scheduler.data_scale)[
+            :, policy.spec.first :
+        ].numpy()
         noise = (memory["levels"][:, policy.spec.first :].numpy() + 1) / scale
         actions[over] = 0.0
         if frames[0]:

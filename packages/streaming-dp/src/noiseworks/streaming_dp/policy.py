@@ -9,13 +9,12 @@ from noiseworks.core.errors import InputError, NonFiniteError
 from noiseworks.kits.policies.loop import DenoisingLoop, film_table
 from noiseworks.kits.policies.protocols import DenoiserHost, Generators
 from noiseworks.kits.policies.replanning import ReplanningPolicy
-from noiseworks.kits.policies.schedulers import Solver
 from noiseworks.kits.policies.steps import StepTable
 from noiseworks.streaming_dp.buffer import ActionBuffer
 from noiseworks.streaming_dp.hosts import check_levels_host, check_streams
 from noiseworks.streaming_dp.levels import Levels
-from noiseworks.streaming_dp.options import BufferInit
-from noiseworks.streaming_dp.schedulers import per_step_scheduler
+from noiseworks.streaming_dp.options import BufferInit, Solver
+from noiseworks.streaming_dp.solvers import per_step_scheduler
 from torch import Tensor
 
 MAX_CYCLES = 256
@@ -48,7 +47,8 @@ class StreamingPolicy(ReplanningPolicy):
         renoise_prefix: Whether the To - 1 executed actions that stay in the buffer as the past are noised to
             their label. False leaves them clean under a noisy label, as the authors' code does.
         num_levels: Inference levels M, at least the number of chunks; all training timesteps by default.
-        solver: `ddpm` or `ddim`, per position.
+        solver: `ddpm`, `ddim` or `karras`, per position: see `per_step_scheduler`.
+        churn: Noise that solver `karras` adds, S_churn, for policies trained on an EDM schedule.
         num_envs: Environments that it acts in.
         n_action_steps: Actions executed a cycle, Ta; the host's own number by default.
         seed: Seed of the noise of environments whose reset names none.
@@ -67,7 +67,8 @@ class StreamingPolicy(ReplanningPolicy):
         constant: Sequence[float] | None = None,
         renoise_prefix: bool = True,
         num_levels: int | None = None,
-        solver: Solver = "ddpm",
+        solver: Solver | None = None,
+        churn: float = 0.0,
         num_envs: int = 1,
         n_action_steps: int | None = None,
         seed: int = 0,
@@ -78,8 +79,8 @@ class StreamingPolicy(ReplanningPolicy):
         levels = host.scheduler.config.num_train_timesteps if num_levels is None else num_levels
         steps = host.n_action_steps if n_action_steps is None else n_action_steps
         self.spec = check_streams(host, steps, levels)
-        self.scheduler = per_step_scheduler(host.scheduler, solver, levels)
-        self.buffer_init, self.renoise_prefix, self.solver = buffer_init, renoise_prefix, solver
+        self.scheduler = per_step_scheduler(host.scheduler, solver, levels, churn)
+        self.buffer_init, self.renoise_prefix = buffer_init, renoise_prefix
         self.films = film_table(host)
         if compile_network:
             if self.films is None:
@@ -90,11 +91,9 @@ class StreamingPolicy(ReplanningPolicy):
         check_number("num_envs", num_envs, low=1, integer=True)
         self.loop = DenoisingLoop(host, num_envs)
         device = self.loop.device
-        self._start_action = self._constant(host, constant).to(device)
-        # Row 0 is for clean positions.
-        steps_of = self.scheduler.level_timesteps
-        bar = torch.cat((torch.ones(1), self.scheduler.alphas_cumprod[steps_of]))[:, None].to(device)
-        self._alpha, self._sigma = bar.sqrt(), (1 - bar).sqrt()
+        self._start_action = (self._constant(host, constant) / self.scheduler.data_scale).to(device)
+        self._alpha, self._sigma = (part[:, None].to(device) for part in self.scheduler.noising)
+        self._table = self.scheduler.table
         self._cycles: dict[Levels, Cycle] = {}
         self.memory = ActionBuffer(self.spec, num_envs, host.action_dim, device)
         # Rows that were restarted because a value was not finite.
@@ -186,7 +185,7 @@ class StreamingPolicy(ReplanningPolicy):
         memory.write(numbers, x)
         for i, end in zip(numbers, ends, strict=True):
             memory.levels[i] = end
-        return x.clone(), calls / rows if calls % rows else calls // rows
+        return x * self.scheduler.data_scale, calls / rows if calls % rows else calls // rows
 
     def _new(self, x: Tensor, generator: torch.Generator | None) -> Levels:
         """Fill a row for the start of an episode and return its levels."""
@@ -212,7 +211,7 @@ class StreamingPolicy(ReplanningPolicy):
         return levels
 
     def _noised_(self, out: Tensor, clean: Tensor, noise: Tensor, levels: Levels) -> None:
-        """Write sqrt(abar) clean + sqrt(1 - abar) noise to `out` [n, Da], which may be either of them."""
+        """Write a clean part of the buffer, noised to levels, to `out` [n, Da], which may be either of them."""
         index = torch.tensor(levels, device=out.device) + 1
         out.copy_(self._alpha[index] * clean + self._sigma[index] * noise)
 
@@ -265,7 +264,7 @@ class StreamingPolicy(ReplanningPolicy):
             if len(self._cycles) >= MAX_CYCLES:  # cycles cut short lead to ever new levels
                 self._cycles.clear()
             levels = torch.tensor(self.spec.cycle(start), dtype=torch.int64).reshape(-1, self.spec.horizon)
-            table = self.scheduler.table.at(levels, self._alpha.device)
+            table = self._table.at(levels, self._alpha.device)
             self._cycles[start] = Cycle(table, self.spec.after(start))
         return self._cycles[start]
 

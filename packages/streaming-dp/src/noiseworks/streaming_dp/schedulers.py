@@ -24,7 +24,7 @@ from noiseworks.kits.policies.steps import (
     reverse_step_,
     step_row,
 )
-from noiseworks.streaming_dp.regimes import inference_timesteps
+from noiseworks.streaming_dp.regimes import inference_timesteps, karras_timesteps
 from torch import Tensor
 
 
@@ -100,9 +100,20 @@ def level_table(scheduler: Any, steps: Tensor, solver: Solver) -> LevelTable:
 class _PerPosition:
     """What the two schedulers share; the first base of each, in front of the diffusers class."""
 
-    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
-        """Choose the inference levels: M training timesteps, the last of which is the noisiest."""
-        steps = inference_timesteps(num_inference_steps, self.config.num_train_timesteps)
+    data_scale = 1.0  # what a clean value of a stream's buffer is multiplied by
+
+    def set_timesteps(self, num_inference_steps: int, device: Any = None, *, karras: bool = False) -> None:
+        """Choose the inference levels: M training timesteps, the last of which is the noisiest.
+
+        Args:
+            num_inference_steps: M.
+            device: Where `timesteps` go.
+            karras: Whether they lie on Karras' grid of sigmas; else they are evenly spaced.
+        """
+        if karras:
+            steps = karras_timesteps(self.alphas_cumprod, num_inference_steps)
+        else:
+            steps = inference_timesteps(num_inference_steps, self.config.num_train_timesteps)
         self.num_inference_steps = num_inference_steps
         self.level_timesteps, self.timesteps = steps, steps.flip(0).to(device)
         # Clean positions are told apart by -1, which indexes the last entry.
@@ -117,6 +128,13 @@ class _PerPosition:
             self.set_timesteps(self.config.num_train_timesteps)
         return self._table
 
+    @property
+    def noising(self) -> tuple[Tensor, Tensor]:
+        """Factors of a clean value and of noise in the buffer at each inference level, [M + 1]; row 0 is clean."""
+        _ = self.table
+        bar = torch.cat((torch.ones(1), self.alphas_cumprod[self.level_timesteps]))
+        return bar.sqrt(), (1 - bar).sqrt()
+
     def levels_of(self, timestep: Tensor | int, sample: Tensor) -> Tensor:
         """Return the inference levels of timesteps, which are one number, (B,) or (B, T), as (B, T) or (B, 1).
 
@@ -124,7 +142,7 @@ class _PerPosition:
             InputError: When a timestep is neither -1 nor one of `timesteps`.
         """
         last = self.config.num_train_timesteps - 1
-        steps = _per_position(timestep, sample, last)
+        steps = per_position(timestep, sample, last)
         _ = self.table
         levels = self._level_of.to(steps.device)[steps]
         if bool((levels < -1).any()):
@@ -141,7 +159,7 @@ class _PerPosition:
             noise: Standard normals of the same shape.
             timesteps: (B, T), (B,) or one number, -1 to the number of training timesteps - 1.
         """
-        steps = _per_position(timesteps, original_samples, self.config.num_train_timesteps - 1)
+        steps = per_position(timesteps, original_samples, self.config.num_train_timesteps - 1)
         bar = self.alphas_cumprod.to(original_samples.device)
         bar = torch.cat((bar, bar.new_ones(1)))[steps].unsqueeze(-1)
         return (bar.sqrt() * original_samples + (1 - bar).sqrt() * noise).to(original_samples.dtype)
@@ -213,7 +231,12 @@ class PerStepDDIM(_PerPosition, DDIMScheduler):
         return DDIMSchedulerOutput(done, clean) if return_dict else (done, clean)
 
 
-def _per_position(timestep: Tensor | int, sample: Tensor, last: int) -> Tensor:
+def per_position(timestep: Tensor | int, sample: Tensor, last: int) -> Tensor:
+    """Return timesteps, which are one number, (B,) or (B, T), as int64 (B, T), (B, 1) or (1, 1).
+
+    Raises:
+        InputError: When they are not whole numbers of -1 to `last` that fit the sample.
+    """
     steps = torch.as_tensor(timestep, device=sample.device)
     if steps.is_floating_point() or steps.ndim > 2:
         raise InputError(f"timesteps must be whole numbers of shape (B, T), (B,) or (), got {steps.dtype}")
@@ -225,22 +248,3 @@ def _per_position(timestep: Tensor | int, sample: Tensor, last: int) -> Tensor:
         found = f"{int(steps.min())} to {int(steps.max())}"
         raise InputError(f"timesteps must lie in -1 to {last}, got {found}")
     return steps.long()
-
-
-def per_step_scheduler(scheduler: Any, solver: str, num_levels: int) -> PerStepDDPM | PerStepDDIM:
-    """Return a scheduler per position on a checkpoint's own schedule, with M inference levels.
-
-    Args:
-        scheduler: The host's diffusers scheduler; left as it is.
-        solver: `ddpm` or `ddim`.
-        num_levels: M, 1 to the number of training timesteps.
-
-    Raises:
-        InputError: When an argument is out of range.
-    """
-    kinds = {"ddpm": PerStepDDPM, "ddim": PerStepDDIM}
-    if solver not in kinds:
-        raise InputError(f"solver must be one of {', '.join(kinds)}, got {solver!r}")
-    made = kinds[solver].from_config(scheduler.config)
-    made.set_timesteps(num_levels)
-    return made

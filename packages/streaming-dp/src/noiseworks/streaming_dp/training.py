@@ -10,11 +10,12 @@ from noiseworks.core.noise import mix64
 from noiseworks.kits.policies import DenoiserHost
 from noiseworks.kits.policies.hosts import trained_network
 from noiseworks.kits.policies.training import PolicyTrainer, observations
+from noiseworks.streaming_dp.edm import PerStepEDM, edm_loss, training_sigmas
 from noiseworks.streaming_dp.hosts import StreamingHost, check_streams, reads_levels, save_converted
 from noiseworks.streaming_dp.levels import DEFAULT_WEIGHTS, check_weights
 from noiseworks.streaming_dp.options import TrainConfig
 from noiseworks.streaming_dp.regimes import draw_regime, training_levels
-from noiseworks.streaming_dp.schedulers import per_step_scheduler
+from noiseworks.streaming_dp.solvers import per_step_scheduler
 from torch import Tensor
 
 
@@ -100,7 +101,7 @@ class StreamingModule(PolicyTrainer):
         self.weights = check_weights(weights)
         steps = host.scheduler.config.num_train_timesteps
         self.spec = check_streams(host, host.n_action_steps, steps)
-        self.scheduler = per_step_scheduler(host.scheduler, "ddpm", steps)
+        self.scheduler = per_step_scheduler(host.scheduler, None, steps)
 
     def averaged_host(self) -> DenoiserHost:
         """Return the policy with the averaged weights, as `PolicyTrainer.averaged_host` does."""
@@ -119,8 +120,11 @@ class StreamingModule(PolicyTrainer):
         generator = torch.Generator().manual_seed(mix64(self.seed, self.global_step, self.global_rank) >> 1)
         action = batch["action"]
         noise = torch.randn(action.shape, generator=generator).to(action)
-        levels = training_levels(self.spec, regime, len(action), generator).to(action.device)
-        return streaming_loss(self.host, self.scheduler, batch, levels, noise)
+        levels = training_levels(self.spec, regime, len(action), generator)
+        if isinstance(self.scheduler, PerStepEDM):
+            sigmas = training_sigmas(self.scheduler, levels, regime, generator).to(action.device)
+            return edm_loss(self.host, self.scheduler, batch, sigmas, noise)
+        return streaming_loss(self.host, self.scheduler, batch, levels.to(action.device), noise)
 
 
 def train(
