@@ -82,18 +82,41 @@ def test_the_fused_layer_is_the_plain_one(form, seed, hard, monkeypatch):
 
 
 @pytest.mark.parametrize(("logit", "spread"), [(2.0, 0.1), (1.9, 0.02), (1.0, 0.1), (2.0, 2.0)])
-def test_masks_that_keep_nearly_all_are_those_that_are_compared_one_by_one(logit, spread, monkeypatch):
+@pytest.mark.parametrize("rank", [None, 3])
+def test_masks_that_keep_nearly_all_are_those_that_are_compared_one_by_one(logit, spread, rank, monkeypatch):
     g = torch.Generator().manual_seed(0)
     x, weight = torch.randn(2, 3, 300, generator=g), torch.randn(200, 300, generator=g)
-    logits = Logits(logit + spread * torch.randn(2, 200, 300, generator=g))
+    if rank is None:
+        logits = Logits(logit + spread * torch.randn(2, 200, 300, generator=g))
+    else:
+        a, p = (torch.randn(*shape, rank, generator=g) for shape in ((2, 200), (1, 300)))
+        logits = Logits(spread * a, p, logit + spread * torch.randn(300, generator=g))
     found = masked_linear(x, weight, None, logits, Draw(seed=4))
-    monkeypatch.setattr("noiseworks.maskunet.masked_linear._RARE", 0.0)
+    plain = masked_linear(x, weight, None, logits, Draw())
+    monkeypatch.setattr("noiseworks.maskunet.masked_linear._off_share", lambda *_: 1.0)
     assert torch.equal(masked_linear(x, weight, None, logits, Draw(seed=4)), found)
     assert not torch.equal(found, torch.nn.functional.linear(x, weight))
+    torch.testing.assert_close(
+        plain, naive_masked_linear(x, weight, None, logits, Draw()), rtol=1e-5, atol=1e-4
+    )
+
+
+def test_where_few_weights_can_be_off_only_those_get_logits(monkeypatch):
+    def refused(*_):
+        raise AssertionError("all logits of a tile were made")
+
+    g = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(2, 3, 300, generator=g), torch.randn(200, 300, generator=g)
+    logits = Logits(0.01 * torch.randn(2, 200, 3, generator=g), torch.randn(1, 300, 3, generator=g), 2.0)
+    expected = naive_masked_linear(x, weight, None, logits, Draw(seed=4))
+    monkeypatch.setattr("noiseworks.maskunet.masked_linear._logits", refused)
+    found = masked_linear(x, weight, None, logits, Draw(seed=4))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    assert torch.equal(masked_linear(x, weight, None, logits, Draw()), torch.nn.functional.linear(x, weight))
 
 
 def test_noise_of_a_row_is_the_same_in_every_batch():
-    for width in (8, 300):  # several rows in a tile, several tiles in a row
+    for width in (8, 400):  # several rows in a tile, several tiles in a row
         many = Draw(seed=5).noise((6, width, width), torch.device("cpu"))
         assert torch.equal(many[:2], Draw(seed=5).noise((2, width, width), torch.device("cpu")))
         assert not torch.equal(many[0], many[1])

@@ -4,8 +4,8 @@ Logits of a row are low-rank, L = A P' + c with A [out, k] and P [in, k] (eq. 4)
 makes logits, noise, masks and masked weights of all rows, [rows, out, in] each. The fused one goes through them in
 tiles that fit a core's cache: logits, one comparison, masked weights, product. With V = exp(-E) uniform on (0, 1] a
 weight is kept iff V > exp(-exp(L - cut)), so no Gumbel noise is drawn, which costs six times as much on a CPU; and
-where few weights can be off, only those whose V is small are compared at all. Nothing of a tile outlives it; the way
-back computes it again from the noise's seeds.
+where few weights can be off, only those whose V is small are drawn, get logits and are compared at all. Nothing of a
+tile outlives it; the way back computes it again from the noise's seeds.
 """
 
 import math
@@ -18,11 +18,11 @@ from noiseworks.core.noise import mix64
 from noiseworks.maskunet.gumbel import cut, gumbel_sigmoid
 from torch import Tensor
 
-TILE = 1 << 16  # weights that are looked at together: 256 KiB in float32
-# Above this value of L - cut exp(-exp(.)) is below the smallest V in float32, 2^-24: such a weight is never off.
-_SURE = 2.9
-# Below this share of weights that may be off in a tile they are looked at one by one.
-_RARE = 0.02
+TILE = 1 << 17  # weights that are looked at together: 512 KiB in float32
+# V at most this is drawn by itself: where no weight with a larger V can be off, nothing else is drawn.
+RARE = 2.0**-6
+# Above this value of L - cut exp(-exp(.)) is below the smallest V in float32, 2^-24 RARE: such a weight is never off.
+_SURE = 3.04
 
 
 @dataclass(frozen=True)
@@ -73,15 +73,46 @@ class Draw:
         """Where l + g is compared."""
         return cut(self.tau, self.threshold)
 
+    def rare(self, tile: "Tile", size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Return where a tile's V is at most `RARE`, without drawing the rest: rows, places in a row, and V, [n] each.
+
+        Args:
+            tile: The tile.
+            size: Weights of a row of it.
+            device: Where they are drawn.
+        """
+        found = [
+            self._rare_row(tile, row, size, device)[1:] for row in range(tile.rows.start, tile.rows.stop)
+        ]
+        rows = [torch.full_like(places, number) for number, (places, _) in enumerate(found)]
+        return torch.cat(rows), *(torch.cat(parts) for parts in zip(*found, strict=True))
+
     def fill(self, out: Tensor, tile: "Tile") -> Tensor:
         """Fill a tile's [b, outs, in] with V, uniform on (0, 1], each row from a generator of its own."""
-        first = self.first_row
         for number, row in enumerate(out, tile.rows.start):
-            stream = first + number if isinstance(first, int) else first[number]
-            # Mixed, because the generator reads the low 32 bits of a seed alone.
-            seed = mix64(self.seed, stream, tile.outs.start) >> 1
-            row.uniform_(generator=torch.Generator(out.device).manual_seed(seed))
-        return out.neg_().add_(1)
+            generator, places, values = self._rare_row(tile, number, row.numel(), out.device)
+            row.uniform_(generator=generator).neg_().add_(1).mul_(1 - RARE).add_(RARE)
+            row.view(-1)[places] = values
+        return out
+
+    def _rare_row(self, tile: "Tile", row: int, size: int, device: torch.device) -> tuple:
+        """Return a row's generator, and from it the places whose V is at most `RARE`, ascending, and their V.
+
+        Each weight is one of them with that probability by itself, so the gaps between them are geometric.
+        """
+        stream = self.first_row + row if isinstance(self.first_row, int) else self.first_row[row]
+        # Mixed, because the generator reads the low 32 bits of a seed alone.
+        seed = mix64(self.seed, stream, tile.outs.start) >> 1
+        generator = torch.Generator(device).manual_seed(seed)
+        count, last, parts = int(size * RARE + 6 * (size * RARE) ** 0.5) + 8, -1, []
+        while last < size:  # nearly always once
+            gaps = torch.empty(count, device=device).exponential_(generator=generator)
+            parts.append(last + (gaps / -math.log1p(-RARE)).long().add_(1).cumsum(0))
+            last = int(parts[-1][-1])
+        places = torch.cat(parts)
+        places = places[places < size]
+        values = torch.empty(len(places), device=device).uniform_(generator=generator)
+        return generator, places, values.neg_().add_(1).mul_(RARE)
 
     def noise(self, shape: Sequence[int], device: torch.device) -> Tensor | None:
         """Return the noise E = -ln V of all rows, [B, out, in], as the tiles draw V; None without a seed."""
@@ -104,6 +135,10 @@ class Tile:
     def index(self) -> tuple[slice, slice]:
         """Index of the part."""
         return self.rows, self.outs
+
+    def shape(self, weight: Tensor) -> tuple[int, int, int]:
+        """Return the part's shape, given its output channels of the weight."""
+        return self.rows.stop - self.rows.start, *weight.shape
 
 
 def tiles(shape: Sequence[int]) -> Iterator[Tile]:
@@ -210,29 +245,72 @@ def _forward(
     flat: Tensor, weight: Tensor, a: Tensor, p: Tensor | None, c: Tensor, draw: Draw
 ) -> tuple[Tensor, bool]:
     """Return the products [rows, n, out], and whether no weight of any row was off."""
-    whole = draw.hard
+    whole, floor = draw.hard, _Floor(a, p, c)
     out = flat.new_empty(len(flat), flat.shape[1], len(weight))
     for tile in tiles((len(a), *weight.shape)):
-        found, own = _logits(a, p, c, tile), weight[tile.outs]
-        lowest = float(found.amin()) - draw.cut if draw.hard else 0.0
-        if draw.hard and lowest > _SURE:
+        own, found = weight[tile.outs], None
+        lowest = floor.of(tile) - draw.cut if draw.hard else -math.inf
+        if draw.hard and _off_share(lowest, draw) >= RARE:  # the logits may still tell that few are off
+            found = _logits(a, p, c, tile)
+            lowest = float(found.amin()) - draw.cut
+        if _off_share(lowest, draw) == 0:
             out[tile.rows, :, tile.outs] = flat[tile.rows] @ own.T
             continue
-        drawn = _noise(found, tile, draw)
-        # A weight is off where V <= exp(-exp(l - cut)), and no logit of the tile is below the lowest.
-        bound = 1.00001 * math.exp(-math.exp(min(lowest, _SURE)))
-        if draw.hard and drawn is not None and bound < _RARE:
-            near = (drawn <= bound).nonzero(as_tuple=True)
-            off = drawn[near] <= found[near].sub_(draw.cut).exp_().neg_().exp_()
-            masked = found.copy_(own)
-            masked[tuple(index[off] for index in near)] = 0
+        if draw.seed is not None and _off_share(lowest, draw) < RARE:
+            masked = flat.new_empty(tile.shape(own), dtype=torch.float32).copy_(own)
+            row, place, v = draw.rare(tile, own.numel(), flat.device)
+            near = v <= _off_share(lowest, draw)
+            place, v = place[near], v[near]
+            at = row[near], place // own.shape[1], place % own.shape[1]
+            logits = _some_logits(a, p, c, tile, at) if found is None else found[at]
+            off = v <= logits.sub_(draw.cut).exp_().neg_().exp_()
+            masked[tuple(index[off] for index in at)] = 0
             whole = whole and not bool(off.any())
         else:
+            found = _logits(a, p, c, tile) if found is None else found
+            drawn = _noise(found, tile, draw)
             mask = _bits(found, drawn, draw) if draw.hard else _soft(found, drawn, draw)
             whole = whole and bool(mask.all())  # is not asked again after the first weight that is off
             masked = mask.mul_(own)
         out[tile.rows, :, tile.outs] = torch.bmm(flat[tile.rows], masked.to(flat).transpose(1, 2))
     return out, whole
+
+
+def _off_share(lowest: float, draw: Draw) -> float:
+    """Return the share of weights that are off at most, where no l - cut is below the lowest: 0 if none can be.
+
+    Without noise a weight is off iff l <= cut, with it where V <= exp(-exp(l - cut)).
+    """
+    if draw.seed is None:
+        return 0.0 if draw.hard and lowest > 0 else 1.0
+    return 0.0 if lowest > _SURE else 1.00001 * math.exp(-math.exp(lowest))
+
+
+class _Floor:
+    """A bound below all logits of a tile without making them: a p' >= -|a| |p|, which is tight before training.
+
+    It is for float32 alone, in which the logits that are made afterwards agree with it.
+    """
+
+    def __init__(self, a: Tensor, p: Tensor | None, c: Tensor) -> None:
+        self.known = p is not None and a.dtype == p.dtype == torch.float32
+        if self.known:
+            self.a, self.p = a.norm(dim=2), p.norm(dim=2).amax(1)
+            self.c = float(c.amin()) - 1e-5  # for rounding
+
+    def of(self, tile: Tile) -> float:
+        """Return the tile's bound."""
+        if not self.known:
+            return -math.inf
+        p = self.p[tile.rows] if len(self.p) > 1 else self.p
+        return self.c - 1.0001 * float(self.a[tile.index].amax() * p.amax())
+
+
+def _some_logits(a: Tensor, p: Tensor, c: Tensor, tile: Tile, at: tuple[Tensor, ...]) -> Tensor:
+    """Return some logits of a tile, [n], by their indices [n] of row, output and input."""
+    row, outs, ins = at
+    own = p[tile.rows][row, ins] if len(p) > 1 else p[0, ins]
+    return (a[tile.index][row, outs] * own).sum(1) + (c[ins] if c.ndim else c)
 
 
 class _Fused(torch.autograd.Function):
