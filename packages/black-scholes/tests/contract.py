@@ -62,6 +62,10 @@ CONTRACT = Contract(
         (f"generate {DRAW} {PAIR} {WATCH} --strike 0 --out out", "strike"),
         (f"generate {DRAW} {PAIR} {WATCH} --window 1 --out out", "window"),
         (f"generate {DRAW} {PAIR} {WATCH} --score-every 0 --out out", "score_every"),
+        (
+            f"generate {DRAW} {PAIR} {WATCH} --guidance-scale 1 --negative-prompt red --out out",
+            "negative_prompt",
+        ),
         (f"generate --model {{dit}} {PAIR} {WATCH} --out out", "dit"),
         (f"compare {DRAW} {PAIR} --out out", "--scorer"),
         (f"compare {DRAW} {PAIR} {WATCH} --policies bs,best --out out", "best"),

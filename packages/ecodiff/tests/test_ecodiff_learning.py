@@ -89,9 +89,9 @@ def test_memory_hardly_depends_on_the_number_of_steps():
     peaks = {steps: gradients(pipe, learning, steps, 1.0)[1] for steps in (4, 32)}
     assert peaks[32] < 1.3 * peaks[4]
     graph = replace(learning, checkpointed=False)
-    plain = {steps: gradients(pipe, graph, steps, 1.0)[1] for steps in (4, 16)}
-    assert plain[16] > 2 * plain[4], "the plain graph must grow, or this shows nothing"
-    assert plain[16] > 2 * peaks[32]
+    plain = {steps: gradients(pipe, graph, steps, 1.0)[1] for steps in (4, 12)}
+    assert plain[12] > 1.7 * plain[4], "the plain graph must grow, or this shows nothing"
+    assert plain[12] > 1.5 * peaks[32]
 
 
 def test_without_a_penalty_whole_units_stay_whole_and_with_a_large_one_logits_fall_at_the_rate():
@@ -109,13 +109,20 @@ def test_without_a_penalty_whole_units_stay_whole_and_with_a_large_one_logits_fa
 
 
 def test_one_step_is_distillation_of_that_step():
-    """With T = 1 the whole sampler is one step, so both objectives rank alike; the local one needs no sampler."""
-    pipe = tiny_pipeline("sd")
+    """With T = 1 the final latent is linear in the prediction: both gradients are the same but for its slope."""
+    from diffusers import DDIMScheduler
+
+    pipe = double(tiny_pipeline("sd"))
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
     learning = Learning(eps=0.1, start=1.0, beta=0.0)
-    whole, _ = gradients(pipe, learning, steps=1)
-    local, _ = gradients(pipe, replace(learning, objective="step"), steps=1)
-    assert max(float(one.abs().max()) for one in local) > 0
-    assert [one.shape for one in whole] == [one.shape for one in local]
+    whole, _ = gradients(pipe, learning, steps=1, guidance_scale=1.0)
+    local, _ = gradients(pipe, replace(learning, objective="step"), steps=1, guidance_scale=1.0)
+    (t,) = pipe.scheduler.timesteps
+    noisy, clean = pipe.scheduler.alphas_cumprod[t], pipe.scheduler.final_alpha_cumprod
+    slope = float((1 - clean).sqrt() - (clean * (1 - noisy) / noisy).sqrt())
+    assert max(float(one.abs().max()) for one in local) > 1e-6
+    for one, other in zip(whole, local, strict=True):
+        torch.testing.assert_close(one, slope**2 * other, rtol=1e-3, atol=1e-8)
 
 
 def test_schedulers_that_draw_noise_are_refused():

@@ -97,5 +97,7 @@ def test_what_does_not_fit_is_refused():
     operator = ops.BlockAverage((3, 8, 8), 2)
     with pytest.raises(InputError, match=r"\[B, 3, 4, 4\]"):
         operator.check(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(InputError, match="real numbers"):
+        operator.check(torch.zeros(1, 3, 4, 4, dtype=torch.complex64))
     with pytest.raises(InputError, match="NaN"):
         operator.check(torch.full((1, 3, 4, 4), torch.nan))

@@ -50,7 +50,7 @@ class Operator:
             return torch.autograd.grad(loss, x)[0]
 
     def check(self, y: Tensor) -> None:
-        """Refuse measurements of another shape, or with NaN or infinity.
+        """Refuse measurements of another shape, complex ones, and NaN or infinity.
 
         Raises:
             InputError: Naming the shape.
@@ -59,8 +59,8 @@ class Operator:
             raise InputError(
                 f"measurements must have shape [B, {', '.join(map(str, self.measured_shape))}], got {list(y.shape)}"
             )
-        if not bool(y.isfinite().all()):
-            raise InputError("measurements hold NaN or infinity; mend them before restoring")
+        if y.is_complex() or not bool(y.isfinite().all()):
+            raise InputError("measurements must be real numbers, none of them NaN or infinite")
 
 
 class LinearOperator(Operator):

@@ -39,6 +39,13 @@ class Sampling(Options):
     seed: Annotated[int, at_least(0), below(2**62)] = 0
     extra: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.negative_prompt and self.guidance_scale <= 1:
+            raise InputError(
+                f"negative_prompt does nothing at a guidance_scale of {self.guidance_scale:g}: set one above 1"
+            )
+
 
 @dataclass(frozen=True)
 class CallSampling(Sampling):
