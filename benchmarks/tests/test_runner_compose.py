@@ -56,6 +56,11 @@ def test_without_any_composable_method_compose_says_so(monkeypatch):
         compose()
 
 
+def test_a_method_that_attaches_to_nothing_is_in_no_pair(fakes):
+    with pytest.raises(InputError, match="fake-steady attaches to no host that another method attaches to"):
+        compose(methods=["half,fake-steady"])
+
+
 @pytest.mark.slow
 def test_compose_judges_a_pair_and_reports_one_that_cannot_be(fakes, tmp_path):
     result = compose(methods=["half,third,other"], out=tmp_path / "out", open_report=False)

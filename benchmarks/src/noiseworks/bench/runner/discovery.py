@@ -66,12 +66,18 @@ def select_pairs(methods: Sequence[str] | None) -> list[Source]:
     """Return a source for every pair of the named composable methods (as ordered), or of all installed.
 
     Raises:
-        InputError: When a method is unknown, or fewer than two are named or installed.
+        InputError: When a method is unknown or attaches to nothing, or fewer than two are named or installed.
     """
     found = installed(COMPOSE_GROUP)
     if not found:
         raise InputError("no installed method can be composed; one registers itself under noiseworks.compose")
     names = list(found) if methods is None else list(methods)
+    alone = [name for name in names if name not in found and name in installed(CLAIM_GROUP)]
+    if alone:
+        raise InputError(
+            f"{alone[0]} attaches to no host that another method attaches to, so it is in no pair; "
+            f"composable: {', '.join(found)}"
+        )
     _check_known(names, found, "composable method")
     if len(names) < 2:
         known = ", ".join(found) or "none"

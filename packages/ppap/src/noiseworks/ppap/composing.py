@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from noiseworks.kits.diffusers_hosts.hooks import HookHandle
     from noiseworks.ppap.guide import Guide
 
-SCALE = 0.05
+SCALE = 0.02
 
 
 def brightness_guide() -> "Guide":
@@ -27,12 +27,13 @@ def brightness_guide() -> "Guide":
 
 
 def attach_guide(pipe: "DiffusionPipeline") -> "HookHandle":
-    """Guide towards dark images, weakly; a guided step costs a pass through the decoder, forth and back."""
+    """Guide towards dark images; a guided step costs a pass through the decoder, forth and back."""
     import torch
     from noiseworks.ppap import NoisyGuide, Strength, attach
 
     side = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    return attach(pipe, NoisyGuide(brightness_guide()), torch.full((side, side), -1.0), Strength(SCALE))
+    strength = Strength(SCALE, norm="per-sample")
+    return attach(pipe, NoisyGuide(brightness_guide()), torch.full((side, side), -1.0), strength)
 
 
 COMPOSABLE = Composable("ppap", IMAGE_PIPELINE, attach_guide, saves=False)
