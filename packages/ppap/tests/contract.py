@@ -7,29 +7,10 @@ from typing import Any
 
 from noiseworks.kits.contracts import Artifact, Contract, Resume
 
+FAMILIES = ("ddpm", "ddim", "if", "sd", "sdxl", "sd3", "flux", "pixart", "dit")
 GUIDED = "--model {pixels} --guide {guide}"
 TRAIN = f"train {GUIDED} --data {{data}} --device cpu --max-steps 4 --batch-size 2 --rank 2"
 DRAW = f"{GUIDED} --steps 2 --labels 0,2 --copies 1 --device cpu"
-
-
-def pixel_pipe() -> Any:
-    """Return a tiny unconditional pipeline."""
-    import torch
-    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        unet = UNet2DModel(
-            sample_size=8,
-            layers_per_block=1,
-            block_out_channels=(8, 8),
-            down_block_types=("DownBlock2D",) * 2,
-            up_block_types=("UpBlock2D",) * 2,
-            norm_num_groups=4,
-        )
-    pipe = DDPMPipeline(unet, DDPMScheduler())
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def resnet() -> Any:
@@ -63,12 +44,12 @@ def images() -> Any:
 def files(folder: Path) -> dict[str, Path]:
     """Make tiny pipelines, a guide, its experts and another guide's, images, and files to be named by mistake."""
     import numpy as np
-    from noiseworks.kits.diffusers_hosts import tiny_pipeline
+    from noiseworks.kits.diffusers_hosts import tiny_pipeline, tiny_pixel_pipeline
     from noiseworks.kits.pictures import to_pixels, write_picture
     from noiseworks.ppap import Experts, save_experts
     from noiseworks.ppap.options import Adapters
 
-    pixel_pipe().save_pretrained(folder / "pixels")
+    tiny_pixel_pipeline().save_pretrained(folder / "pixels")
     tiny_pipeline("dit").save_pretrained(folder / "dit")
     guide = resnet()
     guide.save_pretrained(folder / "guide")
@@ -87,23 +68,20 @@ def files(folder: Path) -> dict[str, Path]:
 
 def neutral(family: str) -> None:
     """Attach a guide of strength 0 to a tiny pipeline."""
-    from noiseworks.kits.diffusers_hosts import sample_generators
+    from noiseworks.kits.diffusers_hosts import sample_generators, tiny_pixel_pipeline
     from noiseworks.kits.testing import HostUnderTest, check_attach, diffusion_host
     from noiseworks.ppap import NoisyGuide, Strength, attach
 
     def run(pipe: Any, samples: Any) -> Any:
         import torch
 
-        made = pipe(
-            batch_size=len(samples),
-            num_inference_steps=2,
-            generator=sample_generators(samples),
-            output_type="np",
-        ).images
-        return torch.from_numpy(made)
+        texts = [f"a {('red', 'blue')[i]} circle" for i in samples]
+        own = {"prompt": texts, "clean_caption": False} if family == "if" else {"batch_size": len(samples)}
+        settings = {"num_inference_steps": 2, "generator": sample_generators(samples)}
+        return torch.from_numpy(pipe(**own, **settings, output_type="np").images)
 
-    pixels = HostUnderTest(make=pixel_pipe, run=run, network=lambda pipe: pipe.unet)
-    host = pixels if family == "ddpm" else diffusion_host(family, steps=2)
+    pixels = HostUnderTest(partial(tiny_pixel_pipeline, family), run, network=lambda pipe: pipe.unet)
+    host = pixels if family in ("ddpm", "ddim", "if") else diffusion_host(family, steps=2)
     reader = NoisyGuide(small_guide())
     check_attach(lambda pipe: attach(pipe, reader, 1, Strength(scale=0)), host)
     check_attach(lambda pipe: attach(pipe, reader, 1, Strength(scale=1)), host, neutral=False)
@@ -111,6 +89,7 @@ def neutral(family: str) -> None:
 
 def resumed(folder: Path, stop_after: int | None) -> Mapping[str, Any]:
     """Train six steps of two experts, or stop before the end."""
+    from noiseworks.kits.diffusers_hosts import tiny_pixel_pipeline
     from noiseworks.kits.training import open_run
     from noiseworks.kits.training.testing import stopping
     from noiseworks.ppap import Adapters, Transfer
@@ -118,7 +97,7 @@ def resumed(folder: Path, stop_after: int | None) -> Mapping[str, Any]:
 
     options = Transfer(max_steps=6, batch_size=4, device="cpu", checkpoint_every=0, learning_rate=1e-2)
     adapters = Adapters(experts=2, rank=2)
-    training = prepared(pixel_pipe(), small_guide(), images(), adapters, options)
+    training = prepared(tiny_pixel_pipeline(), small_guide(), images(), adapters, options)
     with open_run(folder, {"options": options}) as run, stopping(stop_after):
         training.train(run, progress=False)
     return {"experts": training.experts.state_dict()}
@@ -161,7 +140,7 @@ CONTRACT = Contract(
     },
     bad=[
         ("generate-data --model {pixels} --images 0 --out out", "images"),
-        ("generate-data --model {dit} --images 1 --device cpu --out out", "dit"),
+        ("generate-data --model {dit} --images 1 --device cpu --out out", "class labels"),
         (f"{TRAIN} --out {{data}}", "no training run"),
         (f"{TRAIN} --experts 0 --out run", "experts"),
         (f"{TRAIN} --experts 5 --out run", "each of 5"),
@@ -178,7 +157,7 @@ CONTRACT = Contract(
         (f"make {DRAW} --experts {{experts}} --through denoised --out out", "without experts"),
         (f"compare {DRAW} --experts {{experts}} --out {{pixels}}", "source"),
     ],
-    attach={family: partial(neutral, family) for family in ("ddpm", "sd", "sdxl", "sd3")},
+    attach={family: partial(neutral, family) for family in FAMILIES},
     artifacts={"experts": Artifact(saved, loaded)},
     resume={"transfer": Resume(resumed, 3)},
 )

@@ -10,23 +10,12 @@ LATENT = "--model {latents} --image {large.png} --num-steps 4 --device cpu"
 
 def files(folder: Path) -> dict[str, Path]:
     """Make a tiny pixel pipeline, a latent one, images, and files that a user could name by mistake."""
-    import torch
-    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-    from noiseworks.kits.diffusers_hosts import tiny_pipeline
+    from noiseworks.kits.diffusers_hosts import tiny_pipeline, tiny_pixel_pipeline
     from PIL import Image
 
-    torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=8,
-        layers_per_block=1,
-        block_out_channels=(8, 8),
-        down_block_types=("DownBlock2D",) * 2,
-        up_block_types=("UpBlock2D",) * 2,
-        norm_num_groups=4,
-    )
-    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder / "pixels")
+    tiny_pixel_pipeline().save_pretrained(folder / "pixels")
     tiny_pipeline("sd").save_pretrained(folder / "latents")
-    tiny_pipeline("pixart").save_pretrained(folder / "pixart")
+    tiny_pipeline("flux").save_pretrained(folder / "flux")
     tiny_pipeline("dit").save_pretrained(folder / "dit")
     side = {"image.png": 8, "small.png": 4, "large.png": 32, "mask.png": 8}
     for name, size in side.items():
@@ -38,7 +27,7 @@ def files(folder: Path) -> dict[str, Path]:
         Image.linear_gradient("L").rotate(90 * i).resize((8, 8)).convert("RGB").save(
             folder / "images" / f"{i}.png"
         )
-    names = ("pixels", "latents", "dit", "pixart", *side, "empty.png", "text.txt", "images")
+    names = ("pixels", "latents", "dit", "flux", *side, "empty.png", "text.txt", "images")
     return {name: folder / name for name in names}
 
 
@@ -68,7 +57,7 @@ CONTRACT = Contract(
         ("restore --model {pixels} --image {small.png} --num-steps 4 --out out", "8x8"),
         ("restore --model {pixels} --image {text.txt} --num-steps 4 --out out", "text.txt"),
         ("restore --model {pixels} --image gone.png --out out", "gone.png"),
-        ("restore --model {pixart} --image {large.png} --out out", "pixart"),
+        ("restore --model {flux} --image {large.png} --out out", "flux"),
         (
             "restore --model {dit} --image {large.png} --prompt dog --device cpu --out out",
             "number of a class",

@@ -13,7 +13,12 @@ from noiseworks.black_scholes.scorers import Scorer, score
 from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.errors import InputError, UnsupportedHostError
 from noiseworks.kits.diffusers_hosts.conditions import cond_rows, encode_condition, with_condition
-from noiseworks.kits.diffusers_hosts.forecasts import decode_latents, guided_prediction, latents_of
+from noiseworks.kits.diffusers_hosts.forecasts import (
+    decode_latents,
+    guided_prediction,
+    image_size,
+    latents_of,
+)
 from noiseworks.kits.diffusers_hosts.hooks import DenoiserCall, DenoiserHook, HookHandle, attach_hook
 from noiseworks.kits.diffusers_hosts.levels import noise_level, prediction_type_of, to_x0
 from torch import Tensor
@@ -193,7 +198,9 @@ class BlendHook(DenoiserHook):
             run.seen = None
             return
         x0 = to_x0(seen.prediction, latents, alpha, sigma, kind)
-        found = score(self.scorer, decode_latents(call.run.pipe, x0, _size(call)).float(), run.trace.concepts)
+        found = score(
+            self.scorer, decode_latents(call.run.pipe, x0, image_size(call)).float(), run.trace.concepts
+        )
         run.history.append(found)
         run.trace.scores[:, seen.step] = found
         run.trace.decodes += 1
@@ -247,11 +254,6 @@ def _text(call: DenoiserCall, concept: str | int) -> str:
         return concept
     names = {number: name for name, number in (getattr(call.run.pipe, "labels", None) or {}).items()}
     return names.get(concept, str(concept))
-
-
-def _size(call: DenoiserCall) -> tuple[int, int] | None:
-    height, width = call.run.setting("height"), call.run.setting("width")
-    return (height, width) if height and width else None
 
 
 class BlendHandle(HookHandle[BlendHook]):

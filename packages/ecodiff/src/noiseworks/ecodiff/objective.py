@@ -5,17 +5,18 @@ give the same loss at any time.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from noiseworks.core.noise import mix64
 from noiseworks.kits.diffusers_hosts.drawing import Prompts, call_arguments
-from noiseworks.kits.diffusers_hosts.hooks import DenoiserCall, DenoiserHook, attach_hook
+from noiseworks.kits.diffusers_hosts.hooks import DenoiserCall
 from noiseworks.kits.diffusers_hosts.layouts import layout_of
 from noiseworks.kits.diffusers_hosts.loading import sample_generators
 from noiseworks.kits.diffusers_hosts.options import Sampling
+from noiseworks.kits.diffusers_hosts.recording import record_step
 from noiseworks.kits.diffusers_hosts.rows import prediction_of
 from noiseworks.kits.diffusers_hosts.through import through_run
 from torch import Tensor
@@ -115,28 +116,6 @@ def trajectory_loss(
     return reconstruction(latents, target, options.loss)
 
 
-class _Recorder(DenoiserHook):
-    """Keeps one step's calls and what the host got for them, and stops the run behind them."""
-
-    def __init__(self, pipe: "DiffusionPipeline", step: int) -> None:
-        super().__init__(pipe)
-        self.step, self.found = step, []
-
-    def denoise(self, call: DenoiserCall) -> Any:
-        """Evaluate, and keep the call at its step."""
-        if call.run.step > self.step:
-            raise _Enough
-        output = self.evaluate(call)
-        if call.run.step == self.step:
-            self.found.append((call, prediction_of(output)))
-        return output
-
-
-class _Enough(Exception):  # noqa: N818 - it ends a run on purpose and is caught below
-    """The calls that were wanted are there."""
-
-
-@torch.no_grad()
 def record(runs: Runs, rows: Sequence[int], step: int) -> list[tuple[DenoiserCall, Tensor]]:
     """Return the denoiser's calls of one step (two on FLUX with guidance) and its predictions.
 
@@ -145,10 +124,7 @@ def record(runs: Runs, rows: Sequence[int], step: int) -> list[tuple[DenoiserCal
         rows: Numbers of the prompts.
         step: The step, from 0.
     """
-    hook = _Recorder(runs.pipe, step)
-    with attach_hook(hook, "recording a step"), suppress(_Enough):
-        runs.latents(rows)
-    return hook.found
+    return record_step(runs.pipe, runs.arguments(rows), step)
 
 
 def step_loss(

@@ -34,10 +34,11 @@ def generate_data(
     check_folder(out, DATA, sources=(drawing.model,))
     resolve_model(drawing.model)
     from noiseworks.kits.pictures import write_picture
-    from noiseworks.ppap.diffusers import draw_images
+    from noiseworks.ppap.diffusers import conditions_of, draw_images
     from noiseworks.ppap.reports import load_host, picture_of, seeds_of
 
     pipe = load_host(drawing)
+    conditions_of(pipe, drawing.prompt, 1)
     with (
         results(out, DATA, {"drawing": drawing, "synthesis": synthesis}) as folder,
         progress_bar("drawing") as bar,

@@ -1,4 +1,4 @@
-"""The adapter to diffusers: pixel pipelines without conditions (DDPM, DDIM), and Stable Diffusion (1, 2, XL, 3)."""
+"""The adapter to diffusers: pixel pipelines (DDPM, DDIM, DeepFloyd IF), and latent ones of six families."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +9,7 @@ from noiseworks.core.errors import InputError, UnsupportedHostError
 from noiseworks.kits.attachments import Attachment, Replace, Wrap
 from noiseworks.kits.attachments import attach as attach_parts
 from noiseworks.kits.diffusers_hosts import (
+    PIXELS,
     UNCONDITIONAL,
     DenoiserCall,
     DenoiserHook,
@@ -17,6 +18,7 @@ from noiseworks.kits.diffusers_hosts import (
     attach_hook,
     decode_latents,
     encode_images,
+    image_size,
     latents_of,
     layout_of,
     noise_level,
@@ -27,6 +29,7 @@ from noiseworks.kits.diffusers_hosts import (
     score_slope,
     to_x0,
 )
+from noiseworks.kits.diffusers_hosts.drawing import prompts_for
 from noiseworks.ppap.guidance import NoisyGuide, gradient, scaled
 from noiseworks.ppap.options import Strength
 from torch import Tensor
@@ -35,22 +38,27 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 NAME = "noiseworks-ppap"
-FAMILIES = ("sd", "sdxl", "sd3")
+FAMILIES = ("sd", "sdxl", "sd3", "flux", "pixart", "dit")
 
 
 def is_pixel(pipe: "DiffusionPipeline") -> bool:
-    """Return whether a pipeline denoises pixels without a condition.
+    """Return whether a pipeline denoises pixels.
 
     Raises:
         UnsupportedHostError: When it does neither that nor belong to `FAMILIES`.
     """
-    if type(pipe).__name__ in UNCONDITIONAL:
+    if type(pipe).__name__ in PIXELS:
         return True
     if layout_of(pipe).family not in FAMILIES:
         raise UnsupportedHostError(
-            f"ppap guides {', '.join((*UNCONDITIONAL, *FAMILIES))}, not {type(pipe).__name__}"
+            f"ppap guides {', '.join((*PIXELS, *FAMILIES))}, not {type(pipe).__name__}"
         )
     return False
+
+
+def is_unconditional(pipe: "DiffusionPipeline") -> bool:
+    """Return whether a pipeline denoises pixels without a condition, each row a sample."""
+    return type(pipe).__name__ in UNCONDITIONAL
 
 
 def timesteps_of(pipe: "DiffusionPipeline") -> int:
@@ -68,9 +76,15 @@ def noise_levels(pipe: "DiffusionPipeline") -> Tensor:
     return torch.tensor([noise_level(pipe.scheduler, t) for t in range(timesteps_of(pipe))]).T
 
 
-def seen_images(pipe: "DiffusionPipeline", x: Tensor) -> Tensor:
-    """Return the images that a guide sees of samples, around [-1, 1]: decoded where they are latents."""
-    return x if is_pixel(pipe) else decode_latents(pipe, x).float() * 2 - 1
+def seen_images(pipe: "DiffusionPipeline", x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    """Return the images that a guide sees of samples, around [-1, 1]: decoded where they are latents.
+
+    Args:
+        pipe: The pipeline.
+        x: Samples [B, C, h, w], packed on FLUX.
+        size: (H, W) of packed ones, by default square.
+    """
+    return x if is_pixel(pipe) else decode_latents(pipe, x, size).float() * 2 - 1
 
 
 def model_samples(pipe: "DiffusionPipeline", images: Tensor, batch: int = 32) -> Tensor:
@@ -101,10 +115,11 @@ class GuidanceHook(DenoiserHook):
         output = self.evaluate(call)
         if self.strength.scale == 0:
             return output
-        pipe, reader = call.run.pipe, self.reader.to(call.sample.device)
+        pipe, reader, size = call.run.pipe, self.reader.to(call.sample.device), image_size(call)
         x = latents_of(call)
         found = gradient(
-            lambda z: reader.log_likelihood(seen_images(pipe, z), call.timestep, self.target), x.detach()
+            lambda z: reader.log_likelihood(seen_images(pipe, z, size), call.timestep, self.target),
+            x.detach(),
         )
         return add_score(call, output, scaled(found, x, self.strength))
 
@@ -116,7 +131,7 @@ def _pixel_forward(
     strength: Strength,
     bound: float | None,
 ) -> Callable[..., Any]:
-    """Return what takes the place of the forward of an unconditional model; x_0 is clipped before the guidance."""
+    """Return what takes the place of the forward of a pixel model; x_0 is clipped before the guidance."""
 
     def forward(beneath: Callable[..., Any], sample: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Any:
         t = float(torch.as_tensor(timestep).flatten()[0])
@@ -137,7 +152,9 @@ def _pixel_forward(
             output = beneath(x.to(sample.dtype), timestep, *args, **kwargs)
             return reader.log_likelihood(_clipped(x0_of(output, x), bound), t, target)
 
-        found = scaled(gradient(value, sample), sample, strength)
+        seen = sample if is_unconditional(pipe) else _samples(sample)
+        found = scaled(gradient(value, seen), seen, strength)
+        found = found.repeat(len(sample) // len(seen), 1, 1, 1)
         if output is None:
             output = beneath(sample, timestep, *args, **kwargs)
         if bound is not None and level[0] > 0:  # the prediction becomes that of the clipped x_0
@@ -150,8 +167,16 @@ def _pixel_forward(
     return forward
 
 
+def _samples(rows: Tensor) -> Tensor:
+    """Return a call's samples: with classifier-free guidance each stands in both halves of the rows."""
+    halves = rows.chunk(2)
+    return halves[0] if len(halves) == 2 and torch.equal(*halves) else rows
+
+
 def clip_bound(pipe: "DiffusionPipeline") -> float | None:
-    """Return the size to which a scheduler clips x_0, None where it does not."""
+    """Return the size to which a scheduler clips x_0, None where it does not, or clips what texts have guided."""
+    if not is_unconditional(pipe):
+        return None
     config = pipe.scheduler.config
     return config.get("clip_sample_range", 1.0) if config.get("clip_sample", False) else None
 
@@ -185,7 +210,7 @@ def attach(
     1 / sqrt(alpha_t).
 
     Args:
-        pipe: A DDPM or DDIM pipeline, or Stable Diffusion (1, 2, XL, 3).
+        pipe: A DDPM, DDIM or IF pipeline, or a latent one of `FAMILIES`.
         reader: The guide, with experts or as it is.
         target: A class or a map for each image of a run, or one for all.
         strength: How hard.
@@ -198,9 +223,9 @@ def attach(
         UnsupportedHostError: When the pipeline is of another kind.
     """
     target, pixel = torch.as_tensor(target), is_pixel(pipe)
-    if strength.through == "denoised" and (not pixel or reader.experts is not None):
+    if strength.through == "denoised" and (not is_unconditional(pipe) or reader.experts is not None):
         raise InputError(
-            "a look at the denoised image is for pixel pipelines and for a guide without experts"
+            "a look at the denoised image is for pixel pipelines without texts, and for a guide without experts"
         )
     if not pixel:
         return attach_hook(GuidanceHook(pipe, reader, target, strength), NAME)
@@ -211,8 +236,8 @@ def attach(
 
 @contextmanager
 def deterministic(pipe: "DiffusionPipeline") -> Iterator[None]:
-    """Let a pixel pipeline draw by DDIM within a block, as published; others keep their schedulers."""
-    if not is_pixel(pipe):
+    """Let an unconditional pipeline draw by DDIM within a block, as published; others keep their schedulers."""
+    if not is_unconditional(pipe):
         yield
         return
     from diffusers import DDIMScheduler
@@ -222,6 +247,19 @@ def deterministic(pipe: "DiffusionPipeline") -> Iterator[None]:
         yield
 
 
+def conditions_of(pipe: "DiffusionPipeline", prompt: str, count: int) -> dict[str, list]:
+    """Return the arguments by which a pipeline is told what all images show; none where it has no conditions.
+
+    Raises:
+        InputError: When DiT is not given the number of a class.
+    """
+    if is_unconditional(pipe):
+        return {}
+    if is_pixel(pipe) or layout_of(pipe).family != "dit":
+        return {"prompt": [prompt] * count}
+    return {"class_labels": prompts_for(pipe, [prompt] * count)}
+
+
 def draw_images(pipe: "DiffusionPipeline", seeds: Sequence[int], steps: int, prompt: str = "") -> Tensor:
     """Return images in [-1, 1] on the CPU, [len(seeds), C, H, W], one seed each.
 
@@ -229,12 +267,14 @@ def draw_images(pipe: "DiffusionPipeline", seeds: Sequence[int], steps: int, pro
         pipe: The pipeline, with whatever is attached to it.
         seeds: Of each image's noise.
         steps: Denoising steps.
-        prompt: For Stable Diffusion.
+        prompt: Of all images; the number of a class for DiT.
     """
     settings = {"num_inference_steps": steps, "generator": sample_generators(seeds)}
+    settings |= conditions_of(pipe, prompt, len(seeds))
+    if not is_pixel(pipe):
+        return pipe(output_type="pt", **settings).images.float().cpu() * 2 - 1
+    if is_unconditional(pipe):
+        settings["batch_size"] = len(seeds)
     with deterministic(pipe):
-        if is_pixel(pipe):
-            made = torch.from_numpy(pipe(batch_size=len(seeds), output_type="np", **settings).images)
-            return made.permute(0, 3, 1, 2).float() * 2 - 1
-        made = pipe(prompt=[prompt] * len(seeds), output_type="pt", **settings).images
-    return made.float().cpu() * 2 - 1
+        made = torch.from_numpy(pipe(output_type="np", **settings).images)
+    return made.permute(0, 3, 1, 2).float() * 2 - 1

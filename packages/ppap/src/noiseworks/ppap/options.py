@@ -114,9 +114,9 @@ class Drawing(Hardware):
     """What is drawn.
 
     Attributes:
-        model: A DDPM, DDIM or Stable Diffusion pipeline: a directory, a hub id or testbed:<name>.
-        prompt: For Stable Diffusion.
-        steps: Denoising steps (DDIM).
+        model: A diffusers pipeline of pixels or latents: a directory, a hub id or testbed:<name>.
+        prompt: Of all images, where the model takes one; the number of a class for DiT.
+        steps: Denoising steps (by DDIM where there is no prompt).
         seed: Of image i is seed + i.
         device: auto (the GPU if there is one), cpu, cuda, cuda:N or mps.
         dtype: Type of the weights: auto (float32), float32, bfloat16 or float16.

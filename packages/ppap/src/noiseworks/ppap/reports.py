@@ -9,7 +9,7 @@ import torch
 from noiseworks.core.errors import InputError
 from noiseworks.kits.diffusers_hosts import load_image_model
 from noiseworks.kits.pictures import to_pixels
-from noiseworks.ppap.diffusers import FAMILIES, attach, draw_images, is_pixel, timesteps_of
+from noiseworks.ppap.diffusers import FAMILIES, attach, draw_images, is_unconditional, timesteps_of
 from noiseworks.ppap.guidance import NoisyGuide
 from noiseworks.ppap.guide import Guide, load_guide
 from noiseworks.ppap.options import Drawing, Guided, Strength, Wanted
@@ -136,7 +136,7 @@ def compared(
         "off-the-shelf": (plain, strength),
         "ppap": (host.reader, strength),
     }
-    if is_pixel(host.pipe):
+    if is_unconditional(host.pipe):
         methods["off-the-shelf, denoised"] = (plain, replace(strength, through="denoised"))
     rows, shown = [], {}
     for name, (reader, how) in methods.items():

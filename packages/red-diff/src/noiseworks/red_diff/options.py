@@ -105,9 +105,9 @@ class Problem(Hardware):
     """Which image, and which model restores it.
 
     Attributes:
-        model: A DDPM, DDIM or Stable Diffusion pipeline: a directory, a hub id or testbed:<name>.
+        model: A diffusers pipeline of pixels or latents: a directory, a hub id or testbed:<name>.
         image: The image, or for compare also a folder of them.
-        prompt: What the image shows, for Stable Diffusion; the number of a class for DiT.
+        prompt: What the image shows, where the model takes a text; the number of a class for DiT.
         seed: Of the noise; image i has seed + i.
         device: auto (the GPU if there is one), cpu, cuda, cuda:N or mps.
         dtype: Type of the weights: auto (float32), float32, bfloat16 or float16.

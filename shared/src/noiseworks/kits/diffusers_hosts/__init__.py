@@ -10,6 +10,7 @@
 - `options`, `drawing`: the options of drawing, batches with one seed a sample, the folder of a run.
 - `loading`: `load_pipeline` for a directory, a hub id or `testbed:<name>`; per-sample generators.
 - `units`, `pruned_denoiser`: attention heads and feed-forward neurons, masked or removed for good.
+- `recording`: what a pipeline feeds its denoiser at one step.
 - `through`: gradients through a whole run, with the memory of one step.
 - `tiny`, `tokenizers`: random pipelines of every family, built in a second without a download.
 """

@@ -8,6 +8,7 @@ from .forecasts import decode_latents as decode_latents
 from .forecasts import encode_images as encode_images
 from .forecasts import forecast as forecast
 from .forecasts import guided_prediction as guided_prediction
+from .forecasts import image_size as image_size
 from .forecasts import latents_of as latents_of
 from .forecasts import score_of as score_of
 from .hooks import DenoiserCall as DenoiserCall
@@ -23,6 +24,7 @@ from .levels import prediction_type_of as prediction_type_of
 from .levels import score_slope as score_slope
 from .levels import to_epsilon as to_epsilon
 from .levels import to_x0 as to_x0
+from .loading import PIXELS as PIXELS
 from .loading import UNCONDITIONAL as UNCONDITIONAL
 from .loading import load_image_model as load_image_model
 from .loading import load_pipeline as load_pipeline
@@ -31,6 +33,7 @@ from .loading import seeded_latents as seeded_latents
 from .options import CallSampling as CallSampling
 from .options import Sampling as Sampling
 from .options import read_prompts as read_prompts
+from .recording import record_step as record_step
 from .rows import prediction_of as prediction_of
 from .rows import replace_prediction as replace_prediction
 from .rows import take_rows as take_rows
@@ -40,6 +43,7 @@ from .tiny import FAMILIES as FAMILIES
 from .tiny import save_tiny_clip as save_tiny_clip
 from .tiny import tiny_inputs as tiny_inputs
 from .tiny import tiny_pipeline as tiny_pipeline
+from .tiny import tiny_pixel_pipeline as tiny_pixel_pipeline
 from .units import Units as Units
 from .units import find_units as find_units
 from .units import mask_units as mask_units

@@ -21,6 +21,12 @@ def latents_of(call: DenoiserCall) -> Tensor:
     return _latents(call, call.sample[: call.run.batch])
 
 
+def image_size(call: DenoiserCall) -> tuple[int, int] | None:
+    """Return (H, W) that the host was called with, for `decode_latents`; None where it was left to the host."""
+    height, width = call.run.setting("height"), call.run.setting("width")
+    return (height, width) if height and width else None
+
+
 def guided_prediction(call: DenoiserCall, output: Any) -> Tensor:
     """Return the prediction that the host makes of a call's output by its own guidance formula.
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 UNCONDITIONAL = ("DDPMPipeline", "DDIMPipeline")
+PIXELS = (*UNCONDITIONAL, "IFPipeline")  # with texts, the last one
 
 
 def load_pipeline(
@@ -69,7 +70,7 @@ def load_image_model(
     dtype: torch.dtype = torch.float32,
     families: Sequence[str] | None = None,
 ) -> "DiffusionPipeline":
-    """Load an unconditional pixel pipeline (`UNCONDITIONAL`), or one of a known family as `load_pipeline` does.
+    """Load a pixel pipeline (`PIXELS`), or one of a known family as `load_pipeline` does.
 
     Args:
         name: The model's name.
@@ -84,7 +85,7 @@ def load_image_model(
     path = resolve_model(name)
     index = Path(path) / "model_index.json"
     if not Path(path).is_dir() or (
-        index.is_file() and json.loads(index.read_text()).get("_class_name") not in UNCONDITIONAL
+        index.is_file() and json.loads(index.read_text()).get("_class_name") not in PIXELS
     ):
         return load_pipeline(name, device, dtype, families)
     from diffusers import DiffusionPipeline

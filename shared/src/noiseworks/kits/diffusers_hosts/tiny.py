@@ -59,6 +59,59 @@ def tiny_pipeline(family: str, seed: int = 0) -> "DiffusionPipeline":
     return pipe
 
 
+def tiny_pixel_pipeline(kind: str = "ddpm", seed: int = 0) -> "DiffusionPipeline":
+    """Build a random pipeline that denoises 8-pixel images.
+
+    Args:
+        kind: "ddpm" or "ddim", without conditions, or "if": DeepFloyd's, with texts, a learned variance and a scheduler
+            that thresholds.
+        seed: Seed of the weights.
+
+    Raises:
+        InputError: When the kind is unknown.
+    """
+    import diffusers
+
+    check_choice("kind", kind, ("ddpm", "ddim", "if"))
+    common = {"sample_size": 8, "layers_per_block": 1, "block_out_channels": (8, 8), "norm_num_groups": 4}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if kind == "if":
+            unet = diffusers.UNet2DConditionModel(
+                in_channels=3,
+                out_channels=6,
+                down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+                up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+                mid_block_type=None,
+                cross_attention_dim=32,
+                attention_head_dim=4,
+                **common,
+            )
+            tokenizer = tiny_t5_tokenizer(WORDS, _TOKENS)
+            pipe = diffusers.IFPipeline(
+                tokenizer=tokenizer,
+                text_encoder=_t5(tokenizer, 32),
+                unet=unet,
+                scheduler=diffusers.DDPMScheduler(
+                    variance_type="learned_range", thresholding=True, sample_max_value=1.5
+                ),
+                safety_checker=None,
+                feature_extractor=None,
+                watermarker=None,
+                requires_safety_checker=False,
+            )
+            pipe.text_encoder.eval()
+        else:
+            plain = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+            unet = diffusers.UNet2DModel(**common, **plain)
+            ddpm = diffusers.DDPMPipeline, diffusers.DDPMScheduler
+            cls, scheduler = ddpm if kind == "ddpm" else (diffusers.DDIMPipeline, diffusers.DDIMScheduler)
+            pipe = cls(unet, scheduler())
+    unet.eval()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def tiny_inputs(family: str, batch: int, guidance_scale: float = 4.0) -> dict[str, Any]:
     """Return a tiny pipeline's call arguments for a batch: prompts, images where needed, guidance, sizes.
 
