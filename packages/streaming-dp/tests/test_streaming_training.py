@@ -6,6 +6,7 @@ import pytest
 import torch
 from noiseworks.core.errors import InputError
 from noiseworks.kits.policies import LinearNormalizer, NativePolicy, PolicyConfig
+from noiseworks.kits.training import check_run
 from noiseworks.kits.training.testing import stopping
 from noiseworks.streaming_dp import PerStepDDPM, StreamingHost, TrainConfig, convert, train
 from noiseworks.streaming_dp.training import streaming_loss
@@ -77,6 +78,10 @@ def test_a_run_refuses_other_settings_in_its_folder(tmp_path):
     assert not (tmp_path / "run" / "model").exists()
     with pytest.raises(InputError, match="learning_rate"):
         train(policy(), table(), tmp_path / "run", replace(config, learning_rate=1e-3), progress=False)
+    # What the command knows before it loads anything: it goes on, or is refused.
+    check_run(tmp_path / "run", {"model": "a", "fit": config})
+    with pytest.raises(InputError, match="learning_rate"):
+        check_run(tmp_path / "run", {"model": "a", "fit": replace(config, learning_rate=1e-3)})
     with pytest.raises(InputError, match="begun with model 'a', now model 'b'"):
         train(policy(), table(), tmp_path / "run", config, settings={"model": "b"}, progress=False)
     made = train(

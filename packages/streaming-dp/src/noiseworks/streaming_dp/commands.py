@@ -72,7 +72,7 @@ def train_policy(
     from noiseworks.kits.training import check_run
 
     settings = {"model": model, "data": data, "new": sizes, "schedule": schedule}
-    check_run(out, settings)
+    check_run(out, settings | {"fit": config})
     import torch
     from noiseworks.kits.policies.chunking import ChunkSpec, windows
     from noiseworks.kits.policies.data import load_episodes

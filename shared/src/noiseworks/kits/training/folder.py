@@ -94,12 +94,17 @@ def open_run(out: str | Path, settings: Mapping[str, Any], resume: bool = True) 
 def check_run(out: str | Path, settings: Mapping[str, Any], resume: bool = True) -> None:
     """Refuse a folder that `open_run` would refuse for what it holds, and write nothing: for before slow loading.
 
+    Args:
+        out: The folder.
+        settings: What is known of the run so far: settings that it has besides are compared by `open_run` alone.
+        resume: Whether a run that the folder holds goes on, or is refused.
+
     Raises:
         InputError: As `open_run`.
     """
     out = check_writable(out)
     _refuse_other_files(out)
-    _begins(out, settings, resume)
+    _begins(out, settings, resume, whole=False)
 
 
 def read_settings(folder: str | Path) -> dict[str, Any]:
@@ -137,7 +142,7 @@ def _refuse_other_files(out: Path) -> None:
         raise InputError(f"{out} holds {others[0]!r} and no training run; name a new or empty folder")
 
 
-def _begins(out: Path, settings: Mapping[str, Any], resume: bool) -> bool:
+def _begins(out: Path, settings: Mapping[str, Any], resume: bool, *, whole: bool = True) -> bool:
     """Return whether settings are to be written: the run begins, or had not come to a checkpoint."""
     if not (out / CONFIG_NAME).is_file():
         return True
@@ -147,7 +152,7 @@ def _begins(out: Path, settings: Mapping[str, Any], resume: bool) -> bool:
     if not resume:
         raise InputError(f"{out} already holds a run; name another folder")
     free, old, new = _free(settings), _leaves(before), _leaves(_plain(settings))
-    for name in [*new, *(name for name in old if name not in new)]:
+    for name in [*new, *(name for name in old if whole and name not in new)]:
         left, right = old.get(name, _MISSING), new.get(name, _MISSING)
         if name not in free and left != right:
             raise InputError(
