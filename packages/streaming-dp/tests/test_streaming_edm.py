@@ -117,7 +117,9 @@ class Host:
 @pytest.mark.parametrize("churn", [0.0, CHURN])
 def test_a_stream_in_the_networks_units_is_the_concatenation_of_plain_steps(churn):
     host, count, cycles = Host(), 10, 12
-    policy = StreamingPolicy(host, num_levels=count, churn=churn)
+    start = torch.tensor([0.4, -0.2])
+    own = {"buffer_init": "constant", "constant": start.tolist()}
+    policy = StreamingPolicy(host, num_levels=count, churn=churn, **own)
     policy.reset([0], [7])
     obs = {"obs": torch.zeros(1, 3)}
     found = torch.stack([policy.act(obs)[0] for _ in range(cycles)])
@@ -132,7 +134,7 @@ def test_a_stream_in_the_networks_units_is_the_concatenation_of_plain_steps(chur
     def noised(clean, noise, part=slice(None)):
         return clean + std[levels[:, part] + 1][..., None].float() * noise
 
-    x = noised(torch.zeros(1, 6, 2), torch.randn(1, 6, 2, generator=generator))
+    x = noised(start.expand(1, 6, 2), torch.randn(1, 6, 2, generator=generator))
     fresh = []
     for _ in range(cycles):
         while levels[0, 1] > -1:

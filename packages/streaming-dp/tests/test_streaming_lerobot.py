@@ -10,19 +10,22 @@ from noiseworks.streaming_dp.lerobot import attach
 from noiseworks.streaming_dp.lerobot.attaching import write_lerobot
 
 
-def test_lerobots_own_evaluation_streams_a_converted_policy_and_leaves_its_weights():
+def test_lerobots_own_evaluation_streams_a_converted_policy_and_gets_its_bits_back():
     plain = tiny_diffusion()
     policy = convert(plain, n_action_steps=1).policy
     network = policy.diffusion.unet
     with pytest.raises(UnsupportedHostError, match="convert"):
         attach(plain)
     before = {name: value.clone() for name, value in policy.state_dict().items()}
+    off = lerobot_evaluation(policy, network)
     with attach(policy, Stream(n_action_steps=1)) as handle:
         first = lerobot_evaluation(policy, network)
         stats = handle.controller.stats
     assert first.actions.shape == (4, 9, 2)
     assert (stats.executed, stats.row_calls) == (4 * 9, 2 * first.calls)
     assert first.calls < 4 // 2 * 9 * 14 / 3  # far fewer than a full sampler at every step
+    assert not torch.equal(first.actions, off.actions)
+    assert torch.equal(lerobot_evaluation(policy, network).actions, off.actions)
     assert "select_action" not in vars(policy)
     assert all(torch.equal(before[name], value) for name, value in policy.state_dict().items())
 
