@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from noiseworks.bench.claims import Context
 from noiseworks.core.errors import ArtifactError, InputError
 from noiseworks.kits.backbones import keep_count, random_masks, to_images, to_patches
 from noiseworks.kits.training import Batches
@@ -433,3 +434,21 @@ def test_bad_ratios_and_sizes_are_refused():
         pretrain_model(CONFIG, latents(40), Masking(), Pretraining(max_steps=1, flip=True), progress=False)
     with pytest.raises(InputError, match="rounds"):
         made().reconstruct(latents(), masks_of(6, 4), rounds=0)
+
+
+def test_a_claims_seed_that_was_stopped_does_not_train_again(tmp_path, monkeypatch):
+    from noiseworks.lmd import evidence
+    from noiseworks.lmd.claim import CLAIM
+
+    images = pictures(8)
+    shared = evidence.Shared(500, images, images, [], Space(None), images, 0.0)
+    context = Context("smoke", CLAIM.scales["smoke"].settings, None, "cpu", tmp_path, lambda *_: None)
+    given = ("coarse", shared, context, Space(None), images, 8, Masking("fixed"), 2)
+    first = evidence.kept(*given)
+    monkeypatch.setattr(evidence, "trained", None)
+    again = evidence.kept(*given)
+    assert [tuple(point) for point in again["curve"]] == first["curve"]
+    assert [step for step, _, _ in first["curve"]] == [1, 2]
+    names = dict(again["model"].named_parameters())
+    assert all(torch.equal(names[name], weight) for name, weight in first["model"].named_parameters())
+    assert not again["model"].training

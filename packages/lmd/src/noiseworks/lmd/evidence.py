@@ -94,7 +94,9 @@ def prepare_seed(seed: int, context: Context) -> Shared:
     latents = space.encode(images)
     attributes = list(zip(known, asked, strict=True))
     shared = Shared(seed, images, held, attributes, space, latents, clock.seconds)
-    shared.pixels = trained(shared, context, Space(None), images, PIXELS, Masking("fixed"), sizes["steps"])
+    shared.pixels = kept(
+        "pixels", shared, context, Space(None), images, PIXELS, Masking("fixed"), sizes["steps"]
+    )
     shared.reference = shared.pixels["curve"][-1][2]
     return shared
 
@@ -142,13 +144,44 @@ def loss_of(model: LMD, space: Space, images: Tensor, mean: Tensor, device: torc
     return float(own / plain)
 
 
-def trained(
-    shared: Shared, context: Context, space: Space, inputs: Tensor, patch: int, masking: Masking, steps: int
+def kept(
+    name: str,
+    shared: Shared,
+    context: Context,
+    space: Space,
+    inputs: Tensor,
+    patch: int,
+    masking: Masking,
+    steps: int,
 ) -> dict[str, Any]:
-    """Train one auto-encoder, and return it and its curve of (step, seconds, loss)."""
+    """Train one auto-encoder, or take the one that a run of this seed which was stopped has trained already.
+
+    Returns:
+        `model`, and `curve`, its (step, seconds, loss).
+    """
+    path = context.folder / f"{name}.pt"
+    network = Network(**context.settings["network"], patch=patch)
+    model = untrained(
+        LMDConfig(**vars(network), size=inputs.shape[-1], channels=inputs.shape[1]), shared.seed
+    )
+    if path.is_file():
+        found = torch.load(path, weights_only=True)
+        model.load_state_dict(found["weights"])
+        return {
+            "model": model.requires_grad_(False).to(resolve_device(context.device)),
+            "curve": found["curve"],
+        }
+    made, curve = trained(model, shared, context, space, inputs, masking, steps)
+    torch.save({"weights": made.state_dict(), "curve": curve}, path.with_suffix(".part"))
+    path.with_suffix(".part").replace(path)
+    return {"model": made, "curve": curve}
+
+
+def trained(
+    model: LMD, shared: Shared, context: Context, space: Space, inputs: Tensor, masking: Masking, steps: int
+) -> tuple[LMD, list[tuple[int, float, float]]]:
+    """Train a new auto-encoder, and return it and its curve of (step, seconds, loss)."""
     sizes, device = context.settings, resolve_device(context.device)
-    network = Network(**sizes["network"], patch=patch)
-    config = LMDConfig(**vars(network), size=inputs.shape[-1], channels=inputs.shape[1])
     recipe = Pretraining(
         max_steps=steps,
         batch_size=sizes["batch"],
@@ -156,7 +189,7 @@ def trained(
         normalise=False,
         device=context.device,
     )
-    model, side = untrained(config, shared.seed).train(), config.size // patch
+    model, side = model.train(), model.config.size // model.config.patch
     judged, mean = shared.held[: sizes["judged"]], shared.images.mean(0)
     clock, curve = Clock(device), []
 
@@ -179,7 +212,7 @@ def trained(
         model, {"x": inputs}, loss, recipe, make_optimizer=optimizer_of(recipe), progress=False
     ).to(device)
     look(made, recipe.max_steps)
-    return {"model": made, "curve": curve}
+    return made, curve
 
 
 def probe(shared: Shared, features: tuple[Tensor, Tensor], shots: int) -> float:
@@ -210,7 +243,7 @@ def measure_arm(arm: str, shared: Shared, context: Context) -> Measurement:
         found = shared.pixels
     else:
         patch, schedule = {"coarse": (COARSE, "fixed"), "fixed": (2, "fixed"), "lmd": (2, "cosine")}[arm]
-        found = trained(shared, context, space, inputs, patch, Masking(schedule), context.settings["short"])
+        found = kept(arm, shared, context, space, inputs, patch, Masking(schedule), context.settings["short"])
     model, curve = found["model"], found["curve"]
     reached = next((seconds for _, seconds, loss in curve if loss <= shared.reference), None)
     seconds = curve[-1][1] if reached is None else reached
