@@ -184,6 +184,31 @@ def test_guidance_of_one_is_the_conditional_output_and_samples_have_seeds_of_the
         draw(randomised(), labels * 0, COSINE, steps=5, guidance_scale=2.0)
 
 
+def test_a_sampler_goes_by_the_noise_or_by_the_clean_image():
+    model, labels = randomised(LABELLED), torch.tensor([0, 1])
+    assert torch.equal(
+        draw(model, labels, COSINE, steps=4, by="epsilon"), draw(model, labels, COSINE, steps=4)
+    )
+
+    class Agreeing(UMD):
+        """Both predictions are those of one clean image, so that both samplers must draw it."""
+
+        def forward(self, x, t, y=None):
+            level, clean = COSINE.level(t), torch.full_like(x, 0.25)
+            alpha, sigma = (part.view(-1, 1, 1, 1).to(x) for part in level)
+            return torch.cat([(x - alpha * clean) / sigma, clean], 1)
+
+    agreeing = Agreeing(LABELLED)
+    for by in ("epsilon", "x0"):
+        found = draw(agreeing, labels, COSINE, steps=4, guidance_scale=2.0, by=by)
+        torch.testing.assert_close(found, torch.full_like(found, 0.25), atol=1e-3, rtol=0)
+    assert not torch.equal(
+        draw(model, labels, COSINE, steps=4, by="x0"), draw(model, labels, COSINE, steps=4)
+    )
+    with pytest.raises(InputError, match="by must be"):
+        draw(model, labels, COSINE, steps=4, by="v")
+
+
 def test_ddim_with_eta_one_is_diffusers():
     from diffusers import DDIMScheduler
     from noiseworks.core.params import to_x0
@@ -285,13 +310,11 @@ def test_the_claim_reads_every_arm_in_the_same_places(monkeypatch):
     settings = CLAIM.scales["smoke"].settings | {"samples": 6, "shots": 1}
     context = Context("smoke", settings, None, "cpu", Path(), lambda *_: None)
     pixels = torch.rand(64, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    known = torch.arange(64) % 2
-    net = fit_features(pixels, known, steps=1)
-    shared = claim.Shared(500, pixels, pixels, [(known, known)], known, net)
-    for arm in ("untrained", "mae"):
-        assert "probe_cls" in claim.run(arm, shared, context).metrics
-    arm = "umd"
-    monkeypatch.setattr("noiseworks.umd.sampling.draw", lambda model, wanted, *_, **__: pixels[: len(wanted)])
+    known, digits = torch.arange(64) % 2, pixels[:, :1, ::2, ::2]
+    net = fit_features(digits, known, steps=1)
+    shared = claim.Shared(500, pixels, pixels, [(known, known)], (digits, known), net)
+    monkeypatch.setattr("noiseworks.umd.sampling.draw", lambda model, wanted, *_, **__: digits[: len(wanted)])
     monkeypatch.setattr("noiseworks.kits.backbones.frechet_distance", lambda *_: 0.0)
-    claim.run(arm, shared, context)
+    for arm in ("untrained", "mae", "umd"):
+        assert "probe_cls" in claim.run(arm, shared, context).metrics
     assert read == {name: set(claim.READINGS) for name in ("untrained", "mae", "umd")}

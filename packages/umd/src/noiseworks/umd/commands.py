@@ -7,8 +7,7 @@ from noiseworks.core.artifacts import check_writable
 from noiseworks.core.errors import InputError
 from noiseworks.core.options import Place, Seed, Spread, Whole, Wholes, at_least
 from noiseworks.core.output import check_file
-from noiseworks.kits.backbones.options import Draw
-from noiseworks.umd.options import Features, FineTuning, Mixture, Network, Pretraining, UMDConfig
+from noiseworks.umd.options import Drawing, Features, FineTuning, Mixture, Network, Pretraining, UMDConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,7 +96,7 @@ def finetune(
 
 
 def sample(
-    *, model: Path, out: Path, draw: Spread[Draw] = Draw(), place: Spread[Place] = Place()
+    *, model: Path, out: Path, draw: Spread[Drawing] = Drawing(), place: Spread[Place] = Place()
 ) -> dict[str, Any]:
     """Draw images with a fine-tuned model, the classes in turn.
 
@@ -120,7 +119,7 @@ def sample(
     return {"images": draw.n, "picture": str(out), "labels": bool(loaded.config.classes)}
 
 
-def _drawn(model: Any, schedule: str, settings: Draw) -> "tuple[Tensor, Tensor]":
+def _drawn(model: Any, schedule: str, settings: Drawing) -> "tuple[Tensor, Tensor]":
     import torch
     from noiseworks.core.schedules import table_schedule
     from noiseworks.umd.sampling import draw
@@ -133,6 +132,7 @@ def _drawn(model: Any, schedule: str, settings: Draw) -> "tuple[Tensor, Tensor]"
         steps=settings.steps,
         guidance_scale=settings.guidance_scale,
         seeds=range(settings.seed, settings.seed + settings.n),
+        by=settings.by,
     )
     return images.cpu(), labels
 
@@ -231,7 +231,7 @@ def evaluate(
     model: Path,
     data: str = "shapes",
     size: Annotated[Whole | None, at_least(1)] = None,
-    draw: Spread[Draw] = Draw(n=240),
+    draw: Spread[Drawing] = Drawing(n=240),
     place: Spread[Place] = Place(),
 ) -> dict[str, Any]:
     """Measure samples in the features of a small classifier that is trained on the data first.

@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 
 from noiseworks.core.errors import InputError
 from noiseworks.core.options import Options, above, at_least, at_most, below
-from noiseworks.kits.backbones.options import LossRecipe
+from noiseworks.kits.backbones.options import Draw, LossRecipe
+
+PREDICTIONS = ("epsilon", "x0")
 
 # Preset -> r0, the share of noise-free samples, and the mask ratios ρ0 of those and ρ of the noised ones.
 PRESETS: Mapping[str, tuple[float, float, float]] = MappingProxyType(
@@ -164,3 +166,14 @@ class Features(Options):
 
     time: Annotated[int, at_least(0), at_most(1000)] = 0
     tokens: Literal["cls", "patches"] = "cls"
+
+
+@dataclass(frozen=True)
+class Drawing(Draw):
+    """What is sampled, and from which of the network's two predictions.
+
+    Attributes:
+        by: epsilon, the predicted noise (the paper's), or x0, the predicted clean image.
+    """
+
+    by: Literal["epsilon", "x0"] = "epsilon"

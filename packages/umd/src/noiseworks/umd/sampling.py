@@ -2,12 +2,29 @@
 
 from collections.abc import Sequence
 
-from noiseworks.core.checks import check_number
+from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.errors import InputError
 from noiseworks.core.schedules import TableSchedule
 from noiseworks.kits.backbones import sample
 from noiseworks.umd.model import UMD
-from torch import Tensor
+from noiseworks.umd.options import PREDICTIONS
+from torch import Tensor, nn
+
+
+class CleanFirst(nn.Module):
+    """A network whose predicted clean image (B, C, H, W) is its output; its predicted noise is left out.
+
+    Args:
+        model: The network.
+    """
+
+    def __init__(self, model: UMD) -> None:
+        super().__init__()
+        self.model, self.config, self.null_label = model, model.config, model.null_label
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """Return the predicted clean image; arguments as in `UMD.forward`."""
+        return self.model(x, t, y)[:, self.config.channels :]
 
 
 def time_list(num_steps: int, steps: int) -> list[int]:
@@ -30,6 +47,7 @@ def draw(
     guidance_scale: float = 1.0,
     eta: float = 1.0,
     seeds: Sequence[int] | None = None,
+    by: str = "epsilon",
 ) -> Tensor:
     """Return images (B, C, H, W) in [-1, 1].
 
@@ -41,18 +59,21 @@ def draw(
         guidance_scale: w of `ε_∅ + w (ε_y - ε_∅)`; 1 for none.
         eta: 0 is deterministic.
         seeds: One for each image, by default 0 to B - 1.
+        by: Which of the two predictions the sampler goes by, `epsilon` or `x0`.
 
     Raises:
-        InputError: On guidance of a model without labels.
+        InputError: On guidance of a model without labels, or another prediction.
     """
+    check_choice("by", by, PREDICTIONS)
     if guidance_scale != 1 and not model.config.classes:
         raise InputError("a model without labels takes no guidance; fine-tune it first, or use 1")
     return sample(
-        model,
+        model if by == "epsilon" else CleanFirst(model),
         labels,
         schedule,
         guidance_scale=guidance_scale,
         seeds=seeds,
         timesteps=time_list(schedule.num_steps, steps),
         eta=eta,
+        prediction_type="epsilon" if by == "epsilon" else "sample",
     )

@@ -27,6 +27,7 @@ def sample(
     timesteps: Sequence[int] | None = None,
     eta: float = 0.0,
     clip: bool = True,
+    prediction_type: str = "epsilon",
 ) -> Tensor:
     """Return images (B, C, H, W), or latents.
 
@@ -35,12 +36,13 @@ def sample(
         labels: (B,); `model.null_label` for none.
         schedule: The schedule that the model was trained with.
         steps: Network calls; with guidance each has twice the rows.
-        guidance_scale: w of `ε_∅ + w (ε_y - ε_∅)`; 1 for none.
+        guidance_scale: w of `ε_∅ + w (ε_y - ε_∅)`, with ε whatever the model predicts; 1 for none.
         seeds: One for each image, by default 0 to B - 1.
         timesteps: Instead of `steps` evenly spaced ones, those of the network calls, falling; after the last one the
             predicted clean image comes out.
         eta: 0 is deterministic, 1 has the variance of DDPM.
         clip: Whether predicted clean images are clipped to [-1, 1]; not so for latents.
+        prediction_type: What the model's first channels predict, one of `core.params.PREDICTION_TYPES`.
     """
     config, device = model.config, next(model.parameters()).device
     shape = (config.channels, config.image_size, config.image_size)
@@ -54,13 +56,13 @@ def sample(
     times = list(timesteps or spaced_timesteps(schedule.num_steps, steps))
     for number, (now, then) in enumerate(zip(times, [*times[1:], -1], strict=True), start=1):
         if guidance_scale == 1:
-            epsilon = model(x, torch.full_like(labels, now), labels)[:, : config.channels]
+            output = model(x, torch.full_like(labels, now), labels)[:, : config.channels]
         else:
             doubled = torch.full_like(both, now)
             with_label, without = model(x.repeat(2, 1, 1, 1), doubled, both)[:, : config.channels].chunk(2)
-            epsilon = without + guidance_scale * (with_label - without)
+            output = without + guidance_scale * (with_label - without)
         level, after = schedule.level(now), schedule.level(then)
-        clean = to_x0(epsilon, x, level, "epsilon")
+        clean = to_x0(output, x, level, prediction_type)
         clean = clean.clamp(-1, 1) if clip else clean
         noise = drawn(number) if eta and then >= 0 else None
         x = ddim_step(x, clean, level, after, eta=eta, noise=noise).sample.to(x.dtype)
