@@ -47,12 +47,15 @@ def demonstrations() -> Any:
 
 def files(folder: Path) -> dict[str, Path]:
     """Make models, and folders that a user could name by mistake."""
+    from noiseworks.kits.rl.testing import mistaken_data
+
     model().save_pretrained(folder / "model")
     policy().save_pretrained(folder / "policy")
     classifier().save_pretrained(folder / "judge")
     (folder / "empty").mkdir()
     (folder / "taken.txt").write_text("mine")
-    return {name: folder / name for name in ("model", "policy", "judge", "empty", "taken.txt")}
+    made = {name: folder / name for name in ("model", "policy", "judge", "empty", "taken.txt")}
+    return made | mistaken_data(folder)
 
 
 def saved(make: Any) -> Artifact:
@@ -127,6 +130,10 @@ CONTRACT = Contract(
         (f"fit {PLAY} {TINY} --out {{taken.txt}}/run", "taken.txt"),
         (f"fit {PLAY} --length 30 --out run", "no window"),
         (f"fit --data nowhere {TINY} --out run", "nowhere"),
+        (f"fit --data {{endless}} {TINY} --out run", "lacks terminals"),
+        ("imitate --model {model} --data {endless} --out run", "lacks terminals"),
+        ("imitate --model {model} --data {narrow} --out run", "3 observations"),
+        ("reward --model {model} --data {narrow} --out judge", "3 observations"),
         (f"imitate --model {{empty}} {DEMOS} --out run", "empty"),
         (f"imitate --model {{policy}} {DEMOS} --out run", "diwa/world-model"),
         ("reward --model {model} --data maze:umaze-random --record-steps 10 --out judge", "no success"),

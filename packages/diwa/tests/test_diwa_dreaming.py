@@ -27,7 +27,7 @@ from noiseworks.diwa import (
 from noiseworks.diwa.options import Dreaming, ModelFit, ModelSizes, PolicyFit, PolicySizes, RewardFit, Tuning
 from noiseworks.diwa.policy import cosine_betas
 from noiseworks.diwa.rewards import balance, contrastive_loss, figures, fit_classifier
-from noiseworks.diwa.training import decisions_of, starts_of
+from noiseworks.diwa.training import decisions_of, dreamt_success, starts_of
 from noiseworks.diwa.world_model import balanced_kl, draw, model_loss
 from noiseworks.kits.rl.denoising import clip_widths, denoising_discounts
 from noiseworks.kits.rl.stepping import Stepper, evaluate_returns
@@ -313,6 +313,21 @@ def test_dreams_are_learned_from():
     last = np.mean([one.roll_out(200 + i)[1]["success"] for i in range(3)])
     assert last > first + 0.2
     assert all(torch.equal(base[k], v) for k, v in one.policy.base.state_dict().items())
+
+
+class Lucky(Straight):
+    """A dream in which the first row succeeds at once, again and again, and no other ever."""
+
+    def reward(self):
+        found = torch.arange(len(self.place)) == 0
+        return found.float(), found
+
+
+def test_success_in_dreams_counts_one_episode_of_each_row_however_short():
+    options = Tuning(tuned_steps=3, device="cpu")
+    one = DreamPPO(policy(3), LatentEnv(Lucky(8), 8, 2, 40), options, 6)
+    assert one.roll_out(0)[1]["success"] == 1 / 8
+    assert dreamt_success(policy(3), Lucky(4), 8).tolist() == [True, False, False, False]
 
 
 def test_a_dream_env_is_a_vector_env_whose_ends_show_where_they_were():

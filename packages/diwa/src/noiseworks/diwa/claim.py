@@ -75,11 +75,11 @@ def prepare(seed: int, context: Context) -> Shared:
     return Shared(model, episodes, policy, fit_reward(model, episodes, judging)[0], seed)
 
 
-def tuned(arm: str, shared: Shared, sizes: dict[str, Any]) -> Any:
-    """Return an arm's policy, and the share of its dreams that succeed."""
+def tuned(arm: str, shared: Shared, sizes: dict[str, Any]) -> tuple[Any, list[float], int]:
+    """Return an arm's policy, whether each of its own dreams succeeds, and the dreamt steps of its tuning."""
     from noiseworks.diwa.latent_env import WorldDream
     from noiseworks.diwa.options import Dreaming, Tuning
-    from noiseworks.diwa.training import starts_of, tune
+    from noiseworks.diwa.training import dreamt_success, starts_of, tune
 
     dreaming = Dreaming(envs=sizes["dreams"], decisions=LIMIT // CHUNK, limit=LIMIT)
     options = Tuning(
@@ -93,10 +93,15 @@ def tuned(arm: str, shared: Shared, sizes: dict[str, Any]) -> Any:
         seed=shared.seed,
         device="cpu",
     )
-    dream = WorldDream(shared.model, shared.classifier, starts_of(shared.episodes), dreaming.envs)
+    starts = starts_of(shared.episodes)
+    dream = WorldDream(shared.model, shared.classifier, starts, dreaming.envs)
     policy, loop = tune(shared.policy, dream, dreaming, options, progress=False)
-    found = [loop.roll_out(options.max_steps + i)[1]["success"] for i in range(2)]
-    return policy, sum(found) / len(found), loop.stepper.steps
+    judged = WorldDream(shared.model, shared.classifier, starts, sizes["episodes"])
+    return (
+        policy,
+        dreamt_success(policy, judged, LIMIT, shared.seed).astype(float).tolist(),
+        loop.stepper.steps,
+    )
 
 
 def run(arm: str, shared: Shared, context: Context) -> Measurement:
@@ -114,12 +119,12 @@ def run(arm: str, shared: Shared, context: Context) -> Measurement:
     policy, dreamt, steps, real_steps = shared.tuned[own]
     counted = {"dreamt_steps": float(steps), "real_steps": float(real_steps)}
     if arm == "dream":
-        return Measurement(counted | {"success": [float(dreamt)] * env.num_envs})
+        return Measurement(counted | {"success": dreamt})
     acting = FilteredPolicy(shared.model, policy, env.num_envs, shared.seed)
     first = FIRST_EPISODE + 1000 * (shared.seed % 1000)
     found = evaluate_returns(env, acting.act, env.num_envs, first, after=acting.after)
     success, lengths = (column.astype(float).tolist() for column in (found.success, found.lengths))
-    return Measurement(counted | {"success": success, "length": lengths, "imagined": float(dreamt)})
+    return Measurement(counted | {"success": success, "length": lengths, "imagined": dreamt})
 
 
 def sizes(

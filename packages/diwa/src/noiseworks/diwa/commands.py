@@ -131,13 +131,13 @@ def train(
         tuning: PPO.
 
     Returns:
-        Where the policy is, dreamt steps, real steps (none), and the share of dreams that succeed in the end.
+        Where the policy is, dreamt steps, real steps (none), and the share of dreamt episodes that succeed in the end.
     """
     check_writable(out)
     from noiseworks.diwa.latent_env import WorldDream
     from noiseworks.diwa.policy import ChainPolicy
     from noiseworks.diwa.rewards import SuccessClassifier
-    from noiseworks.diwa.training import starts_of, tune
+    from noiseworks.diwa.training import dreamt_success, starts_of, tune
     from noiseworks.kits.training import open_run
 
     base = ChainPolicy.from_pretrained(policy)
@@ -149,9 +149,9 @@ def train(
     with open_run(out, settings | {"dreaming": dreaming, "tuning": tuning}) as run:
         tuned, loop = tune(base, dream, dreaming, tuning, run)
         tuned.save_pretrained(out / "policy")
-    imagined = loop.roll_out(tuning.max_steps)[1]["success"]
+    imagined = dreamt_success(tuned, dream, dreaming.limit, tuning.seed)
     return {"policy": str(out / "policy"), "dreamt_steps": loop.stepper.steps, "real_steps": 0} | {
-        "imagined_success": imagined
+        "imagined_success": float(imagined.mean())
     }
 
 

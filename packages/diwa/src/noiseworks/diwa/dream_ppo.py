@@ -105,12 +105,17 @@ class DreamPPO:
 
         Args:
             step: Number of the round, which seeds them.
+
+        Returns:
+            The rollout, and figures: `success` is the share of the environments whose first episode succeeded, since of
+            all that end in a rollout the short ones are too many.
         """
         policy, critic, count = self.policy, self.critic, self.env.num_envs
         seen = self.stepper.reset(mix64(self.options.seed, step, 5) % 2**31)
         self.scale.returns.zero_()
         columns: list[tuple[Tensor, ...]] = []
-        ended = success = 0
+        first = np.ones(self.env.num_envs, bool)
+        solved = np.zeros(self.env.num_envs, bool)
         for _ in range(self.decisions):
             feature = torch.as_tensor(seen, dtype=torch.float32)
             chain = policy.chain(feature, self.generator)
@@ -124,14 +129,15 @@ class DreamPPO:
             columns.append(
                 (feature, chain, policy.log_prob(feature, chain), scaled, value, reached, terminated, over)
             )
-            ended, success = ended + int(over.sum()), success + int(result.terminated.sum())
+            solved |= first & result.terminated
+            first &= ~over.numpy()
             seen = result.observations
         features, chains, log_probs, rewards, values, reached, terminated, over = map(
             torch.stack, zip(*columns, strict=True)
         )
         advantages = gae(rewards, values, reached, terminated, over, (self.options.gamma, self.options.lam))
         flat = [part.flatten(0, 1) for part in (features, chains, log_probs, advantages, advantages + values)]
-        figures = {"success": success / max(ended, 1), "reward": float(rewards.sum() / count)}
+        figures = {"success": float(solved.mean()), "reward": float(rewards.sum() / count)}
         return Rollout(*flat), figures | {"steps": float(self.stepper.steps)}
 
     def _epoch(self, rollout: Rollout, base: Tensor | None, step: int, figures: dict[str, float]) -> float:

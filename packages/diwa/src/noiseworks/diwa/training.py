@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from noiseworks.core.errors import InputError
 from noiseworks.diwa.dream_ppo import DreamPPO
-from noiseworks.diwa.latent_env import LatentEnv, WorldDream
+from noiseworks.diwa.latent_env import Dream, LatentEnv, WorldDream
 from noiseworks.diwa.options import Dreaming, ModelFit, ModelSizes, PolicyFit, PolicySizes, RewardFit, Tuning
 from noiseworks.diwa.policy import ChainPolicy
 from noiseworks.diwa.rewards import Figures, SuccessClassifier, figures, fit_classifier
 from noiseworks.diwa.world_model import State, WorldModel, model_loss
 from noiseworks.kits.rl.offline import obs_statistics
+from noiseworks.kits.rl.stepping import evaluate_returns
 from noiseworks.kits.rl.transitions import Transitions
 from noiseworks.kits.training import Average, Batches, Run, fit, make_fabric, rounds
 from torch import Tensor
@@ -257,3 +258,20 @@ def tune(
     loop = DreamPPO(own, env, options, dreaming.decisions)
     rounds(loop, run=run, options=options, fabric=make_fabric(options), progress=progress)
     return own.eval(), loop
+
+
+def dreamt_success(policy: ChainPolicy, dream: Dream, limit: int, seed: int = 0) -> np.ndarray:
+    """Return whether a dreamt episode of each row succeeds, bool [N], with as little noise as on a real robot.
+
+    Args:
+        policy: The policy.
+        dream: A law of motion of N rows, such as the world model's.
+        limit: Actions after which an episode is cut.
+        seed: Of starts and draws.
+    """
+    rows, generator = len(dream.feature()), torch.Generator().manual_seed(seed)
+
+    def act(seen: np.ndarray) -> np.ndarray:
+        return policy.act(torch.from_numpy(seen), generator).numpy()
+
+    return evaluate_returns(LatentEnv(dream, rows, policy.chunk, limit), act, rows, seed).success
