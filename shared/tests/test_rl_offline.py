@@ -13,6 +13,7 @@ from noiseworks.kits.rl.offline import (
     IQL,
     TD3BC,
     Batch,
+    Draws,
     IQLSettings,
     TD3BCSettings,
     expectile_loss,
@@ -22,6 +23,8 @@ from noiseworks.kits.rl.offline import (
     train_offline,
 )
 from noiseworks.kits.rl.transitions import Transitions
+from noiseworks.kits.training import open_run
+from noiseworks.kits.training.testing import check_resume
 
 STATISTICS = torch.zeros(2), torch.ones(2)
 
@@ -126,7 +129,7 @@ def loop(count=256):
 def test_values_and_actions_of_a_loop(learner):
     """The best action is 0; Q(0) = 1 where the step ends and 1 / (1 - 0.5) = 2 where it goes on."""
     data = loop()
-    train_offline(learner, lambda number: data, 900)
+    train_offline(learner, Draws(data, len(data.rewards)), 900)
     states = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
     values = learner.critics(states, torch.zeros(2, 1)).mean(0)
     torch.testing.assert_close(values, torch.tensor([2.0, 1.0]), atol=0.12, rtol=0)
@@ -149,8 +152,8 @@ def test_observations_are_standardised():
 def test_learners_are_saved_and_learn_the_same_from_the_same_seed(kind, tmp_path):
     learners = [kind(1, *STATISTICS, seed=4) for _ in range(2)]
     for learner in learners:
-        train_offline(learner, batch, 0)
-        train_offline(learner, lambda number: batch(seed=number), 3)
+        for number in range(3):
+            learner.update(batch(seed=number))
     obs = torch.randn(5, 2)
     assert torch.equal(learners[0].act(obs), learners[1].act(obs))
     save_learner(tmp_path / "learner", learners[0])
@@ -167,3 +170,15 @@ def test_losses_that_are_not_finite_stop():
     for learner in (TD3BC(1, *STATISTICS), IQL(1, *STATISTICS)):
         with pytest.raises(NonFiniteError, match="step 0"):
             learner.update(data)
+
+
+@pytest.mark.parametrize(("kind", "settings"), [(TD3BC, TD3BCSettings), (IQL, IQLSettings)])
+def test_learning_that_was_stopped_or_killed_goes_on_to_the_same_numbers(kind, settings, tmp_path):
+    def train(folder):
+        learner = kind(1, *STATISTICS, settings(hidden=8), seed=4)
+        with open_run(folder, {}) as run:
+            train_offline(learner, Draws(batch(), 8, seed=1), 330, run, checkpoint_every=0)
+        return learner.state_dict() | {"updates": torch.tensor(learner.updates)}
+
+    check_resume(train, tmp_path, stop_at=2)
+    assert train(tmp_path / "whole")["updates"] == 330

@@ -5,6 +5,7 @@ import pytest
 from noiseworks.core.errors import ArtifactError, InputError
 from noiseworks.kits.rl.scores import mean_interval, normalised_score
 from noiseworks.kits.rl.transitions import Transitions, concatenate, from_d4rl
+from safetensors.numpy import save_file
 
 
 def recording(lengths=(5, 3, 7), terminal=(True, False, False), seed=0):
@@ -102,6 +103,16 @@ def test_transitions_are_saved_and_damage_is_seen(tmp_path):
     for name, array in data.arrays().items():
         np.testing.assert_array_equal(array, back.arrays()[name])
     weights = tmp_path / "a/model.safetensors"
+    save_file({k: v for k, v in data.arrays().items() if k not in ("terminals", "rewards")}, weights)
+    with pytest.raises(
+        ArtifactError, match="a lacks rewards, terminals: transitions are observations, actions"
+    ):
+        Transitions.load(tmp_path / "a")
+    save_file(data.arrays() | {"timeouts": data.terminals}, weights)
+    with pytest.raises(
+        ArtifactError, match="a holds no transitions: a step may not both terminate and time out"
+    ):
+        Transitions.load(tmp_path / "a")
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(ArtifactError, match="readable"):
         Transitions.load(tmp_path / "a")

@@ -95,11 +95,14 @@ def trained(folder: Path, stop_after: int | None, variant: str) -> Any:
 
 def files(folder: Path) -> dict[str, Path]:
     """Make a policy, an actor, and folders that a user could name by mistake."""
+    from noiseworks.kits.rl.testing import mistaken_data
+
     policy().save_pretrained(folder / "policy")
     save_actor(folder / "actor")
     (folder / "empty").mkdir()
     (folder / "taken.txt").write_text("mine")
-    return {name: folder / name for name in ("policy", "actor", "empty", "taken.txt")}
+    made = {name: folder / name for name in ("policy", "actor", "empty", "taken.txt")}
+    return made | mistaken_data(folder)
 
 
 PLACE = "--model {policy} --env maze:open --episode-steps 6"
@@ -118,6 +121,8 @@ CONTRACT = Contract(
     bad=[
         (f"train {PLACE} --magnitude 0 --out actor", "magnitude"),
         (f"train {PLACE} --data maze:open-expert --variant sac --out actor", "no noise"),
+        (f"train {PLACE} --data {{narrow}} --out run", "observations (3,)"),
+        (f"train {PLACE} --data {{endless}} --out run", "lacks terminals"),
         (f"train {PLACE} --variant sac --candidates 2 --out run", "candidates"),
         (f"train {PLACE} --out {{taken.txt}}/actor", "taken.txt"),
         ("train --model {policy} --env fork --out actor", "maze:<layout>"),
@@ -125,6 +130,7 @@ CONTRACT = Contract(
         ("train --model {empty} --env maze:open --out actor", "empty"),
         ("train --model nowhere --env maze:open --out actor", "nowhere"),
         ("eval --model {policy} --env gym:Nowhere-v0", "Nowhere"),
+        ("train --model {policy} --env gym:Pendulum-v1 --out run", "(3,)"),
         ("eval --model {policy} --env gym:Pendulum-v1 --paths paths.png", "drawn in mazes"),
         (f"eval {PLACE} --paths paths.svg", ".png or .webp"),
         (f"eval {PLACE} --actor {{empty}}", "empty"),

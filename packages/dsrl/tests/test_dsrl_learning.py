@@ -104,6 +104,9 @@ def test_na_keeps_the_played_chunks_and_its_own_warm_up_noise():
     normal = 0.5 * np.random.default_rng(0).normal(size=100_000)
     assert np.std(kept) == pytest.approx(np.std(np.clip(normal, -1, 1)), rel=0.1)
     assert np.abs(kept).max() == 1.0  # |w| > 2: the warm-up noise is not cut at the magnitude
+    for magnitude, share in ((1.0, 0.317311), (1.5, 0.133614)):  # of a normal's noise that lies beyond
+        assert math.erfc(magnitude / math.sqrt(2)) == pytest.approx(share, abs=1e-6)
+        assert (np.abs(kept) > 0.5 * magnitude).mean() == pytest.approx(share, abs=0.05)
 
 
 def test_na_holds_recorded_chunks_in_the_scale_of_its_critic():

@@ -43,13 +43,15 @@ def policy() -> Any:
 def files(folder: Path) -> dict[str, Path]:
     """Make bases, a policy, and folders that a user could name by mistake."""
     from noiseworks.expo.saving import save_base, save_policy
+    from noiseworks.kits.rl.testing import mistaken_data
 
     save_base(folder / "base", base())
     save_policy(folder / "policy", policy())
     native().save_pretrained(folder / "native")
     (folder / "empty").mkdir()
     (folder / "taken.txt").write_text("mine")
-    return {name: folder / name for name in ("base", "policy", "native", "empty", "taken.txt")}
+    made = {name: folder / name for name in ("base", "policy", "native", "empty", "taken.txt")}
+    return made | mistaken_data(folder)
 
 
 def load(path: Path) -> Any:
@@ -176,6 +178,9 @@ CONTRACT = Contract(
         ("train --model {base} --env gym:Pendulum-v1 --out run", "(3,)"),
         (f"train --model {{empty}} {PLACE} --out run", "empty"),
         ("fit --data nowhere --out run", "nowhere"),
+        ("fit --data {endless} --out run", "lacks terminals"),
+        (f"train --model {{base}} {PLACE} --data {{endless}} --out run", "lacks terminals"),
+        (f"train --model {{base}} {PLACE} --data {{narrow}} --out run", "3 observations"),
         (f"eval {PLACE}", "--policy"),
         (f"eval --policy {{empty}} {PLACE}", "empty"),
         (f"eval --policy {{policy}} {PLACE} --keep most", "keep"),

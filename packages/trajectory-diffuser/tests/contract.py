@@ -20,17 +20,13 @@ def planner() -> Any:
 
 
 def files(folder: Path) -> dict[str, Path]:
-    """Make a planner, data without ends, and folders that a user could name by mistake."""
-    from noiseworks.bench.testbeds.maze import record
-    from safetensors.numpy import load_file, save_file
+    """Make a planner, and folders that a user could name by mistake."""
+    from noiseworks.kits.rl.testing import mistaken_data
 
     planner().save_pretrained(folder / "model")
-    record("umaze", "medium", 200).save(folder / "endless")
-    weights = folder / "endless" / "model.safetensors"
-    save_file({k: v for k, v in load_file(weights).items() if k != "terminals"}, weights)
     (folder / "empty").mkdir()
     (folder / "taken.txt").write_text("mine")
-    return {name: folder / name for name in ("model", "endless", "empty", "taken.txt")}
+    return {name: folder / name for name in ("model", "empty", "taken.txt")} | mistaken_data(folder)
 
 
 def load(path: Path) -> Any:
@@ -70,7 +66,7 @@ CONTRACT = Contract(
         (f"fit {DATA} --horizon 12 --out run", "multiple of 8"),
         (f"fit {DATA} {TINY} --out {{taken.txt}}/run", "taken.txt"),
         (f"fit --data nowhere {TINY} --out run", "nowhere"),
-        (f"fit --data {{endless}} {TINY} --out run", "terminals"),
+        (f"fit --data {{endless}} {TINY} --out run", "lacks terminals"),
         ("fit --data maze:umaze-expert --record-steps 20 --horizon 64 --out run", "no window"),
         ("eval --model {empty} --env maze:umaze", "empty"),
         ("eval --model {model} --env umaze", "maze:<layout>"),

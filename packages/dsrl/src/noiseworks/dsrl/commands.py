@@ -1,7 +1,7 @@
 """What `noiseworks-dsrl` runs: each verb is one of these functions."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from noiseworks.core.artifacts import check_writable
 from noiseworks.core.errors import InputError
@@ -9,6 +9,9 @@ from noiseworks.core.models import resolve_model
 from noiseworks.core.options import Spread
 from noiseworks.dsrl.options import Decoding, Evaluation, Learning
 from noiseworks.kits.rl.options import World, check_paths
+
+if TYPE_CHECKING:
+    from noiseworks.dsrl.hosts import HostDecoder
 
 
 def train(
@@ -40,17 +43,18 @@ def train(
             "only variant na has a critic of actions to rank candidates with: leave candidates out"
         )
     from noiseworks.dsrl import training
-    from noiseworks.dsrl.hosts import HostDecoder
     from noiseworks.dsrl.steering import BestOfPolicy, SteeredPolicy, steered
-    from noiseworks.kits.policies.hosts import load_host
     from noiseworks.kits.training import open_run
 
-    decoder = HostDecoder(load_host(model), decoding.steps)
+    decoder = _decoder(model, decoding.steps, world)
+    recorded = training.load_recorded(world, learning)
     seed = evaluation.evaluation_seed
     base = training.evaluate(SteeredPolicy(decoder, decoding=decoding, seed=seed), world, evaluation)
     settings = {"model": model, "world": world, "decoding": decoding, "learning": learning}
     with open_run(out, settings) as run:
-        learner, steps = training.train(decoder, world, decoding, learning, run, progress=True)
+        learner, steps = training.train(
+            decoder, world, decoding, learning, run, recorded=recorded, progress=True
+        )
         policy = steered(learner, deterministic=evaluation.deterministic, seed=seed)
         policy.save_pretrained(out / "actor")
     found = {
@@ -93,12 +97,10 @@ def evaluate(
     resolve_model(model)
     from noiseworks.core.timing import in_turns, work_clock
     from noiseworks.dsrl import training
-    from noiseworks.dsrl.hosts import HostDecoder
     from noiseworks.dsrl.steering import SteeredPolicy
-    from noiseworks.kits.policies.hosts import load_host
     from noiseworks.kits.rl.sources import make_env, write_paths
 
-    decoder, seed = HostDecoder(load_host(model), decoding.steps), evaluation.evaluation_seed
+    decoder, seed = _decoder(model, decoding.steps, world), evaluation.evaluation_seed
     frozen = SteeredPolicy(decoder, decoding=decoding, seed=seed)
     if actor is None:
         policy = frozen
@@ -115,3 +117,17 @@ def evaluate(
         "milliseconds": 1e3 * times["policy"].median,
         "base_milliseconds": 1e3 * times["base"].median,
     }
+
+
+def _decoder(model: str, steps: int, world: World) -> "HostDecoder":
+    """Return a frozen policy as a decoder; an environment of another task is refused."""
+    from noiseworks.dsrl.hosts import HostDecoder
+    from noiseworks.kits.policies.hosts import load_host
+    from noiseworks.kits.rl.sources import check_widths, make_env
+
+    decoder = HostDecoder(load_host(model), steps)
+    shapes = getattr(decoder.host, "observation_shapes", {})
+    if "obs" in shapes:
+        width = decoder.host.n_obs_steps * shapes["obs"][0]
+        check_widths(make_env(world, 1, needs="dsrl"), width, decoder.action_dim, "the policy")
+    return decoder

@@ -14,8 +14,9 @@ from noiseworks.dsrl.options import Decoding, Evaluation, Learning
 from noiseworks.dsrl.steering import BestOfPolicy, SteeredPolicy
 from noiseworks.kits.rl.options import Recorded, World
 from noiseworks.kits.rl.sb3 import GymnasiumVecEnv
-from noiseworks.kits.rl.sources import load_data, make_env
+from noiseworks.kits.rl.sources import check_widths, load_data, make_env
 from noiseworks.kits.rl.stepping import EpisodeReport, evaluate_returns
+from noiseworks.kits.rl.transitions import Transitions
 from noiseworks.kits.training import Fit, Run, make_fabric, rounds
 from stable_baselines3 import SAC
 
@@ -110,6 +111,20 @@ def numpy_seeded(seed: int) -> Iterator[None]:
         np.random.set_state(before)
 
 
+def load_recorded(world: World, learning: Learning) -> Transitions | None:
+    """Return the recorded experience that the settings name, if any.
+
+    Raises:
+        InputError: When it cannot be found or is of another task.
+    """
+    if learning.data is None:
+        return None
+    named = Recorded(learning.data, learning.record_steps, 0, world.episode_steps, world.reward)
+    found = load_data(named, needs="dsrl")
+    check_widths(make_env(world, 1, needs="dsrl"), found.obs_dim, found.action_dim, "the recorded policy")
+    return found
+
+
 def train(
     decoder: NoiseDecoder,
     world: World,
@@ -117,6 +132,7 @@ def train(
     learning: Learning,
     run: Run | None = None,
     *,
+    recorded: Transitions | None = None,
     progress: bool = False,
 ) -> tuple[SAC, int]:
     """Return a learner that has decided `learning.decisions` chunks, and the environment steps that those took.
@@ -127,15 +143,17 @@ def train(
         decoding: Magnitude and ties of the noise.
         learning: Settings.
         run: The open run, None to keep nothing on the way.
+        recorded: What the settings name as data, where `load_recorded` has read it already.
         progress: Whether to show a bar.
     """
+    if recorded is None:
+        recorded = load_recorded(world, learning)
     venv = GymnasiumVecEnv(make_env(world, learning.envs, needs="dsrl", chunk=decoder.chunk))
     env = LatentNoiseVecEnv(venv, decoder, decoding)
     with torch.random.fork_rng(devices=[]):
         learner = make_learner(env, learning)  # stable-baselines3 seeds torch
-        if learning.data is not None:
-            recorded = Recorded(learning.data, learning.record_steps, 0, world.episode_steps, world.reward)
-            learner.add_recorded(load_data(recorded, needs="dsrl"))
+        if recorded is not None:
+            learner.add_recorded(recorded)
         count = -(-learning.decisions // learning.round_decisions)
         options = Fit(max_steps=count, device="cpu", checkpoint_every=learning.checkpoint_every, log_every=1)
         loop = SteeringLoop(learner, learning)

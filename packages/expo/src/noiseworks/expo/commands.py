@@ -75,15 +75,17 @@ def train(
     check_writable(out)
     base = _base(model)
     from noiseworks.expo.saving import save_policy
-    from noiseworks.expo.training import ActionBox
+    from noiseworks.expo.training import ActionBox, recorded_decisions
     from noiseworks.expo.training import train as run_rounds
     from noiseworks.kits.rl.sources import check_widths, load_data, make_env
     from noiseworks.kits.training import open_run
 
     transitions = load_data(arena.recorded, needs=NEEDS) if arena.recorded else None
     env = make_env(arena, learning.envs, needs=NEEDS, chunk=base.chunk)
-    ActionBox.of(env, base.chunk)
+    box = ActionBox.of(env, base.chunk)
     check_widths(env, base.obs_dim, base.action_dim // base.chunk, "the policy")
+    if transitions is not None:
+        recorded_decisions(transitions, base, box)  # another task's data are refused here
     settings = {"model": model, "arena": arena, "proposals": proposals}
     settings |= {"learning": learning, "training": training}
     with open_run(out, settings) as run:

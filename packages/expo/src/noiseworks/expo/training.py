@@ -220,6 +220,21 @@ class ExpoLoop:
         self.decisions, self.steps = state["decisions"], state["steps"]
 
 
+def recorded_decisions(transitions: Transitions, base: BasePolicy, box: ActionBox) -> Batch:
+    """Return recorded experience as a base's decisions.
+
+    Raises:
+        InputError: When it is of another task, or actions leave the box.
+    """
+    widths = transitions.obs_dim, transitions.action_dim * base.chunk
+    if widths != (base.obs_dim, base.action_dim):
+        raise InputError(
+            f"the data have {widths[0]} observations and decisions of {widths[1]} numbers, the policy {base.obs_dim} "
+            f"and {base.action_dim}"
+        )
+    return decisions_of(transitions, base.chunk, box)
+
+
 def train(
     base: BasePolicy,
     env: VectorEnv,
@@ -246,13 +261,7 @@ def train(
     box = ActionBox.of(env, base.chunk)
     recorded, stats = None, (torch.zeros(base.obs_dim), torch.ones(base.obs_dim))
     if transitions is not None:
-        widths = transitions.obs_dim, transitions.action_dim * base.chunk
-        if widths != (base.obs_dim, base.action_dim):
-            raise InputError(
-                f"the data have {widths[0]} observations and decisions of {widths[1]} numbers, the policy "
-                f"{base.obs_dim} and {base.action_dim}"
-            )
-        recorded, stats = decisions_of(transitions, base.chunk, box), obs_statistics(transitions)
+        recorded, stats = recorded_decisions(transitions, base, box), obs_statistics(transitions)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         own = base.averaged().requires_grad_(True) if learning.train_base else base

@@ -1,18 +1,19 @@
 """Agents that learn from real, synthetic and guided data."""
 
-import torch
 from noiseworks.core.errors import InputError
 from noiseworks.core.noise import mix64
 from noiseworks.kits.rl.offline import (
     IQL,
     TD3BC,
     Batch,
+    Draws,
     IQLSettings,
     TD3BCSettings,
     obs_statistics,
     train_offline,
 )
 from noiseworks.kits.rl.transitions import Transitions
+from noiseworks.kits.training import Run
 from noiseworks.policy_guided_diffusion.model import TrajectoryDiffusion
 from noiseworks.policy_guided_diffusion.options import Agent, Guidance, Replay, Sampling
 from noiseworks.policy_guided_diffusion.replay import SyntheticReplay
@@ -35,6 +36,9 @@ def train_agent(
     replay: Replay | None = None,
     guidance: Guidance | None = None,
     sampling: Sampling | None = None,
+    *,
+    run: Run | None = None,
+    progress: bool = False,
 ) -> TD3BC | IQL:
     """Return a trained agent.
 
@@ -45,21 +49,22 @@ def train_agent(
         replay: Sizes of synthetic pools and of batches.
         guidance: How the agent's policy guides.
         sampling: How trajectories are denoised.
+        run: The open run, None to keep nothing on the way.
+        progress: Whether to show a bar.
 
     Raises:
         InputError: When a model is missing or of other widths.
-        NonFiniteError: When a loss or a trajectory is not finite.
+        NonFiniteError: When a loss or a trajectory is not finite; the last checkpoint stays.
     """
     learner, replay, real = make_agent(transitions, agent), replay or Replay(), Batch.of(transitions)
     if agent.mode == "real":
-        generator = torch.Generator().manual_seed(mix64(agent.agent_seed, 3) >> 1)
-        train_offline(learner, lambda number: real.sample(replay.batch_size, generator), agent.updates)
-        return learner
-    if model is None:
+        draw = Draws(real, replay.batch_size, mix64(agent.agent_seed, 3) >> 1)
+    elif model is None:
         raise InputError(f"mode {agent.mode} needs a trajectory model: fit one first, or take mode real")
-    policy = learner if agent.mode == "guided" else None
-    draw = SyntheticReplay(
-        model, policy, real, replay, guidance or Guidance(), sampling or Sampling(), agent.agent_seed
-    )
-    train_offline(learner, draw, agent.updates)
+    else:
+        policy = learner if agent.mode == "guided" else None
+        shape = guidance or Guidance(), sampling or Sampling()
+        draw = SyntheticReplay(model, policy, real, replay, *shape, agent.agent_seed)
+    every = agent.checkpoint_every
+    train_offline(learner, draw, agent.updates, run, checkpoint_every=every, progress=progress)
     return learner

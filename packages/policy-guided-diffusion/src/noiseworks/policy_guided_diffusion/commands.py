@@ -106,7 +106,7 @@ def train(
 
     Args:
         recorded: The recorded data.
-        out: Folder for the agent.
+        out: Folder of the run; the agent is its `agent`. The same command goes on with a run that was stopped.
         agent: The learner and its data.
         replay: The synthetic data.
         guidance: How the agent's policy guides.
@@ -124,13 +124,19 @@ def train(
     transitions, episodes = load_data(recorded, needs=NEEDS), agent.episodes
     world = world_of(recorded)
     references = None if world is None else references_of(world, needs=NEEDS)
+    from noiseworks.kits.training import open_run
     from noiseworks.policy_guided_diffusion.agents import train_agent
     from noiseworks.policy_guided_diffusion.model import TrajectoryDiffusion
+    from noiseworks.policy_guided_diffusion.replay import check_data
 
     loaded = None if replay.model is None else TrajectoryDiffusion.from_pretrained(replay.model)
-    learner = train_agent(transitions, agent, loaded, replay, guidance, sampling)
-    save_learner(out, learner)
-    result: dict[str, Any] = {"agent": str(out), "updates": learner.updates}
+    if loaded is not None:
+        check_data(loaded, transitions.obs_dim, transitions.action_dim)
+    settings = {"recorded": recorded, "agent": agent, "replay": replay}
+    with open_run(out, settings | {"guidance": guidance, "sampling": sampling}) as run:
+        learner = train_agent(transitions, agent, loaded, replay, guidance, sampling, run=run, progress=True)
+        save_learner(out / "agent", learner)
+    result: dict[str, Any] = {"agent": str(out / "agent"), "updates": learner.updates}
     if world is not None and references is not None:
         from noiseworks.kits.rl.stepping import evaluate_returns
 

@@ -1,7 +1,7 @@
 """The options of policy-guided diffusion; nothing heavy is imported."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from noiseworks.core.errors import InputError
 from noiseworks.core.options import Options, above, at_least, at_most, below
@@ -136,7 +136,10 @@ class Agent(Options):
         beta: Inverse temperature of the advantages, of iql.
         agent_seed: Of networks, batches and synthetic trajectories.
         episodes: Episodes of the evaluation, where the data come from a maze.
+        checkpoint_every: Minutes between two checkpoints; 0 writes one after every 100 updates.
     """
+
+    FREE: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "episodes"})
 
     agent: Literal["td3bc", "iql"] = "td3bc"
     mode: Literal["real", "unguided", "guided"] = "guided"
@@ -147,6 +150,7 @@ class Agent(Options):
     beta: Annotated[float, at_least(0)] = 3.0
     agent_seed: Annotated[int, at_least(0)] = 0
     episodes: Annotated[int, at_least(1)] = 100
+    checkpoint_every: Annotated[float, at_least(0)] = 5.0
 
 
 @dataclass(frozen=True)

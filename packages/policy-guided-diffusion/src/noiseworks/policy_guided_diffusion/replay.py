@@ -39,12 +39,7 @@ class SyntheticReplay:
         sampling: Sampling,
         seed: int = 0,
     ) -> None:
-        widths = real.obs.shape[1], real.actions.shape[1]
-        if widths != (model.scaler.obs_dim, model.scaler.action_dim):
-            raise InputError(
-                f"the data have {widths[0]} observations and {widths[1]} actions, the model has "
-                f"{model.scaler.obs_dim} and {model.scaler.action_dim}"
-            )
+        check_data(model, real.obs.shape[1], real.actions.shape[1])
         self.model, self.policy, self.real, self.replay = model, policy, real, replay
         self.guidance, self.sampling, self.seed = guidance, sampling, seed
         self.pools: list[Batch] = []
@@ -85,3 +80,16 @@ class SyntheticReplay:
         self.pools = [Batch(*parts) for parts in state["pools"]]
         self.built = state["built"]
         self.generator.set_state(state["random"])
+
+
+def check_data(model: TrajectoryDiffusion, obs_dim: int, action_dim: int) -> None:
+    """Refuse data of another task than the model's.
+
+    Raises:
+        InputError: Naming both widths.
+    """
+    if (obs_dim, action_dim) != (model.scaler.obs_dim, model.scaler.action_dim):
+        raise InputError(
+            f"the data have {obs_dim} observations and {action_dim} actions, the model has {model.scaler.obs_dim} and "
+            f"{model.scaler.action_dim}"
+        )

@@ -4,10 +4,10 @@ Both read batches of `Batch`, act on raw observations and keep the data's statis
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,10 @@ from noiseworks.kits.rl.networks import Critics, DeterministicActor, GaussianAct
 from noiseworks.kits.rl.transitions import Transitions
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from noiseworks.kits.training import Run
+
+ROUND = 100  # updates between two looks at whether a checkpoint is due
 OBS_EPS = 1e-3  # added to the observations' deviation
 ADVANTAGE_CAP = 100.0
 LEARNER_KIND = "rl/offline-learner"
@@ -111,12 +115,15 @@ class IQLSettings(Options):
 class _Offline(nn.Module):
     """What the two learners share: statistics, networks of a seed, optimisers, acting."""
 
+    OPTIMIZERS: ClassVar[tuple[str, ...]]
+
     def __init__(self, action_dim: int, obs_mean: Tensor, obs_std: Tensor) -> None:
         super().__init__()
         self.action_dim = action_dim
         self.register_buffer("obs_mean", obs_mean.clone())
         self.register_buffer("obs_std", obs_std.clone())
         self.updates = 0
+        self.generator: torch.Generator | None = None
 
     def normalise(self, obs: Tensor) -> Tensor:
         """Return observations [..., Do] in the networks' units."""
@@ -131,6 +138,22 @@ class _Offline(nn.Module):
         """Return `act` on arrays, as evaluations want it."""
         device = self.obs_mean.device
         return lambda obs: self.act(torch.as_tensor(obs, dtype=torch.float32, device=device)).cpu().numpy()
+
+    def training_state(self) -> dict[str, Any]:
+        """Return networks, optimisers, random state and count: what further updates depend on."""
+        found = {name: getattr(self, name).state_dict() for name in self.OPTIMIZERS if getattr(self, name)}
+        found |= {"networks": self.state_dict(), "updates": self.updates}
+        return found | ({"random": self.generator.get_state()} if self.generator is not None else {})
+
+    def load_training_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state of `training_state`."""
+        self.load_state_dict(state["networks"])
+        for name in self.OPTIMIZERS:
+            if getattr(self, name):
+                getattr(self, name).load_state_dict(state[name])
+        if self.generator is not None:
+            self.generator.set_state(state["random"])
+        self.updates = state["updates"]
 
     def _step(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -155,6 +178,8 @@ class TD3BC(_Offline):
         settings: Constants.
         seed: Of the networks' start and of the target noise.
     """
+
+    OPTIMIZERS = ("actor_optimizer", "critic_optimizer")
 
     def __init__(
         self,
@@ -223,6 +248,8 @@ class IQL(_Offline):
         seed: Of the networks' start.
         steps: Updates over which the actor's learning rate falls to 0; None keeps it.
     """
+
+    OPTIMIZERS = ("actor_optimizer", "critic_optimizer", "value_optimizer", "schedule")
 
     def __init__(
         self,
@@ -307,22 +334,97 @@ def load_learner(path: str | Path) -> TD3BC | IQL:
     return learner
 
 
-def train_offline(
-    learner: TD3BC | IQL,
-    draw: Callable[[int], Batch],
-    updates: int,
-    on_update: Callable[[int], None] | None = None,
-) -> None:
-    """Take updates on the batches that `draw(update)` gives.
+class Draw(Protocol):
+    """Batches that a learner learns from; what the next ones depend on is saved and restored."""
+
+    def __call__(self, update: int) -> Batch:
+        """Return the batch of an update; they are asked for in order."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors and plain values."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state of `state_dict`."""
+        ...
+
+
+class Draws:
+    """Batches of recorded transitions, drawn with replacement.
 
     Args:
-        learner: Changed in place.
+        data: All transitions.
+        count: Of a batch.
+        seed: Of the draws.
+    """
+
+    def __init__(self, data: Batch, count: int, seed: int = 0) -> None:
+        check_number("count", count, low=1, integer=True)
+        self.data, self.count = data, count
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, update: int) -> Batch:
+        """Return a batch."""
+        return self.data.sample(self.count, self.generator)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the random state."""
+        return {"random": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state of `state_dict`."""
+        self.generator.set_state(state["random"])
+
+
+class _OfflineLoop:
+    """Rounds of up to `ROUND` updates."""
+
+    def __init__(self, learner: TD3BC | IQL, draw: Draw, updates: int) -> None:
+        self.learner, self.draw, self.updates = learner, draw, updates
+
+    def round(self, step: int) -> dict[str, float]:
+        """Take the updates of a round."""
+        for number in range(step * ROUND, min((step + 1) * ROUND, self.updates)):
+            self.learner.update(self.draw(number))
+        return {"updates": float(self.learner.updates)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return learner and draws."""
+        return {"learner": self.learner.training_state(), "draw": self.draw.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state of `state_dict`."""
+        self.learner.load_training_state(state["learner"])
+        self.draw.load_state_dict(state["draw"])
+
+
+def train_offline(
+    learner: TD3BC | IQL,
+    draw: Draw,
+    updates: int,
+    run: "Run | None" = None,
+    *,
+    checkpoint_every: float = 5.0,
+    progress: bool = False,
+) -> None:
+    """Take updates on the batches that `draw(update)` gives; a run that was stopped goes on to the same numbers.
+
+    Args:
+        learner: A new one, changed in place.
         draw: Number of the update -> batch.
         updates: How many.
-        on_update: Called with the number of updates taken, after each.
+        run: The open run, None to keep nothing on the way.
+        checkpoint_every: Minutes between two checkpoints; 0 writes one after every 100 updates.
+        progress: Whether to show a bar.
+
+    Raises:
+        NonFiniteError: When a loss or a weight is not finite; the last checkpoint stays.
     """
-    check_number("updates", updates, low=0, integer=True)
-    for number in range(updates):
-        learner.update(draw(number))
-        if on_update is not None:
-            on_update(number + 1)
+    from noiseworks.kits.training import Fit, make_fabric, rounds
+
+    check_number("updates", updates, low=1, integer=True)
+    count = -(-updates // ROUND)
+    options = Fit(max_steps=count, device="cpu", checkpoint_every=checkpoint_every, log_every=1)
+    loop = _OfflineLoop(learner, draw, updates)
+    rounds(loop, run=run, options=options, fabric=make_fabric(options), progress=progress)

@@ -205,11 +205,21 @@ class Transitions:
                 raise ArtifactError(
                     f"{path} holds {record.get('kind')!r}, expected {KIND!r} of version {VERSION}"
                 )
-            return cls(**load_file(path / WEIGHTS_NAME), about=record["about"])
-        except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+            arrays = load_file(path / WEIGHTS_NAME)
+        except (OSError, ValueError, SafetensorError) as error:
             if isinstance(error, ArtifactError):
                 raise
             raise ArtifactError(f"{path} holds no readable transitions: {error}") from error
+        wanted = [f.name for f in fields(cls) if f.name != "about"]
+        if missing := [name for name in wanted if name not in arrays]:
+            raise ArtifactError(
+                f"{path} lacks {', '.join(missing)}: transitions are {', '.join(wanted)}; write them with "
+                "Transitions.save, or read D4RL's arrays with from_d4rl"
+            )
+        try:
+            return cls(**{name: arrays[name] for name in wanted}, about=record.get("about") or {})
+        except InputError as error:
+            raise ArtifactError(f"{path} holds no transitions: {error}") from error
 
 
 def concatenate(parts: Sequence[Transitions], about: Mapping[str, Any] | None = None) -> Transitions:
