@@ -23,7 +23,7 @@ from noiseworks.pad.transformer import Prediction
 DEPTH = (8, 4)
 
 
-def network(depth=None, *, isolated=True, zero_heads=True, predict=True, tokens=1):
+def network(depth=None, *, isolated=True, predict=True, tokens=1, **how):
     """Return a network of 8 x 8 latents, k = 3 and poses of 4 entries, as the specification's check has it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -37,7 +37,7 @@ def network(depth=None, *, isolated=True, zero_heads=True, predict=True, tokens=
             predict=predict,
             tokens=tokens,
         )
-        return PADTransformer(parts, width=32, depth=2, heads=2, text_width=5, zero_heads=zero_heads)
+        return PADTransformer(parts, width=32, depth=2, heads=2, text_width=5, **how)
 
 
 def opened(net):
@@ -72,7 +72,7 @@ def test_sizes_of_tokens_embeddings_and_heads():
     assert net.embedders["action"].proj.weight.shape == (32, 16)
     assert (net.heads["rgb"].linear.out_features, net.heads["action"].linear.out_features) == (96, 24)
     found = net(*inputs(net))
-    assert {name: tuple(one.epsilon.shape) for name, one in found.items()} == {
+    assert {name: tuple(one.value.shape) for name, one in found.items()} == {
         "rgb": (2, 12, 8, 8),
         "action": (2, 12),
         "depth": (2, 3, 8, 8),
@@ -86,8 +86,8 @@ def test_at_the_beginning_heads_are_zero_and_the_references_action_head_is_not()
     found = ours(*inputs(ours))
     assert all(not part.any() for one in found.values() for part in one)
     found = theirs(*inputs(theirs))
-    assert not found["rgb"].epsilon.any()
-    assert found["action"].epsilon.any()
+    assert not found["rgb"].value.any()
+    assert found["action"].value.any()
 
 
 def test_images_do_not_see_poses_and_poses_see_images():
@@ -95,14 +95,14 @@ def test_images_do_not_see_poses_and_poses_see_images():
     noisy, clean, t, text = inputs(net)
     before = net(noisy, clean, t, text)
     other = net(noisy | {"action": noisy["action"] + 1, "depth": noisy["depth"] - 1}, clean, t, text)
-    assert torch.equal(before["rgb"].epsilon, other["rgb"].epsilon)
-    assert not torch.equal(before["action"].epsilon, other["action"].epsilon)
+    assert torch.equal(before["rgb"].value, other["rgb"].value)
+    assert not torch.equal(before["action"].value, other["action"].value)
     other = net(noisy | {"rgb": noisy["rgb"] + 1}, clean, t, text)
-    assert not torch.equal(before["action"].epsilon, other["action"].epsilon)
+    assert not torch.equal(before["action"].value, other["action"].value)
     all_see = opened(network(DEPTH, isolated=False))
     disturbed = noisy | {"action": noisy["action"] + 1}
     assert not torch.equal(
-        all_see(noisy, clean, t, text)["rgb"].epsilon, all_see(disturbed, clean, t, text)["rgb"].epsilon
+        all_see(noisy, clean, t, text)["rgb"].value, all_see(disturbed, clean, t, text)["rgb"].value
     )
 
 
@@ -136,8 +136,8 @@ def test_tokens_that_a_sample_lacks_are_seen_by_none():
     present = {"action": torch.tensor([True, False])}
     before = net(noisy, clean, t, text, present)
     after = net(noisy | {"action": noisy["action"] + 5}, clean, t, text, present)
-    assert torch.equal(before["rgb"].epsilon[1], after["rgb"].epsilon[1])
-    assert not torch.equal(before["rgb"].epsilon[0], after["rgb"].epsilon[0])
+    assert torch.equal(before["rgb"].value[1], after["rgb"].value[1])
+    assert not torch.equal(before["rgb"].value[0], after["rgb"].value[0])
 
 
 def test_positions_of_depth_are_the_images_every_four():
@@ -173,7 +173,7 @@ def test_an_image_transformers_weights_give_every_frame_what_they_give_an_image(
     epsilon, variance = dit(image, t, torch.zeros(2, dtype=torch.long)).split(4, dim=1)
     for frame in range(3):
         part = slice(4 * frame, 4 * frame + 4)
-        torch.testing.assert_close(found.epsilon[:, part], epsilon, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found.value[:, part], epsilon, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(found.variance[:, part], variance, atol=1e-5, rtol=1e-5)
     plain, divided = (from_dit(dit, network(), divide=flag).embedders["rgb"] for flag in (False, True))
     torch.testing.assert_close(
@@ -192,7 +192,7 @@ def test_checkpointing_changes_no_gradient():
         net = opened(network()).train()
         net.gradient_checkpointing = flag
         noisy, clean, t, text = inputs(net)
-        sum(one.epsilon.square().mean() for one in net(noisy, clean, t, text).values()).backward()
+        sum(one.value.square().mean() for one in net(noisy, clean, t, text).values()).backward()
         grads.append([p.grad for p in net.parameters() if p.grad is not None])
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
@@ -251,6 +251,12 @@ def test_the_bound_of_a_network_that_says_nothing():
     assert found[0] == pytest.approx(2.4, abs=0.3)
     assert found[1] == pytest.approx(0.11, abs=0.03)
     assert float(found[2:].max()) < 0.02
+    net = network()
+    noisy, clean, _, text = inputs(net, rows=40)
+    zero = {name: torch.zeros_like(value) for name, value in noisy.items()}
+    t = torch.full((40,), 700)
+    first = losses(net, zero, clean, text, t, noisy)
+    assert float(first["rgb"].mean()) == pytest.approx(1, abs=0.05)
 
 
 def test_the_bound_is_the_divergence_of_two_normals_and_teaches_no_mean():
@@ -286,6 +292,20 @@ def test_a_sample_without_poses_moves_no_pose_weight():
     assert net.heads["rgb"].linear.weight.grad.any()
 
 
+def test_a_network_of_clean_futures_is_judged_by_them_and_by_the_noise_that_they_imply():
+    net = opened(network(prediction="sample"))
+    noisy, clean, t, text = inputs(net)
+    noise = {name: torch.randn_like(value) for name, value in noisy.items()}
+    found = losses(net, noisy, clean, text, t, noise, balanced=True)
+    seen = noised(noisy, noise, t)
+    for name, one in net(seen, clean, t, text).items():
+        error = (one.value - noisy[name]).square().flatten(1).mean(1)
+        level, shape = schedule().level(t), (2,) + (1,) * (one.value.ndim - 1)
+        implied = (seen[name] - level.alpha.view(shape) * one.value) / level.sigma.view(shape)
+        bound = bits(noisy[name], seen[name], t, Prediction(implied.float(), one.variance))
+        torch.testing.assert_close(found[name], error + bound, rtol=1e-3, atol=1e-4)
+
+
 def test_balanced_weights_and_the_ramp():
     weights = error_weights()
     assert float(weights.mean()) == pytest.approx(1, abs=1e-5)
@@ -302,10 +322,10 @@ def test_balanced_weights_and_the_ramp():
 
 
 class ExactGaussians:
-    """The exact noise of independent normals, one mean and deviation a modality."""
+    """The exact noise, or what is clean, of independent normals, one mean and deviation a modality."""
 
-    def __init__(self, moments):
-        self.moments = moments
+    def __init__(self, moments, prediction):
+        self.moments, self.prediction = moments, prediction
         self.modalities = tuple(Modality(name, "vector", 1, 0, bound=None) for name in moments)
 
     def check(self, *given):
@@ -327,17 +347,20 @@ class ExactGaussians:
     def denoise(self, x, base, t, allowed):
         level = schedule().level(t)
         a, s = float(level.alpha), float(level.sigma)
-        return {
-            name: Prediction(s * (x[name] - a * mean) / (a**2 * std**2 + s**2), None)
-            for name, (mean, std) in self.moments.items()
-        }
+        found = {}
+        for name, (mean, std) in self.moments.items():
+            away = (x[name] - a * mean) / (a**2 * std**2 + s**2)
+            clean = mean + a * std**2 * away
+            found[name] = Prediction(s * away if self.prediction == "epsilon" else clean, None)
+        return found
 
 
+@pytest.mark.parametrize("prediction", ["epsilon", "sample"])
 @pytest.mark.parametrize("solver", ["ddim", "ddpm"])
-def test_independent_gaussians_come_out_of_one_joint_process(solver):
+def test_independent_gaussians_come_out_of_one_joint_process(solver, prediction):
     moments = {"rgb": (0.5, 0.2), "action": (-0.3, 0.6)}
     text, generator = torch.zeros(20000, 1), torch.Generator().manual_seed(0)
-    found = sample(ExactGaussians(moments), {}, text, Sampling(solver, 500), generator)
+    found = sample(ExactGaussians(moments, prediction), {}, text, Sampling(solver, 500), generator)
     for name, (mean, std) in moments.items():
         assert float(found[name].mean()) == pytest.approx(mean, abs=0.02)
         assert float(found[name].std()) == pytest.approx(std, rel=0.05)
@@ -374,4 +397,4 @@ def test_a_plan_computed_in_advance_is_the_plan_computed_step_by_step():
         found = net.denoise(noisy, base, modulation.at(step))
         whole = net(noisy, clean, torch.full((2,), t), text)
         for name, one in whole.items():
-            torch.testing.assert_close(found[name].epsilon, one.epsilon, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(found[name].value, one.value, rtol=1e-4, atol=1e-5)

@@ -10,6 +10,7 @@ from functools import cache
 
 import torch
 from noiseworks.core.grids import timesteps, with_clean_end
+from noiseworks.core.params import to_epsilon, to_x0
 from noiseworks.core.schedules import TableSchedule, add_noise, expand, table_schedule
 from noiseworks.core.steps import ddim_step, ddpm_step
 from noiseworks.kits.policies.loop import randn
@@ -44,7 +45,7 @@ def bits(x0: Tensor, x: Tensor, t: Tensor, found: Prediction) -> Tensor:
         x0: Clean values [B, ...].
         x: Noisy values at t.
         t: Timesteps [B].
-        found: The network's prediction, with a variance.
+        found: The noise that the network predicts, and a variance.
     """
     now, then = schedule().level(t), schedule().level(t - 1)
     beta = 1 - (now.alpha / then.alpha) ** 2
@@ -56,7 +57,7 @@ def bits(x0: Tensor, x: Tensor, t: Tensor, found: Prediction) -> Tensor:
     log_small, log_large = expand(small.log(), x0), expand(beta.log(), x0)
     share = (found.variance.float() + 1) / 2
     log_variance = share * log_large + (1 - share) * log_small
-    guess = (x.float() - expand(now.sigma, x0) * found.epsilon.detach().float()) / expand(now.alpha, x0)
+    guess = (x.float() - expand(now.sigma, x0) * found.value.detach().float()) / expand(now.alpha, x0)
     mean = expand(of_x0, x0) * guess + expand(of_x, x0) * x
     true = expand(of_x0, x0) * x0 + expand(of_x, x0) * x
     divergence = 0.5 * (
@@ -99,6 +100,8 @@ def losses(
 ) -> dict[str, Tensor]:
     """Return the loss of every modality and sample, [B] each: `mean (eps - eps_hat)^2 + VB` (section 3.3).
 
+    A network that predicts what is clean has the error of that instead.
+
     Args:
         network: The transformer.
         values: Modality -> clean futures [B, noisy, ...].
@@ -108,16 +111,20 @@ def losses(
         noise: Modality -> standard normals of the values' shapes.
         present: Modality -> whether each sample has it, bool [B]; the loss of one that lacks it is exactly 0, also for
             the gradient.
-        balanced: Whether the squared error is weighted by 1 / sqrt(SNR), up to 20 and with mean 1 over the timesteps.
+        balanced: Whether the squared error of the noise is weighted by 1 / sqrt(SNR), up to 20 and with mean 1 over the
+            timesteps.
     """
     noisy = noised(values, noise, t)
     predictions = network(noisy, clean, t, text, present)
-    weight = error_weights()[t.cpu()].to(t.device) if balanced else 1.0
-    found = {}
+    clean_wanted = network.prediction == "sample"
+    weight = error_weights()[t.cpu()].to(t.device) if balanced and not clean_wanted else 1.0
+    level, found = schedule().level(t), {}
     for name, one in predictions.items():
-        error = weight * (one.epsilon - noise[name]).square().flatten(1).mean(1)
+        wanted = values[name] if clean_wanted else noise[name]
+        error = weight * (one.value - wanted).square().flatten(1).mean(1)
         if one.variance is not None:
-            error = error + bits(values[name], noisy[name], t, one)
+            epsilon = to_epsilon(one.value, noisy[name], level, network.prediction)
+            error = error + bits(values[name], noisy[name], t, Prediction(epsilon, one.variance))
         rows = None if present is None else present.get(name)
         found[name] = error if rows is None else torch.where(rows, error, 0.0)
     return found
@@ -166,15 +173,15 @@ def sample(
         now, then = levels[step], levels[step + 1]
         found = network.denoise(x, base, modulation.at(step), allowed)
         for one in parts:
-            epsilon, variance = found[one.name]
-            guess = (x[one.name] - expand(now.sigma, epsilon) * epsilon) / expand(now.alpha, epsilon)
+            value, variance = found[one.name]
+            guess = to_x0(value, x[one.name], now, network.prediction)
             if sampling.clip and one.bound is not None:
                 guess = guess.clamp(-one.bound, one.bound)
             if sampling.solver == "ddim":
                 x[one.name] = ddim_step(x[one.name], guess, now, then).sample
                 continue
             last = step == len(grid) - 1
-            noise = None if last else randn(epsilon.shape, generator, text)
+            noise = None if last else randn(value.shape, generator, text)
             kind = "small" if variance is None else "learned"
             moved = ddpm_step(x[one.name], guess, now, then, variance=kind, learned=variance, noise=noise)
             x[one.name] = moved.sample

@@ -105,6 +105,7 @@ class PAD(nn.Module):
             learn_sigma=architecture.learn_sigma,
             zero_heads=architecture.zero_heads,
             small_start=architecture.small_start,
+            prediction=architecture.prediction,
         )
 
     # --- What a replanning policy asks (a `DenoiserHost` without a scheduler) ---

@@ -9,6 +9,8 @@ from noiseworks.kits.backbones.options import Architecture as DiTArchitecture
 from noiseworks.kits.policies.options import GRIPPER_TASKS, TABLETOP
 from noiseworks.kits.training.options import Fit
 
+Target = Literal["epsilon", "sample"]
+
 
 @dataclass(frozen=True)
 class Architecture(DiTArchitecture):
@@ -26,6 +28,8 @@ class Architecture(DiTArchitecture):
         zero_heads: Whether all heads begin at zero; the reference has only the image's so.
         small_start: Whether timestep and text begin at DiT's deviation of 0.02, or at He et al.'s, from which small
             models learn sooner what the text says.
+        prediction: epsilon, the noise, as published; or sample, what is clean: a token narrower than what it denoises
+            cannot hold noise, but pictures.
     """
 
     depth: Annotated[int, at_least(1)] = 4
@@ -36,6 +40,7 @@ class Architecture(DiTArchitecture):
     isolated: bool = True
     zero_heads: bool = True
     small_start: bool = False
+    prediction: Target = "epsilon"
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,8 @@ class Fitting(Fit):
         action_weight: Weight of the pose loss, and of depth's.
         ramp: How those weights come in: step, from 0 at once at ramp_steps; or linear, up to ramp_steps.
         ramp_steps: Steps of the ramp; 0 for none.
-        balanced: Whether errors are weighted by 1 / sqrt(SNR), which learns faster than the paper's constant weight.
+        balanced: Whether errors of the noise are weighted by 1 / sqrt(SNR), which learns faster than the paper's
+            constant weight. Errors of what is clean are not weighted.
     """
 
     max_steps: Annotated[int, at_least(1)] = 6000

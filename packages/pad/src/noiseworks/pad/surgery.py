@@ -20,7 +20,8 @@ def from_dit(dit: DiT, network: PADTransformer, *, divide: bool = False) -> PADT
             embeds one; the reference does not divide.
 
     Raises:
-        InputError: When the networks do not fit, or the DiT has no variance where the network has one.
+        InputError: When the networks do not fit or predict something else, or the DiT has no variance where the network
+            has one.
     """
     image, config = network.modalities[0], dit.config
     frames, rest = divmod(image.noisy, config.channels)
@@ -29,6 +30,8 @@ def from_dit(dit: DiT, network: PADTransformer, *, divide: bool = False) -> PADT
             f"the DiT's images have {config.channels} channels and patches of {config.patch}, the network's "
             f"{image.clean} and {image.patch}, of which {image.noisy} channels are denoised"
         )
+    if network.prediction != "epsilon":
+        raise InputError("the DiT predicts noise: make the network with prediction epsilon")
     if network.learn_sigma and not config.learn_sigma:
         raise InputError("the DiT learns no variance: make the network with learn_sigma=False")
     given = dit.state_dict()

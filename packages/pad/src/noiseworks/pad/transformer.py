@@ -14,6 +14,7 @@ from noiseworks.core.errors import InputError
 from noiseworks.kits.backbones.dit import DiTBlock, FinalLayer, TimestepEmbedder, modulate
 from noiseworks.kits.backbones.layers import Attention, grid_positions, sinusoids
 from noiseworks.pad.modalities import Modality, check_modalities
+from noiseworks.pad.options import Target
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -24,11 +25,11 @@ class Prediction(NamedTuple):
     """What the network says of a modality.
 
     Attributes:
-        epsilon: Its noise, in the shape of what is noisy.
+        value: Its noise, or what it is without noise, in the shape of what is noisy.
         variance: Where the variance lies between the posterior's (-1) and beta (1), likewise; None without one.
     """
 
-    epsilon: Tensor
+    value: Tensor
     variance: Tensor | None
 
 
@@ -148,7 +149,7 @@ class Modulation(NamedTuple):
 
 
 class PADTransformer(nn.Module):
-    """Noisy futures of all modalities, their present, a timestep and a text -> the noise of each.
+    """Noisy futures of all modalities, their present, a timestep and a text -> the noise of each, or the clean futures.
 
     Args:
         modalities: What is seen and denoised, the image first.
@@ -160,6 +161,7 @@ class PADTransformer(nn.Module):
         learn_sigma: Whether the variance is learned.
         zero_heads: Whether the heads of all modalities begin at zero; the reference has only the image's so.
         small_start: Whether the embedders of timestep and text begin at DiT's deviation of 0.02, or at He et al.'s.
+        prediction: `epsilon`, the noise, or `sample`, what is clean.
 
     Attributes:
         gradient_checkpointing: Whether blocks are computed again in the backward pass instead of kept.
@@ -180,9 +182,11 @@ class PADTransformer(nn.Module):
         learn_sigma: bool = True,
         zero_heads: bool = True,
         small_start: bool = True,
+        prediction: Target = "epsilon",
     ) -> None:
         super().__init__()
         check_modalities(modalities)
+        self.prediction = prediction
         self.modalities, self.text_width, self.gradient_checkpointing = modalities, text_width, False
         self.learn_sigma = learn_sigma
         groups = _groups(modalities)
