@@ -295,6 +295,10 @@ def test_the_term_of_imitation_is_the_likelihood_of_the_base_and_flat_at_its_sta
     chains = one.policy.chain(feature, source(1), base=True)
     loss = one.bc_loss(feature, chains)
     torch.testing.assert_close(loss, -one.policy.log_prob(feature, chains).mean())
+    single = one.bc_loss(
+        feature.repeat_interleave(3, 0), chains.repeat_interleave(3, 0), torch.arange(3).repeat(2000)
+    )
+    torch.testing.assert_close(single, loss)
     loss.backward()
     at_start = torch.cat([p.grad.flatten() for p in one.policy.tail.parameters()]).norm()
     one.policy.tail.zero_grad()

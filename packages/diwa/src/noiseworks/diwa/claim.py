@@ -155,7 +155,7 @@ CLAIM = Claim(
     scales={
         "smoke": Scale((500,), 120, sizes((400, 2), (2, 4), 1, (2, 1, 1, 2))),
         "quick": Scale((500,), 180, sizes(None, (100, 8), 10, (10, 4, 2, 20))),
-        "laptop": Scale(tuple(range(1000, 1005)), 900, sizes(None, (600, 10), 40, (30, 50, 5, 100))),
+        "laptop": Scale(tuple(range(1000, 1005)), 900, sizes(None, (600, 10), 40, (30, 100, 5, 100))),
     },
     prepare=prepare,
     run=run,

@@ -148,12 +148,12 @@ class DreamPPO:
         order = torch.randperm(rows if whole else rows * steps, generator=self.generator)
         for part in order.split(size):
             decisions = part if whole else part // steps
-            loss = self.policy_loss(rollout, decisions, None if whole else part % steps)
+            positions = None if whole else part % steps
+            loss = self.policy_loss(rollout, decisions, positions)
             total = loss.loss
             if base is not None:
-                total = total + self.options.bc_coef * self.bc_loss(
-                    rollout.features[decisions], base[decisions]
-                )
+                near = self.bc_loss(rollout.features[decisions], base[decisions], positions)
+                total = total + self.options.bc_coef * near
             error = self.critic(rollout.features[decisions])[:, 0] - rollout.returns[decisions]
             value = 0.5 * error.square().mean()
             check_finite("policy loss", total.detach(), step)
@@ -184,9 +184,13 @@ class DreamPPO:
             new, old, advantages, gamma, positions=positions, steps=self.policy.tuned_steps
         )
 
-    def bc_loss(self, features: Tensor, base: Tensor) -> Tensor:
-        """Return the mean negative log probability of chains of the base, [B, K' + 1, C, Da]."""
-        return -self.policy.log_prob(features, base).mean()
+    def bc_loss(self, features: Tensor, base: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Return the mean negative log probability of chains of the base, [B, K' + 1, C, Da], or of single steps."""
+        if positions is None:
+            return -self.policy.log_prob(features, base).mean()
+        rows = torch.arange(len(base))
+        before, after = base[rows, positions], base[rows, positions + 1]
+        return -self.policy.pair_log_prob(features, before, after, positions).mean()
 
     @staticmethod
     def _take(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
