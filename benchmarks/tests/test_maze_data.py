@@ -64,6 +64,8 @@ def test_minari_keeps_every_number(tmp_path, monkeypatch):
     back = from_minari("maze/umaze-medium-v0")
     for name, array in data.arrays().items():
         np.testing.assert_array_equal(array, back.arrays()[name], err_msg=name)
+    with pytest.raises(InputError, match="minari download maze/none-v0"):
+        from_minari("maze/none-v0")
     import minari
 
     assert minari.get_normalized_score(stored, np.array([expert]))[0] == pytest.approx(1.0)

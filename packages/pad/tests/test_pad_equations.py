@@ -227,6 +227,18 @@ def test_depth_without_a_model_for_it_and_the_other_way_round_are_refused():
         net(noisy, clean, t, text[:, :4])
 
 
+def test_what_tokens_say_has_no_more_dimensions_than_they_have_channels():
+    """So the noise of 48 numbers cannot be told with 8 channels, whatever the weights."""
+    parts = world(frames=3, patch=2, image=(4, 8), pose=(12, 4))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = opened(PADTransformer(parts, width=8, depth=2, heads=2, text_width=5, learn_sigma=False))
+    noisy, clean, _, text = inputs(net, rows=20)
+    said = net(noisy, clean, torch.full((20,), 500), text[:1].expand(20, -1))["rgb"].value
+    rows = said.unflatten(3, (4, 2)).unflatten(2, (4, 2)).permute(0, 2, 4, 1, 3, 5).reshape(320, 48)
+    assert 4 < torch.linalg.matrix_rank((rows - rows.mean(0)).double(), rtol=1e-4) <= 8
+
+
 # --- Noise and loss ---
 
 
@@ -256,7 +268,7 @@ def test_the_bound_of_a_network_that_says_nothing():
     zero = {name: torch.zeros_like(value) for name, value in noisy.items()}
     t = torch.full((40,), 700)
     first = losses(net, zero, clean, text, t, noisy)
-    assert float(first["rgb"].mean()) == pytest.approx(1, abs=0.05)
+    assert float(first["rgb"].detach().mean()) == pytest.approx(1, abs=0.05)
 
 
 def test_the_bound_is_the_divergence_of_two_normals_and_teaches_no_mean():

@@ -1,5 +1,7 @@
 """Windows of recordings, a policy that follows its plan, and what each optimiser trains."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from noiseworks.pad import PAD, Architecture, Fitting, PADPolicy, Recording, Sam
 from noiseworks.pad.model import Future
 from noiseworks.pad.options import Following
 from noiseworks.pad.policy import PosePlanner
-from noiseworks.pad.training import PADModule
+from noiseworks.pad.training import PADModule, pose_scales
 from noiseworks.pad.windows import Mixed, Windows, future, window_starts
 
 # --- Windows ---
@@ -48,6 +50,19 @@ def test_video_is_a_fixed_share_and_has_no_poses():
     assert found["labelled"].tolist() == [True, False]
     assert not found["poses"][1].any()
     assert found["frames"][1, 0, 0, 0] > found["image"][1, 0, 0, 0]
+
+
+def test_a_recording_on_disk_shares_no_memory_with_tensors(tmp_path):
+    recording().save(tmp_path)
+    found, window = Recording.load(tmp_path), Window(frames=2)
+    torch.set_warn_always(True)  # torch warns once a process of what it must not write to
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            Windows(found, window, 1).__getitems__([0, 3])
+            pose_scales(found, window, 1)
+    finally:
+        torch.set_warn_always(False)
 
 
 def test_recordings_that_do_not_fit_together_are_refused():

@@ -105,7 +105,7 @@ def pose_scales(
     recording: Recording, window: Window, pose_dim: int
 ) -> tuple[LinearNormalizer, LinearNormalizer]:
     """Return the maps to [-1, 1] of poses, and of a window's poses relative to its present, entry by entry."""
-    poses = torch.from_numpy(np.asarray(recording.poses, np.float32))
+    poses = torch.from_numpy(np.array(recording.poses, np.float32))
     rows = Windows(recording, window, pose_dim)
     every = rows.poses_of(np.arange(len(rows)))
     motions = every["poses"].unflatten(1, (-1, pose_dim)) - every["pose"][:, None]

@@ -176,8 +176,11 @@ class Windows(Dataset):
         ends = self.recording.ends + np.arange(1, len(self.recording.ends) + 1)
         starts = self.starts[rows] + self.episode[rows]
         steps = future(starts, ends, [every * (i + 1) for i in range(window.poses)])
-        poses = torch.from_numpy(np.asarray(self.recording.poses, np.float32))
-        return {"pose": poses[starts], "poses": poses[steps].flatten(1)}
+        # Rows are drawn before they become tensors, which may not share memory with a file.
+        pose, poses = (
+            torch.from_numpy(np.asarray(self.recording.poses[rows], np.float32)) for rows in (starts, steps)
+        )
+        return {"pose": pose, "poses": poses.flatten(1)}
 
 
 def as_values(images: np.ndarray) -> Tensor:

@@ -18,12 +18,17 @@ def from_minari(dataset: "MinariDataset | str") -> Transitions:
         dataset: The data set, or the id of one that is on disk.
 
     Raises:
-        InputError: When observations or actions are not vectors, or it holds no steps.
+        InputError: When it is not on disk, observations or actions are not vectors, or it holds no steps.
     """
     import minari
 
     if isinstance(dataset, str):
-        dataset = minari.load_dataset(dataset)
+        try:
+            dataset = minari.load_dataset(dataset)
+        except FileNotFoundError:
+            raise InputError(
+                f"Minari has no data set {dataset!r} on this machine: fetch it with `minari download {dataset}`"
+            ) from None
     parts: dict[str, list[np.ndarray]] = {}
     for episode in dataset.iterate_episodes():
         seen, actions = episode.observations, episode.actions
