@@ -20,7 +20,14 @@ from noiseworks.kits.driving import (
 from noiseworks.kits.driving.proposals import propose
 from noiseworks.kits.driving.scenes import NO_LANE, PADDING, PEDESTRIAN, STATIC, VEHICLE, on_strips, project
 from noiseworks.kits.driving.scoring import _smooth, find_areas, is_comfortable
-from noiseworks.kits.driving.tracking import STATES, STEP, curvature_profile, interpolate, speed_profile
+from noiseworks.kits.driving.tracking import (
+    STATES,
+    STEP,
+    _commands,
+    curvature_profile,
+    interpolate,
+    speed_profile,
+)
 from noiseworks.kits.driving.vehicle import CENTRE, corners, ego_boxes, overlap
 
 TIMES = 0.5 * np.arange(1, 9)
@@ -110,6 +117,34 @@ def test_the_profiles_minimise_what_they_say():
         assert v == pytest.approx(
             matrix @ np.linalg.lstsq(np.concatenate((moves, penalty)), goal)[0], abs=1e-8
         )
+
+
+def test_the_steering_is_that_of_ten_steps_of_matrices():
+    """One rate u for a second: -(B' Q B + R)^-1 B' Q (A x + g), the steps rolled out one by one."""
+    rng = np.random.default_rng(6)
+    pose, place = rng.normal(size=(2, 3, 7)) * [[1.0], [1.0], [4.0]]
+    v, steering = rng.uniform(0, 9, 7), rng.uniform(-0.3, 0.3, 7)
+    speeds, curvatures = rng.uniform(0, 9, (40, 7)), rng.uniform(-0.1, 0.1, (40, 7))
+    v[0], speeds[:, 0] = 0.1, 0.1  # this one stops
+    for k in (0, 36):
+        command, rate = _commands(k, pose, v, steering, place, speeds, curvatures)
+        for n in range(7):
+            accelerate = 10 * (speeds[min(k + 10, 39), n] - v[n]) / 11
+            aside = np.array((-np.sin(place[2, n]), np.cos(place[2, n]))) @ (pose - place)[:2, n]
+            x = np.array((aside, (pose - place)[2, n], steering[n]))
+            x[1] = np.angle(np.exp(1j * x[1]))
+            total = np.zeros(3)
+            for step in range(10):
+                ahead = 0.1 * (v[n] + 0.1 * step * accelerate)
+                matrix = np.eye(3) + ahead * np.array([[0, 1, 0], [0, 0, 1 / 3.089], [0, 0, 0]])
+                x = matrix @ x - np.array((0, ahead * curvatures[min(k + step, 39), n], 0))
+                total = matrix @ total + np.array((0, 0, 0.1))
+            x[1] = np.angle(np.exp(1j * x[1]))
+            weights = np.diag((1.0, 10.0, 0.0))
+            wanted = -(total @ weights @ x) / (total @ weights @ total + 1)
+            if n:
+                assert (command[n], rate[n]) == pytest.approx((accelerate, wanted))
+        assert (command[0], rate[0]) == (0.0, 0.0)
 
 
 def test_headings_take_the_short_way_between_poses():

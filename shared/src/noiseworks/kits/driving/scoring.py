@@ -7,6 +7,7 @@ separating-axis test runs on the few pairs that are.
 """
 
 from dataclasses import dataclass, fields
+from functools import cache
 
 import numpy as np
 from noiseworks.core.errors import InputError
@@ -98,9 +99,10 @@ def score(states: States, scenes: Scenes, reference: np.ndarray | None = None) -
             f"the score judges {STATES} states at {STEP} s (4 seconds), got {states.poses.shape}"
         )
     areas = find_areas(states.poses, scenes)
-    no_collision = collisions(states, scenes, areas)
+    met = _contacts(ego_boxes(states.poses), scenes.boxes()[:, :, :STATES], scenes.kinds)
+    no_collision = collisions(states, scenes, areas, met)
     drivable = 1.0 - areas.off_road.any(axis=-1)
-    ttc, comfort = time_to_collision(states, scenes, areas), is_comfortable(states).astype(np.float64)
+    ttc, comfort = time_to_collision(states, scenes, areas, met), is_comfortable(states).astype(np.float64)
     raw = progress_along(states.poses, scenes.route) * no_collision * drivable
     best = raw.max(axis=1) if reference is None else np.asarray(reference, np.float64)
     best = np.maximum(raw, best[:, None])
@@ -135,15 +137,20 @@ def find_areas(poses: np.ndarray, scenes: Scenes) -> _Areas:
     return _Areas(off, (touched > 1) & ~whole, junction)
 
 
-def collisions(states: States, scenes: Scenes, areas: _Areas) -> np.ndarray:
+def collisions(states: States, scenes: Scenes, areas: _Areas, met: tuple[np.ndarray, ...]) -> np.ndarray:
     """Return NC, [B, P].
 
     An object that was hit without fault is ignored from then on, so its first contact decides: the ego's fault is
     an object that stands, one that the front bumper hits, or one at the side while the ego is between lanes or off
     the road; not an object from behind, and nothing while the ego itself stands.
+
+    Args:
+        states: Driven proposals.
+        scenes: Their scenes.
+        areas: Where the ego is.
+        met: Contacts, from `_contacts`.
     """
-    boxes = scenes.boxes()[:, :, :STATES]
-    b, p, m, t = _contacts(ego_boxes(states.poses), boxes, scenes.kinds)
+    boxes, (b, p, m, t) = scenes.boxes()[:, :, :STATES], met
     found = np.ones(states.poses.shape[:2])
     if not len(b):
         return found
@@ -159,21 +166,29 @@ def collisions(states: States, scenes: Scenes, areas: _Areas) -> np.ndarray:
     return found
 
 
-def time_to_collision(states: States, scenes: Scenes, areas: _Areas) -> np.ndarray:
+def time_to_collision(
+    states: States, scenes: Scenes, areas: _Areas, met: tuple[np.ndarray, ...]
+) -> np.ndarray:
     """Return TTC, [B, P].
 
     At each time the ego is moved straight on for 0, 0.3, 0.6 and 0.9 s and compared with where the objects are
     then. An object's first contact decides: it counts when it is ahead, or not behind while the ego is
     between lanes, off the road or in a junction; else it is ignored from then on.
+
+    Args:
+        states: Driven proposals.
+        scenes: Their scenes.
+        areas: Where the ego is.
+        met: Contacts at 0 s, from `_contacts`.
     """
     boxes, ego = scenes.boxes(), ego_boxes(states.poses)
     heading = states.poses[..., 2]
     ahead = np.stack((np.cos(heading), np.sin(heading)), axis=-1) * states.speed[..., None]
     parts = []
     for order, later in enumerate(LOOKED_AHEAD):
-        moved = ego.copy()
-        moved[..., :2] += ahead * (later * STEP)
-        b, p, m, t = _contacts(moved, boxes[:, :, later : later + STATES], scenes.kinds)
+        moved = np.concatenate((ego[..., :2] + ahead * (later * STEP), ego[..., 2:]), axis=-1)
+        then = boxes[:, :, later : later + STATES]
+        b, p, m, t = _contacts(moved, then, scenes.kinds) if later else met
         parts.append((b, p, m, t * len(LOOKED_AHEAD) + order))
     b, p, m, when = (np.concatenate(part) for part in zip(*parts, strict=True))
     found = np.ones(states.poses.shape[:2])
@@ -225,8 +240,14 @@ def is_comfortable(states: States) -> np.ndarray:
 
 
 def _smooth(values: np.ndarray, window: int, order: int, derivative: int = 0) -> np.ndarray:
-    found = savgol_filter(values, window, order, deriv=derivative, delta=STEP, axis=-1)
+    found = values @ _filter(values.shape[-1], window, order, derivative)
     return np.round(found, 8)  # so that a bound that is met exactly is not passed by rounding
+
+
+@cache
+def _filter(count: int, window: int, order: int, derivative: int) -> np.ndarray:
+    """Return scipy's Savitzky-Golay filter, which is linear, as a matrix: row j is what value j of `count` gives."""
+    return savgol_filter(np.eye(count), window, order, deriv=derivative, delta=STEP, axis=-1)
 
 
 def _angle(pose: np.ndarray, points: np.ndarray) -> np.ndarray:

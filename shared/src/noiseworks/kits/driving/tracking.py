@@ -17,7 +17,7 @@ STATES = POSES * SPACING + 1
 LOOKAHEAD = 10  # steps
 JERK_PENALTY, CURVATURE_RATE_PENALTY, CURVATURE_PENALTY = 1e-4, 1e-2, 1e-10
 SPEED_WEIGHT, ACCELERATION_WEIGHT = 10.0, 1.0
-LATERAL_WEIGHTS, STEERING_WEIGHT = (1.0, 10.0, 0.0), 1.0
+LATERAL_WEIGHTS, STEERING_WEIGHT = (1.0, 10.0), 1.0  # of lateral and heading error; of the steering rate
 STOPPING_SPEED, STOPPING_GAIN = 0.2, 0.5
 ACCELERATION_LAG, STEERING_LAG = 0.2, 0.05  # seconds
 LARGEST_STEERING = np.pi / 3
@@ -122,23 +122,26 @@ def track(poses: np.ndarray, speed: np.ndarray, acceleration: np.ndarray) -> Sta
     count = reference.shape[1] - 1
     speeds = speed_profile(reference)
     curvatures = curvature_profile(reference, speeds)
-    pose = reference[:, 0].copy()
+    # In the loop a row of all plans is read at a time.
+    speeds, curvatures = np.ascontiguousarray(speeds.T), np.ascontiguousarray(curvatures.T)
+    places = np.ascontiguousarray(np.moveaxis(reference, 0, -1))
+    pose = places[0]
     v = np.broadcast_to(speed, shape).reshape(-1).astype(np.float64)
     a = np.broadcast_to(acceleration, shape).reshape(-1).astype(np.float64)
     steering = np.zeros_like(v)
     kept = [(pose, v, a)]
     for k in range(count):
-        command, rate = _commands(k, pose, v, steering, reference, speeds, curvatures)
+        command, rate = _commands(k, pose, v, steering, places[k], speeds, curvatures)
         a = a + STEP / (STEP + ACCELERATION_LAG) * (command - a)
         wanted = steering + STEP * rate
         turned = steering + STEP / (STEP + STEERING_LAG) * (wanted - steering)
         turned = np.clip(turned, -LARGEST_STEERING, LARGEST_STEERING)
-        heading = pose[:, 2]
-        move = np.stack((v * np.cos(heading), v * np.sin(heading), v * np.tan(steering) / WHEELBASE), axis=-1)
-        pose = pose + STEP * move
+        heading, forward = pose[2], STEP * v
+        turn = np.tan(steering) / WHEELBASE
+        pose = pose + forward * np.stack((np.cos(heading), np.sin(heading), turn))
         v, steering = v + STEP * a, turned
         kept.append((pose, v, a))
-    found = [np.stack(part, axis=1) for part in zip(*kept, strict=True)]
+    found = [np.ascontiguousarray(np.moveaxis(np.stack(part), -1, 0)) for part in zip(*kept, strict=True)]
     found[0][..., 2] = wrap(found[0][..., 2])
     return States(*(part.reshape(*shape, *part.shape[1:]) for part in found))
 
@@ -148,31 +151,42 @@ def _commands(
     pose: np.ndarray,
     v: np.ndarray,
     steering: np.ndarray,
-    reference: np.ndarray,
+    place: np.ndarray,
     speeds: np.ndarray,
     curvatures: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the acceleration and the steering rate, [N] each, that hold the reference for the next second."""
-    last = speeds.shape[1] - 1
-    goal = speeds[:, min(k + LOOKAHEAD, last)]
+    """Return the acceleration and the steering rate, [N] each, that hold the reference for the next second.
+
+    Args:
+        k: Step.
+        pose: Where the vehicles are, [3, N].
+        v: Their speeds, [N].
+        steering: Their steering angles, [N].
+        place: Where they should be, [3, N].
+        speeds: Profiles, [K, N].
+        curvatures: Profiles, [K, N].
+    """
+    last = len(speeds) - 1
+    goal = speeds[min(k + LOOKAHEAD, last)]
     horizon = LOOKAHEAD * STEP
     command = SPEED_WEIGHT * horizon * (goal - v) / (SPEED_WEIGHT * horizon**2 + ACCELERATION_WEIGHT)
     stopping = (v <= STOPPING_SPEED) & (goal <= STOPPING_SPEED)
     command = np.where(stopping, -STOPPING_GAIN * (v - goal), command)
-    dx, dy = (pose[:, :2] - reference[:, k, :2]).T
-    heading = reference[:, k, 2]
+    (dx, dy, turned), heading = pose - place, place[2]
     lateral = dy * np.cos(heading) - dx * np.sin(heading)
-    turned = wrap(pose[:, 2] - heading)
-    # State (lateral error, heading error, steering) after ten steps: free + gain u, for one steering rate u.
-    free = [lateral, turned, steering.copy()]
-    gain = [np.zeros_like(v), np.zeros_like(v), np.zeros_like(v)]
-    for step in range(LOOKAHEAD):
-        planned = v + step * STEP * command
-        curve = curvatures[:, min(k + step, last)]
-        ahead, turn = STEP * planned, STEP * planned / WHEELBASE
-        free = [free[0] + ahead * free[1], free[1] + turn * free[2] - ahead * curve, free[2]]
-        gain = [gain[0] + ahead * gain[1], gain[1] + turn * gain[2], gain[2] + STEP]
-    free[1] = wrap(free[1])
+    turned = wrap(turned)
+    # State (lateral error, heading error, steering) after ten steps: free + gain u, for one steering rate u. Each step
+    # adds metres ahead times what the heading error was before it, and metres ahead times a curvature to the latter.
+    times = STEP * np.arange(LOOKAHEAD)[:, None]
+    ahead = STEP * (v + times * command)
+    curves = curvatures[np.minimum(k + np.arange(LOOKAHEAD), last)]
+    turns = np.cumsum(ahead * (steering / WHEELBASE - curves), axis=0)
+    gains = np.cumsum(ahead * times / WHEELBASE, axis=0)
+    free = (
+        lateral + ahead.sum(axis=0) * turned + (ahead[1:] * turns[:-1]).sum(axis=0),
+        wrap(turned + turns[-1]),
+    )
+    gain = (ahead[1:] * gains[:-1]).sum(axis=0), gains[-1]
     top = sum(q * g * f for q, g, f in zip(LATERAL_WEIGHTS, gain, free, strict=True))
     bottom = sum(q * g * g for q, g in zip(LATERAL_WEIGHTS, gain, strict=True)) + STEERING_WEIGHT
     return command, np.where(stopping, 0.0, -top / bottom)

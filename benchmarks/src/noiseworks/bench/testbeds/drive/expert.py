@@ -54,7 +54,7 @@ class Labelled:
         )
 
 
-def of_scenes(scenes: Scenes, plans: np.ndarray, templates: np.ndarray | None = None) -> Labelled:
+def of_scenes(scenes: Scenes, plans: np.ndarray) -> Labelled:
     """Return scenes of another origin with the plans that were driven in them.
 
     What is possible on each route is found as for the testbed's own scenes; which are admissible, and which one was
@@ -63,14 +63,12 @@ def of_scenes(scenes: Scenes, plans: np.ndarray, templates: np.ndarray | None = 
     Args:
         scenes: The scenes.
         plans: [B, 8, 3].
-        templates: Where the testbed made them.
 
     Raises:
         InputError: When the plans are of another shape or not finite.
     """
     count = len(scenes)
-    templates = np.zeros(count, np.int64) if templates is None else templates
-    found, _ = drive(Drawn(scenes, templates, np.zeros(count)))
+    found, _ = drive(Drawn(scenes, np.zeros(count, np.int64), np.zeros(count)))
     made = replace(found, scenes=scenes, plans=np.asarray(plans, np.float64))
     return replace(made, scores=score_plans(made.plans[:, None], scenes, made.reference).score[:, 0])
 
