@@ -1,6 +1,7 @@
 """Each equation against numbers of the authors' code or closed forms, and what must not depend on what."""
 
 from dataclasses import replace
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -8,9 +9,10 @@ import torch
 from noiseworks.core.errors import ArtifactError, InputError
 from noiseworks.diffusiondrive import Architecture, Denoising, Normalizer, Plans, diversity, fit_anchors
 from noiseworks.diffusiondrive.baselines import with_headings
+from noiseworks.diffusiondrive.data import read_anchors
 from noiseworks.diffusiondrive.decoder import DecoderLayer, Scene, embed_points
 from noiseworks.diffusiondrive.evaluation import any_route
-from noiseworks.diffusiondrive.losses import agent_loss, focal_loss, positive_mode
+from noiseworks.diffusiondrive.losses import agent_loss, focal_loss, plan_loss, positive_mode
 from noiseworks.diffusiondrive.planner import Planner
 from noiseworks.diffusiondrive.truncation import (
     alphas_cumprod,
@@ -18,18 +20,17 @@ from noiseworks.diffusiondrive.truncation import (
     ddim,
     levels_of,
     next_level,
-    read_anchors,
     start_of,
 )
 from noiseworks.kits.driving import score_plans
 
 
-def planner(design="diffusiondrive"):
+def planner(design="diffusiondrive", draws=1):
     times = 0.5 * torch.arange(1, 9)
     anchors = torch.stack([torch.stack((5 * times, side * times), -1) for side in (-1.0, 0.0, 1.0)])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        architecture = Architecture(design=design, width=16, modes=3)
+        architecture = Architecture(design=design, width=16, modes=3, draws=draws)
         return Planner(architecture, anchors, Normalizer.navsim()).eval().requires_grad_(False)
 
 
@@ -238,6 +239,52 @@ def test_agents_are_matched_at_least_cost():
     assert float(agent_loss(classes, boxes, target)) == pytest.approx(
         0.5, abs=1e-6
     )  # one box is 1 m too narrow
+
+
+def test_the_agents_of_a_batch_are_matched_by_the_best_of_all_permutations():
+    draw = torch.Generator().manual_seed(3)
+    classes, boxes = torch.randn(3, 4, generator=draw), 3 * torch.randn(3, 4, 5, generator=draw)
+    target = 3 * torch.randn(3, 3, 6, generator=draw)
+    target[..., 5] = torch.tensor([[1.0, 0, 1], [0, 0, 0], [1, 1, 1]])
+    wanted, far = torch.zeros(3, 4), 0.0
+    missed = torch.nn.functional.binary_cross_entropy_with_logits
+    for b in range(3):
+
+        def cost(order, b=b):
+            each = 0.0
+            for k, agent in enumerate(order):
+                there = target[b, k, 5]
+                apart = (boxes[b, agent, :2] - target[b, k, :2]).abs().sum() * there
+                each += float(10 * missed(classes[b, agent], there) + apart)
+            return each
+
+        for k, agent in enumerate(min(permutations(range(4), 3), key=cost)):
+            if target[b, k, 5]:
+                wanted[b, agent] = 1.0
+                far += float((boxes[b, agent] - target[b, k, :5]).abs().sum())
+    assert float(agent_loss(classes, boxes, target)) == pytest.approx(
+        float(10 * missed(classes, wanted)) + far / 5, rel=1e-5
+    )
+    target[..., 5] = 0.0  # nobody there: no box counts
+    assert float(agent_loss(classes, boxes, target)) == pytest.approx(float(10 * missed(classes, 0 * wanted)))
+
+
+def test_further_draws_are_regressed_and_not_classified(scene):
+    anchors, target = planner().head.anchors, torch.randn(2, 8, 3)
+    poses, scores = torch.randn(2, 5, 8, 3), torch.randn(2, 5)
+    mode = positive_mode(anchors, target)
+    chosen = [poses[torch.arange(2), mode], poses[:, 3], poses[:, 4]]
+    away = sum((one - target).abs().mean() for one in chosen) / 3
+    found = plan_loss(poses, scores, anchors, target)
+    assert float(found) == pytest.approx(float(10 * focal_loss(scores[:, :3], mode) + 8 * away))
+    # Their plans are noisy ones of the right anchor, at the scene's level.
+    head, seen = planner(draws=3).head, []
+    head.decoder.register_forward_hook(lambda module, given, made: seen.append(given[0]))
+    head.loss(scene, torch.cat((anchors[:2], torch.zeros(2, 8, 1)), -1))
+    apart = (seen[0][:, 3:] - anchors[:2, None]).abs()
+    assert seen[0].shape == (2, 5, 8, 2)
+    assert 0 < float(apart.mean()) < 4
+    assert not torch.equal(apart[:, 0], apart[:, 1])
 
 
 # --- Measures ---

@@ -1,10 +1,14 @@
-"""What the paper compares with, on the same backbone: regression, classified anchors, diffusion from pure noise."""
+"""What the paper compares with, on the same backbone: regression, classified anchors, diffusion from pure noise.
+
+Their losses have the weights and units of the decoder's parts, so that beside the agents' loss each of them teaches the
+backbone as much.
+"""
 
 import torch
 import torch.nn.functional as F
 from noiseworks.diffusiondrive.decoder import Scene, mlp
-from noiseworks.diffusiondrive.losses import focal_loss, positive_mode
-from noiseworks.diffusiondrive.options import Denoising
+from noiseworks.diffusiondrive.losses import CLASSIFICATION, REGRESSION, focal_loss, positive_mode
+from noiseworks.diffusiondrive.options import Architecture, Denoising
 from noiseworks.diffusiondrive.plans import Plans
 from noiseworks.diffusiondrive.truncation import STEPS, Normalizer, add_noise, ddim
 from noiseworks.kits.policies.unet import ConditionalUnet1D
@@ -22,20 +26,21 @@ class RegressionHead(nn.Module):
     """One plan, by an L1 loss.
 
     Args:
-        width: C.
+        architecture: Its width is C.
         anchors: Kept for the horizon alone, [N, T, 2].
         normalizer: Unused: the plan is in metres.
     """
 
-    def __init__(self, width: int, anchors: Tensor, normalizer: Normalizer) -> None:
+    def __init__(self, architecture: Architecture, anchors: Tensor, normalizer: Normalizer) -> None:
         super().__init__()
+        width = architecture.width
         self.register_buffer("anchors", anchors)
         self.points = anchors.shape[1]
         self.out = mlp(2 * width, 2 * width, 2 * width, 3 * self.points)
 
     def loss(self, scene: Scene, target: Tensor) -> Tensor:
-        """Return the L1 distance to the expert's plan."""
-        return F.l1_loss(self._plan(scene), target)
+        """Return 8 L1 to the expert's plan."""
+        return REGRESSION * F.l1_loss(self._plan(scene), target)
 
     def plan(self, scene: Scene, denoising: Denoising, generator: object, modes: object) -> Plans:
         """Return one plan."""
@@ -50,19 +55,20 @@ class AnchorHead(nn.Module):
     """Which of the anchors to take; their headings are those of their own steps.
 
     Args:
-        width: C.
+        architecture: Its width is C.
         anchors: [N, T, 2].
         normalizer: Unused: the anchors are in metres.
     """
 
-    def __init__(self, width: int, anchors: Tensor, normalizer: Normalizer) -> None:
+    def __init__(self, architecture: Architecture, anchors: Tensor, normalizer: Normalizer) -> None:
         super().__init__()
+        width = architecture.width
         self.register_buffer("anchors", anchors)
         self.out = mlp(2 * width, 2 * width, 2 * width, len(anchors))
 
     def loss(self, scene: Scene, target: Tensor) -> Tensor:
-        """Return the focal loss of the nearest anchor."""
-        return focal_loss(self.out(summary(scene)), positive_mode(self.anchors, target))
+        """Return 10 focal of the nearest anchor."""
+        return CLASSIFICATION * focal_loss(self.out(summary(scene)), positive_mode(self.anchors, target))
 
     def plan(self, scene: Scene, denoising: Denoising, generator: object, modes: Tensor | None) -> Plans:
         """Return the anchors, scored."""
@@ -77,25 +83,28 @@ class DiffusionHead(nn.Module):
     """A diffusion policy: a one-dimensional U-Net that denoises plans from pure noise in 20 DDIM steps.
 
     Args:
-        width: C.
+        architecture: Its width is C.
         anchors: Kept for the horizon and the number of samples, [N, T, 2].
         normalizer: Of the schedule's units.
     """
 
-    def __init__(self, width: int, anchors: Tensor, normalizer: Normalizer) -> None:
+    def __init__(self, architecture: Architecture, anchors: Tensor, normalizer: Normalizer) -> None:
         super().__init__()
+        width = architecture.width
         self.register_buffer("anchors", anchors)
-        self.normalizer = normalizer
+        self.normalizer, self.draws = normalizer, architecture.draws
         self.net = ConditionalUnet1D(
             2, global_cond_dim=2 * width, diffusion_step_embed_dim=64, down_dims=(32, 64), kernel_size=3
         )
 
     def loss(self, scene: Scene, target: Tensor) -> Tensor:
-        """Return the squared error of the predicted clean plan at a level of all 1000."""
-        clean = self.normalizer.normalize(target[..., :2])
-        level = torch.randint(STEPS, (len(target),), device=target.device)
+        """Return the squared error, in metres, of the predicted clean plan at a level of all 1000."""
+        clean = self.normalizer.normalize(target[..., :2]).repeat_interleave(self.draws, 0)
+        level = torch.randint(STEPS, (len(clean),), device=target.device)
         noisy = add_noise(clean, level, torch.randn_like(clean))
-        return F.mse_loss(self.net(noisy, level, global_cond=summary(scene)), clean)
+        cond = summary(scene).repeat_interleave(self.draws, 0)
+        metres = clean.new_tensor(self.normalizer.range) / 2
+        return (metres * (self.net(noisy, level, global_cond=cond) - clean)).square().mean()
 
     def plan(
         self, scene: Scene, denoising: Denoising, generator: torch.Generator | None, modes: Tensor | None

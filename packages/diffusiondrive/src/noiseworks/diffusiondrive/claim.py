@@ -56,16 +56,23 @@ def prepare(seed: int, context: Context) -> Shared:
     from noiseworks.diffusiondrive.options import Architecture, Fitting, SceneSet
     from noiseworks.diffusiondrive.planner import Planner
     from noiseworks.diffusiondrive.training import fit_planner
+    from noiseworks.kits.training import open_run
 
     sizes = context.settings
     planners = {}
     if sizes["fit"]:
         _, table = scenes_of(SceneSet(scenes=sizes["train"], scene_seed=TRAIN_SEED))
-        fitting = Fitting(max_steps=sizes["fit"], batch_size=sizes["batch"], seed=seed, device="cpu")
+        fitting = Fitting(
+            max_steps=sizes["fit"], batch_size=sizes["batch"], seed=seed, device="cpu", checkpoint_every=1.0
+        )
         for design in DESIGNS:
             context.progress(DESIGNS.index(design), len(DESIGNS), f"train {design}")
-            architecture = Architecture(design=design, width=sizes["width"])
-            made = planners[design] = fit_planner(table, architecture, fitting, progress=False)
+            architecture = Architecture(design=design, width=sizes["width"], draws=sizes["draws"])
+            # What was stopped goes on: the folder is this seed's and these settings' own.
+            with open_run(
+                context.folder / "training" / design, {"model": architecture, "fit": fitting}
+            ) as opened:
+                made = planners[design] = fit_planner(table, architecture, fitting, opened, progress=False)
             shipped.save(context.folder, design, made.config(), made.state_dict())
     else:
         for design in DESIGNS:
@@ -143,13 +150,31 @@ CLAIM = Claim(
         "smoke": Scale(
             (500,),
             300,
-            {"fit": 2, "train": 40, "test": 16, "batch": 8, "width": 16, "turns": 1, "diverse": 1},
+            {
+                "fit": 2,
+                "train": 40,
+                "test": 16,
+                "batch": 8,
+                "width": 16,
+                "draws": 2,
+                "turns": 1,
+                "diverse": 1,
+            },
         ),
         "quick": Scale((500,), 120, {"fit": 0, "test": 160, "turns": 5, "diverse": 6}),
         "laptop": Scale(
             (1000,),
             1500,
-            {"fit": 900, "train": 4000, "test": 600, "batch": 64, "width": 48, "turns": 20, "diverse": 24},
+            {
+                "fit": 900,
+                "train": 4000,
+                "test": 600,
+                "batch": 64,
+                "width": 48,
+                "draws": 16,
+                "turns": 20,
+                "diverse": 24,
+            },
         ),
     },
     prepare=prepare,

@@ -8,6 +8,7 @@ from noiseworks.core.errors import InputError
 from noiseworks.core.options import Spread, Whole
 from noiseworks.core.output import check_file, progress_bar
 from noiseworks.diffusiondrive.options import (
+    ANCHORS,
     Architecture,
     Denoising,
     Design,
@@ -41,9 +42,8 @@ def train(
     check_writable(out)
     if scenes.data is None:
         check_enough(scenes.scenes, architecture, fitting)
-    from noiseworks.diffusiondrive.data import scenes_of
+    from noiseworks.diffusiondrive.data import read_anchors, scenes_of
     from noiseworks.diffusiondrive.training import fit_planner
-    from noiseworks.diffusiondrive.truncation import read_anchors
     from noiseworks.kits.training import open_run
 
     centres = None if anchors is None else read_anchors(anchors)
@@ -163,8 +163,7 @@ def anchors(
     from noiseworks.core.checks import check_number
 
     check_number("modes", modes, low=2, high=256, integer=True)
-    kind = "diffusiondrive/anchors"
-    check_folder(out, kind)
+    check_folder(out, ANCHORS)
     from noiseworks.core.artifacts import save_artifact
     from noiseworks.diffusiondrive.data import scenes_of
     from noiseworks.diffusiondrive.truncation import fit_anchors
@@ -172,7 +171,9 @@ def anchors(
     with progress_bar("scenes") as show:
         labelled, _ = scenes_of(scenes, show)
     found = fit_anchors(labelled.plans, modes)
-    save_artifact(out, kind, {"scenes": scenes.scenes, "scene_seed": scenes.scene_seed}, {"anchors": found})
+    save_artifact(
+        out, ANCHORS, {"scenes": scenes.scenes, "scene_seed": scenes.scene_seed}, {"anchors": found}
+    )
     return {
         "anchors": str(out),
         "ends": [[round(value, 2) for value in end] for end in found[:, -1].tolist()],

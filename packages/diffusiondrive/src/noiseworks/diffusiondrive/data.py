@@ -1,15 +1,18 @@
-"""Scenes of the testbed, or of the user's, as a planner's tables."""
+"""Scenes of the testbed, or of the user's, as a planner's tables; anchors of files."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from noiseworks.core.artifacts import load_artifact
 from noiseworks.core.errors import InputError
-from noiseworks.diffusiondrive.options import Denoising, SceneSet
+from noiseworks.diffusiondrive.options import ANCHORS, Denoising, SceneSet
 from noiseworks.diffusiondrive.planner import Planner
 from noiseworks.diffusiondrive.plans import Plans
 from noiseworks.diffusiondrive.training import agents_of
+from noiseworks.diffusiondrive.truncation import Normalizer, check_anchors
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -44,6 +47,24 @@ def scenes_of(
         "agents": agents_of(labelled.scenes),
     }
     return labelled, table
+
+
+def read_anchors(path: str | Path, horizon: int = 8) -> Tensor:
+    """Return the anchors [N, horizon, 2] of a folder that the verb anchors wrote, or of a .npy file.
+
+    Raises:
+        InputError: When they cannot be read, are of another horizon or not finite.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = load_artifact(path, ANCHORS)[1]["anchors"]
+    else:
+        try:
+            found = torch.as_tensor(np.load(path, allow_pickle=False), dtype=torch.float64)
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{path} holds no anchors: {error}") from error
+    fits = found.ndim == 3 and found.shape[0] > 0 and found.shape[2] == 2
+    return check_anchors(found, Normalizer.fit(found.numpy()) if fits else Normalizer.navsim(), horizon)
 
 
 def plan_all(planner: Planner, table: dict[str, Tensor], denoising: Denoising) -> Plans:

@@ -53,11 +53,10 @@ def embed_points(points: Tensor, size: int = EMBEDDED) -> Tensor:
         size: Channels of a point.
     """
     half = size // 2
-    index = torch.arange(half, device=points.device)
-    scale = 2 * math.pi / 10000 ** (2 * (index // 2).to(points.dtype) / half)
+    index = torch.arange(0, half, 2, device=points.device)
+    scale = 2 * math.pi / 10000 ** (index.to(points.dtype) / half)
     angle = points.flip(-1)[..., None] * scale
-    found = torch.where(index % 2 == 0, angle.sin(), angle.cos())
-    return found.flatten(-3)
+    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-4)
 
 
 def embed_level(level: Tensor, width: int) -> Tensor:

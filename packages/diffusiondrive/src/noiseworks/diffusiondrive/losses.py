@@ -1,5 +1,6 @@
 """The losses of a training step (section 3.4, and the weights of the authors' code)."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,14 +37,15 @@ def plan_loss(poses: Tensor, scores: Tensor, anchors: Tensor, target: Tensor) ->
     """Return one layer's loss: 10 focal + 8 L1 of the positive mode's poses.
 
     Args:
-        poses: [B, N, T, 3].
-        scores: [B, N].
+        poses: [B, N + M, T, 3]; the last M are of further noisy plans of the positive mode, for the second part.
+        scores: [B, N + M].
         anchors: [N, T, 2].
         target: [B, T, 3].
     """
-    mode = positive_mode(anchors, target)
-    chosen = poses[torch.arange(len(poses)), mode]
-    return CLASSIFICATION * focal_loss(scores, mode) + REGRESSION * F.l1_loss(chosen, target)
+    mode, count = positive_mode(anchors, target), len(anchors)
+    chosen = torch.cat((poses[torch.arange(len(poses)), mode][:, None], poses[:, count:]), dim=1)
+    away = F.l1_loss(chosen, target[:, None].expand_as(chosen))
+    return CLASSIFICATION * focal_loss(scores[:, :count], mode) + REGRESSION * away
 
 
 def agent_loss(classes: Tensor, boxes: Tensor, target: Tensor) -> Tensor:
@@ -65,10 +67,11 @@ def agent_loss(classes: Tensor, boxes: Tensor, target: Tensor) -> Tensor:
         )
         distance = (boxes[:, :, None, :2] - target[:, None, :, :2]).abs().sum(-1) * there[:, None]
         cost = (AGENT_CLASS * presence + AGENT_BOX * distance).cpu().numpy()
-    wanted, loss, count = torch.zeros_like(classes), boxes.new_zeros(()), there.sum().clamp_min(1)
-    for index, table in enumerate(cost):
-        rows, columns = map(torch.as_tensor, linear_sum_assignment(table))
-        real = there[index, columns] > 0
-        wanted[index, rows[real]] = 1.0
-        loss = loss + (boxes[index, rows[real]] - target[index, columns[real], :5]).abs().sum()
-    return AGENT_CLASS * F.binary_cross_entropy_with_logits(classes, wanted) + AGENT_BOX * loss / count
+    pairs = torch.as_tensor(np.stack([linear_sum_assignment(table) for table in cost])).to(classes.device)
+    rows, columns = pairs.unbind(1)  # of agents and of targets, [B, K]
+    batch = torch.arange(len(pairs), device=classes.device)[:, None]
+    real = (there[batch, columns] > 0).to(classes)
+    wanted = torch.zeros_like(classes).scatter(1, rows, real)
+    apart = (boxes[batch, rows] - target[batch, columns, :5]).abs().sum(-1) * real
+    missed = F.binary_cross_entropy_with_logits(classes, wanted)
+    return AGENT_CLASS * missed + AGENT_BOX * apart.sum() / there.sum().clamp_min(1)

@@ -7,6 +7,7 @@ from noiseworks.core.errors import InputError
 from noiseworks.core.options import Options, at_least, at_most, below
 from noiseworks.kits.training.options import Fit
 
+ANCHORS = "diffusiondrive/anchors"  # the kind of artifact that the verb anchors writes
 Stepping = Literal["reference", "consistent"]
 Design = Literal["diffusiondrive", "no_cascade", "regression", "anchors", "diffusion"]
 
@@ -22,6 +23,8 @@ class Architecture(Options):
         modes: Anchors N.
         layers: Cascaded decoder layers.
         ffn_residual: Whether the decoder's feed-forward blocks add their input, which the authors' do not.
+        draws: Noisy plans of each scene that a training step of a diffusion design regresses, the authors' 1. More of
+            them have the same expectation and less noise, and share the scene's part.
     """
 
     design: Design = "diffusiondrive"
@@ -29,6 +32,7 @@ class Architecture(Options):
     modes: Annotated[int, at_least(2), at_most(256)] = 20
     layers: Annotated[int, at_least(1), at_most(4)] = 2
     ffn_residual: bool = False
+    draws: Annotated[int, at_least(1)] = 1
 
     def check(self) -> None:
         """Refuse a width that eight attention heads cannot share.

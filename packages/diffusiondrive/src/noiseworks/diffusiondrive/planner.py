@@ -9,7 +9,7 @@ from noiseworks.core.artifacts import load_artifact, rebuilding, save_artifact
 from noiseworks.core.errors import InputError
 from noiseworks.diffusiondrive.baselines import HEADS
 from noiseworks.diffusiondrive.decoder import CascadeDecoder, Hoisted, Scene
-from noiseworks.diffusiondrive.losses import PLAN, agent_loss, plan_loss
+from noiseworks.diffusiondrive.losses import PLAN, agent_loss, plan_loss, positive_mode
 from noiseworks.diffusiondrive.options import Architecture, Denoising
 from noiseworks.diffusiondrive.perception import ViewEncoder
 from noiseworks.diffusiondrive.plans import Plans
@@ -44,7 +44,7 @@ class TruncatedHead(nn.Module):
     ) -> None:
         super().__init__()
         self.register_buffer("anchors", check_anchors(anchors, normalizer, HORIZON))
-        self.normalizer = normalizer
+        self.normalizer, self.draws = normalizer, architecture.draws
         cascade = architecture.design == "diffusiondrive"
         self.decoder = CascadeDecoder(
             architecture.width,
@@ -64,7 +64,9 @@ class TruncatedHead(nn.Module):
         """
         batch = len(target)
         level = torch.randint(TRAIN_LEVELS, (batch,), device=target.device)
-        clean = self.normalizer.normalize(self.anchors).expand(batch, -1, -1, -1)
+        again = self.anchors[positive_mode(self.anchors, target), None].expand(-1, self.draws - 1, -1, -1)
+        clean = torch.cat((self.anchors.expand(batch, -1, -1, -1), again), dim=1)
+        clean = self.normalizer.normalize(clean)
         noisy = add_noise(clean, level, torch.randn_like(clean)).clamp(-1, 1)
         points = self.normalizer.denormalize(noisy)
         layers = self.decoder(points, self.decoder.hoist(scene), level)
@@ -129,7 +131,7 @@ class Planner(nn.Module):
         channels, size, extent = view
         self.backbone = ViewEncoder(channels, architecture.width, size)
         if architecture.design in HEADS:
-            self.head = HEADS[architecture.design](architecture.width, anchors, normalizer)
+            self.head = HEADS[architecture.design](architecture, anchors, normalizer)
         else:
             self.head = TruncatedHead(architecture, anchors, normalizer, extent)
 

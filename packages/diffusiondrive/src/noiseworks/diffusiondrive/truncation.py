@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from noiseworks.core.artifacts import load_artifact
 from noiseworks.core.checks import check_number
 from noiseworks.core.errors import InputError
 from noiseworks.diffusiondrive.options import Denoising
@@ -16,7 +14,6 @@ STEPS = 1000
 BETAS = (1e-4, 2e-2)  # not Stable Diffusion's: the range of diffusers' DDIM
 TRAIN_LEVELS = 50
 REFERENCE_START = 8
-ANCHORS = "diffusiondrive/anchors"  # what the verb writes
 LEVELS = 20  # that the S calls share
 NAVSIM_OFFSET, NAVSIM_RANGE = (1.2, 20.0), (56.9, 46.0)
 MARGIN = 0.02
@@ -86,24 +83,6 @@ def fit_anchors(plans: np.ndarray, count: int = 20, seed: int = 0) -> Tensor:
     ends = found.reshape(count, -1, 2)
     order = np.argsort(np.arctan2(ends[:, -1, 1], ends[:, -1, 0]), kind="stable")
     return torch.as_tensor(ends[order], dtype=torch.float32)
-
-
-def read_anchors(path: str | Path, horizon: int = 8) -> Tensor:
-    """Return the anchors [N, horizon, 2] of a folder that the verb anchors wrote, or of a .npy file.
-
-    Raises:
-        InputError: When they cannot be read, are of another horizon or not finite.
-    """
-    path = Path(path)
-    if path.is_dir():
-        found = load_artifact(path, ANCHORS)[1]["anchors"]
-    else:
-        try:
-            found = torch.as_tensor(np.load(path, allow_pickle=False), dtype=torch.float64)
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(f"{path} holds no anchors: {error}") from error
-    fits = found.ndim == 3 and found.shape[0] > 0 and found.shape[2] == 2
-    return check_anchors(found, Normalizer.fit(found.numpy()) if fits else Normalizer.navsim(), horizon)
 
 
 def check_anchors(anchors: Tensor, normalizer: Normalizer, horizon: int) -> Tensor:
