@@ -21,6 +21,7 @@ from noiseworks.dip import (
 )
 from noiseworks.dip.agent import aim, arrived, check_plan
 from noiseworks.dip.baselines import make_agent
+from noiseworks.dip.blending import between
 from noiseworks.dip.evaluation import Judged, generators_of, unblended
 from noiseworks.dip.network import motion_schedule
 from noiseworks.dip.options import Fitting, Moving
@@ -290,6 +291,25 @@ def test_without_policy_and_key_poses_it_is_ancestral_sampling():
     assert sampler.grid[-1] == -1
 
 
+def test_gradient_steps_have_the_length_of_the_whole_schedule():
+    judge, seen = policy(policy_steps=1), []
+    optimise = ImplicitPolicy.optimise
+
+    class Watched(ImplicitPolicy):
+        def optimise(self, mu, variance, *rest, **named):
+            seen.append(variance)
+            return optimise(self, mu, variance, *rest, **named)
+
+    watched = Watched(judge.rewards, judge.body, judge.options)
+    DipSampler(model(), watched, Sampling(steps=4, policy_steps=1)).sample(
+        a_round(setting()), generators_of(0, 1)
+    )
+    schedule, zero = motion_schedule(), torch.zeros((), dtype=F64)
+    grid = DipSampler(model(), None, Sampling(steps=4)).grid[:-2]
+    wanted = [float(ddpm_step(zero, zero, schedule.level(t), schedule.level(t - 1)).std) ** 2 for t in grid]
+    assert seen == pytest.approx(wanted, rel=1e-5)
+
+
 @pytest.mark.parametrize("way", ["dip", "direct"])
 def test_a_batch_is_its_motions_alone(way):
     made, options = model().double(), Sampling(steps=5, policy_steps=2, way=way)
@@ -364,6 +384,17 @@ def test_blending_turns_evenly():
         blend(start, end, 13)
 
 
+def test_weights_of_0_and_1_are_the_two_poses():
+    start, end = (
+        standing(1, 12)[0] + 0.3 * torch.randn(12, 69, generator=torch.Generator().manual_seed(seed))
+        for seed in (2, 3)
+    )
+    for weight, pose in ((0.0, start), (1.0, end)):
+        found = between(start, end, torch.full((12,), weight))
+        assert torch.equal(found[:, 66:], pose[:, 66:])
+        assert torch.allclose(BODY(found)[1], BODY(pose)[1], atol=1e-5)
+
+
 def test_blending_with_itself_and_with_full_turns():
     motion = standing(1, 12)[0] + 0.3 * torch.randn(12, 69, generator=torch.Generator().manual_seed(0))
     other = standing(1, 12)[0] + 0.3 * torch.randn(12, 69, generator=torch.Generator().manual_seed(1))
@@ -391,6 +422,34 @@ def test_waypoints_get_their_frames():
     held = aim(plan[2:], torch.tensor((0.0, 4.5, 0.9)), 10, 160, 0.5 / 40, Moving(hold=5))
     assert held.frames == list(range(held.frames[0], held.frames[0] + 6))
     assert held.kept == held.frames[-1] + 1
+
+
+def test_the_branch_sees_the_whole_way_of_a_walk():
+    plan = [Waypoint((0.0, 1.0, 0.0)), Waypoint((1.0, 1.0, 0.0))]
+    target = aim(plan, torch.tensor((0.0, 0.0, 0.9)), 4, 24, 0.1, Moving())
+    assert (target.frames, target.stay) == ([13, 23], None)
+    way = target.way(torch.tensor((0.0, 0.0, 0.9)), target.places, 4)
+    assert way[[0, 8, 9, 10, 19]].tolist() == [
+        pytest.approx(there, abs=1e-6)
+        for there in ([0, 0.1, 0.9], [0, 0.9, 0.9], [0, 1, 0.9], [0.1, 1, 0.9], [1, 1, 0.9])
+    ]
+    near = aim(plan[:1], torch.tensor((0.0, 0.5, 0.9)), 4, 24, 0.1, Moving())
+    assert near.stay == 23
+    assert near.way(torch.tensor((0.0, 0.5, 0.9)), near.places, 4)[5:].unique(dim=0).tolist() == [
+        pytest.approx([0, 1, 0.9])
+    ]
+    seen = {}
+    for shown in (True, False):
+        agent = make_agent(model(), BODY, Sampling("control", steps=2), Moving(history=4, show_way=shown))
+        sample = agent.sampler.sample
+        agent.sampler.sample = lambda made, draws, sample=sample, shown=shown: (
+            seen.setdefault(shown, made) and sample(made, draws)
+        )
+        agent.run([plan], standing(1, 10), None, generators_of(0, 1))
+    assert seen[True].hinted[0, :, 0].all()
+    assert 4 < seen[False].hinted[0, :, 0].sum() < 8
+    assert torch.equal(seen[True].setting.goals.flat, seen[False].setting.goals.flat)
+    assert not seen[True].hinted[..., 1:].any()
 
 
 def test_a_waypoint_is_done_where_the_body_got_near_it():

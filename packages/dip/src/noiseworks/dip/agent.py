@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from noiseworks.core.errors import InputError
 from noiseworks.dip.blending import blend
@@ -81,6 +82,22 @@ class Targets:
     reached: int
     kept: int
     stay: int | None = None
+
+    def way(self, start: Tensor, places: Tensor, shared: int) -> Tensor:
+        """Return where the pelvis is in every frame after the history, at even speed from aim to aim, [n, 3].
+
+        Args:
+            start: Where it is in the history's last frame, [3].
+            places: The aims in the same coordinates, [len(frames), 3].
+            shared: Frames of the history.
+        """
+        when, where = [shared - 1, *self.frames], [start, *places]
+        if self.stay is not None:
+            when, where = [*when, self.stay], [*where, where[-1]]
+        knots, points = np.array(when), torch.stack(where).cpu().numpy()
+        frames = np.arange(shared, when[-1] + 1)
+        found = np.stack([np.interp(frames, knots, column) for column in points.T], axis=-1)
+        return torch.as_tensor(found).to(start)
 
 
 def check_plan(plan: Sequence[Waypoint], start: Tensor, scene: Scene | None) -> None:
@@ -315,6 +332,10 @@ class MotionAgent:
             one = type(frame)(frame.rotation[row : row + 1], frame.origin[row : row + 1])
             places = one.to_local(target.places[None])[0]
             at = target.frames
+            if target.action == "walk" and self.options.show_way:
+                way = target.way(joints[row, -1, 0], places, shared)
+                points[row, shared : shared + len(way), 0] = way
+                hinted[row, shared : shared + len(way), 0] = True
             points[row, at, 0] = places
             wanted = flat if target.action == "walk" else mask
             wanted[row, at, 0] = True

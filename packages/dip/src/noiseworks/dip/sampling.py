@@ -125,8 +125,9 @@ class DipSampler:
                 step = ddim_step(x, clean, level, lower, eta=options.eta)
             mean = step.mean.to(x)
             if self.policy is not None and options.gradient_steps and t >= options.stop_below and s >= 0:
-                # The posterior's variance also when steps are deterministic: it is the length of the gradient step.
-                variance = float(ddpm_step(x, clean, level, lower).std.max()) ** 2
+                # Of one step of the whole schedule, however many are left out: it is the length of the gradient steps,
+                # and the variance of a long step would make them as much too long.
+                variance = float(ddpm_step(x, clean, level, self.schedule.level(t - 1)).std.max()) ** 2
                 at = self._at(s, x)
                 mean = self.policy.optimise(
                     mean, variance, lambda mu, at=at: self.model(mu, at, action, hint), round.setting
