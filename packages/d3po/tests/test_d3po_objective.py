@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
-from noiseworks.core.errors import InputError
+from noiseworks.core.errors import ArtifactError, InputError
 from noiseworks.d3po import agreement, d3po_step_loss, loss_bounds, pair_preferences, read_labels
-from noiseworks.d3po.labels import merged
+from noiseworks.d3po.labels import merged, read_samples
 from noiseworks.d3po.objective import pairs_of
 from noiseworks.kits.image_tuning import step_ratio_loss
 
@@ -51,6 +51,29 @@ def test_the_loss_of_a_prompt_is_the_mean_over_its_pairs():
 def test_bounds():
     assert loss_bounds(0.1, 0.1) == pytest.approx((0.6831640, 0.7032311), abs=1e-7)
     assert loss_bounds(0.1, None) == (0.0, math.inf)
+
+
+def test_samples_without_prompts_or_images_are_refused(tmp_path):
+    file = tmp_path / "samples.json"
+    said = {"prompts": ["a red circle", "a cross"], "copies": 2}
+    for number in range(3):
+        (tmp_path / f"{number:05d}.png").touch()
+    for change in (
+        {"prompts": []},
+        {"prompts": ["a", " "]},
+        {"prompts": "a"},
+        {"copies": "2"},
+        {"copies": 1},
+    ):
+        file.write_text(json.dumps(said | change))
+        with pytest.raises(ArtifactError, match="no prompts or no number"):
+            read_samples(file)
+    file.write_text(json.dumps(said))
+    assert read_samples(file) == (said["prompts"], 2)
+    with pytest.raises(ArtifactError, match=r"00003\.png is missing"):
+        read_samples(file, images=True)
+    (tmp_path / "00003.png").touch()
+    assert read_samples(file, images=True) == (said["prompts"], 2)
 
 
 def test_labels_are_merged_and_checked(tmp_path):

@@ -135,8 +135,13 @@ def test_it_finds_the_best_noise_of_a_quadratic(reference):
 
 def test_the_first_step_moves_each_coordinate_by_the_learning_rate():
     found = fit_of(lambda z, seeds: z.flatten(1).sum(1), n=8, batch_size=4, learning_rate=1e-3)
-    found.round(0)
-    assert found.policy.own_mean.detach().abs().flatten().tolist() == pytest.approx([1e-3] * 8, rel=1e-4)
+    expected = found.round(0)["expected"]
+    (one,) = found.kept
+    advantages, z = (one.rewards - expected)[:, None], one.z.flatten(1)
+    # The signs of mean(A z) and mean(A (z^2 - 1)), which are those of the expected reward's gradient.
+    for own, score in ((found.policy.own_mean, z), (found.policy.own_std - 1, z.square() - 1)):
+        steps = 1e-3 * (advantages * score).mean(0).sign()
+        assert own.detach().flatten().tolist() == pytest.approx(steps.tolist(), rel=2e-4, abs=0)
 
 
 def test_no_advantage_moves_nothing_and_a_constant_reward_is_learned():
@@ -148,6 +153,7 @@ def test_no_advantage_moves_nothing_and_a_constant_reward_is_learned():
     )
     found.round(0)
     assert not found.policy.own_mean.detach().any()
+    assert bool((found.policy.own_std.detach() == 1).all())
     constant = fit_of(
         lambda z, seeds: torch.full((len(z),), 0.7),
         n=8,

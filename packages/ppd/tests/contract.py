@@ -126,8 +126,9 @@ CONTRACT = Contract(
     good={
         EMBED: ("out/config.json", "out/model.safetensors"),
         f"probe {CHOICES} --model {{model}} --choices-each 2 --device cpu": (),
-        TRAIN: ("run/user_branch/config.json", "run/user_branch/model.safetensors"),
+        f"{TRAIN} --equal-users": ("run/user_branch/config.json", "run/user_branch/model.safetensors"),
         f"{SAMPLE} --user u0:0.5,u1:0.5": ("out/0001.png", "out/images.json"),
+        f"{SAMPLE} --user u0:0.5,u1:0.5 --mix output": ("out/0001.png", "out/images.json"),
         EVAL: (),
     },
     bad=[
@@ -148,6 +149,8 @@ CONTRACT = Contract(
         (TRAIN.replace("{data}", "{missing.jsonl}"), "gone.png"),
         (f"{SAMPLE} --user u9", "unknown user"),
         (f"{SAMPLE} --user u0:0.5,u1:0.2", "sum to 0.7"),
+        (f"{SAMPLE} --user u0:nan,u1:0.5", "not to 1"),
+        (f"{SAMPLE} --user u0:1.5,u1:-0.5 --mix output", "at least 0"),
         (f"{SAMPLE} --user u0".replace("{prompts.txt}", "{blank.txt}"), "prompt"),
         (f"{SAMPLE} --user u0".replace("{branch}", "{other}"), "another model"),
         (f"{SAMPLE} --user u0".replace("{branch}", "{foreign}"), "encoder"),

@@ -61,24 +61,24 @@ def test_the_equation_on_small_numbers():
 
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
 def test_nobody_and_a_fresh_branch_are_the_pipeline_itself(family):
-    plain = tiny_pipeline(family)
-    settings = {"guidance_scale": 3.0}
-    base = draw_for(plain, None, list(PROMPTS), None, Sampling(**vars(SAMPLING) | settings))
-    same = users(1).expand(3, -1)  # one user, so that both are drawn in batches of one size
-    fresh = draw(*branched(family, filled=False), same)
-    assert torch.equal(base, fresh)
+    def drawn(pipe, branch=None, told=None):
+        return draw_for(pipe, branch, list(PROMPTS[:2]), told, SAMPLING)
+
+    base = drawn(tiny_pipeline(family))
+    same = users(1).expand(2, -1)  # one user, so that both are drawn in batches of one size
+    assert torch.equal(base, drawn(*branched(family, filled=False), same))
     pipe, branch = branched(family)
-    assert torch.equal(base, draw(pipe, branch, torch.zeros(3, 5)))
-    assert not torch.equal(base, draw(pipe, branch, same))
+    assert torch.equal(base, drawn(pipe, branch, torch.zeros(2, 5)))
+    assert not torch.equal(base, drawn(pipe, branch, same))
     with branch.off():
-        assert torch.equal(base, draw(pipe, branch, same))
+        assert torch.equal(base, drawn(pipe, branch, same))
     assert branch.scale == 1
     branch.scale = 0.5
     with pytest.raises(KeyError), branch.off():
         raise KeyError
     assert branch.scale == 0.5
     branch.remove()
-    assert torch.equal(base, draw_for(pipe, None, list(PROMPTS), None, SAMPLING))
+    assert torch.equal(base, drawn(pipe))
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
@@ -96,6 +96,63 @@ def test_an_image_depends_on_its_own_user_alone(family):
         assert float((together[:2] - others[:2]).abs().amax((1, 2, 3)).min()) > 1e-3
     with pytest.raises(InputError, match="one user"):
         branch.arguments(told)
+
+
+@pytest.fixture(scope="module")
+def state():
+    """The branch's tensors of `branched`."""
+    return {name: p.detach().clone() for name, p in branched()[1]._parameters().items()}
+
+
+def mixed(state, shares):
+    """Return a pipeline with that branch once a share, and the branch."""
+    pipe = tiny_pipeline("sd")
+    return pipe, UserBranch(pipe, state, "e", shares)
+
+
+def test_outputs_are_mixed_in_every_attention(state):
+    a, b = users(2)
+    g = torch.Generator().manual_seed(4)
+    seen = {}
+    for name, (shares, told) in {
+        "a": ((1.0,), a[None]),
+        "b": ((1.0,), b[None]),
+        "both": ((0.3, 0.7), torch.stack([a, b])),
+    }.items():
+        pipe, branch = mixed(state, shares)
+        unet, layer = pipe.unet.double(), next(m for n, m in pipe.unet.named_modules() if n.endswith("attn2"))
+        parts = [one.double() for one in branch.further(told[None])["added_cond_kwargs"]["image_embeds"]]
+        tokens = unet.encoder_hid_proj(parts)
+        g.manual_seed(4)
+        x = torch.randn(1, 9, layer.to_q.in_features, generator=g, dtype=torch.float64)
+        text = torch.randn(1, 7, layer.to_k.in_features, generator=g, dtype=torch.float64)
+        seen[name] = layer(x, encoder_hidden_states=(text, tokens))
+    expected = 0.3 * seen["a"] + 0.7 * seen["b"]
+    torch.testing.assert_close(seen["both"], expected, rtol=1e-10, atol=1e-12)
+    assert float((seen["a"] - seen["b"]).detach().abs().max()) > 1e-3
+
+
+def test_mixed_outputs_of_one_user_are_that_user(state):
+    a, b = users(2)
+    g = torch.Generator().manual_seed(3)
+    x, text = torch.randn(1, 4, 8, 8, generator=g), torch.randn(1, 7, 32, generator=g)
+
+    def said(shares, *who):
+        pipe, branch = mixed(state, shares)
+        with torch.no_grad():
+            return pipe.unet(x, 5, text, **branch.further(torch.stack(who)[None]), return_dict=False)[0]
+
+    alone, both = said((1.0,), a), said((0.5, 0.5), a, b)
+    assert torch.equal(said((0.0, 1.0), b, a), alone)
+    torch.testing.assert_close(said((0.5, 0.5), a, a), alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(said((0.5, 0.5), b, a), both, rtol=1e-4, atol=1e-5)
+    between = said((1.0,), (a + b) / 2)  # a mixture of embeddings is something else
+    assert float((both - between).abs().max()) > 1e-4
+    with pytest.raises(InputError, match="2 times 5 numbers"):
+        mixed(state, (0.5, 0.5))[1].arguments(a)
+    for shares in ((0.5, 0.2), (1.5, -0.5), (float("nan"), 0.5)):
+        with pytest.raises(InputError, match="at least 0"):
+            mixed(state, shares)
 
 
 def test_the_denoiser_takes_a_user_a_row():
@@ -137,5 +194,5 @@ def test_stock_diffusers_loads_it(tmp_path):
         UserBranch.load(tiny_pipeline("sdxl"), tmp_path / "branch")
     with pytest.raises(UnsupportedHostError, match="sd3"):
         UserBranch.new(tiny_pipeline("sd3"), 5, "e")
-    with pytest.raises(InputError, match="4 numbers"):
+    with pytest.raises(InputError, match="do not fit"):
         branch.arguments(torch.zeros(1, 4))

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
-from noiseworks.core.errors import InputError
+from noiseworks.core.errors import InputError, NonFiniteError
 from noiseworks.kits.diffusers_hosts import tiny_pipeline
-from noiseworks.kits.image_tuning import denoising_delta, preference_link
+from noiseworks.kits.image_tuning import denoising_delta, encode_files, preference_link
+from noiseworks.kits.image_tuning.choices import Choice
 from noiseworks.ppd import (
     PPD,
     Support,
@@ -18,6 +19,8 @@ from noiseworks.ppd import (
     identified,
     preferred,
 )
+from noiseworks.ppd.chosen import left_to_train
+from PIL import Image
 
 PROMPTS = ("a red circle", "a blue square")
 
@@ -86,6 +89,54 @@ def test_the_order_of_the_choices_behind_an_embedding_does_not_matter():
     torch.testing.assert_close(found[0], described[mine].mean(0))
 
 
+def test_what_is_trained_on_is_none_of_what_people_are_known_by(tmp_path):
+    """Three people with 6, 5 and 2 choices on disk: the last one is left out, of the others three are reserved."""
+    names, g = ["u0", "u1"] * 5 + ["u0", "u2", "u2"], torch.Generator().manual_seed(0)
+    given = []
+    for number, name in enumerate(names):
+        files = [tmp_path / f"{number}{kind}.png" for kind in "ab"]
+        for file in files:
+            color = tuple(torch.randint(256, (3,), generator=g).tolist())
+            Image.new("RGB", (32, 32), color).save(file)
+        given.append(Choice(PROMPTS[number % 2], *files, name))
+    users = embed_users(names, torch.randn(13, 6, generator=g), "e", Support(3, 3))
+    pipe = tiny_pipeline("sd")
+    prompts, latents, ids, who = left_to_train(pipe, given, users)
+    reserved = {row for numbers in users.reserved for row in numbers}
+    kept = [one for row, one in enumerate(given) if row not in reserved and one.user != "u2"]
+    assert (len(reserved), len(kept)) == (6, 5)
+    expected = encode_files(pipe, [file for one in kept for file in (one.winner, one.loser)])
+    assert torch.equal(latents, expected.unflatten(0, (5, 2)))
+    assert [prompts[i] for i in ids] == [one.prompt for one in kept]
+    assert [users.names[i] for i in who] == [one.user for one in kept]
+
+
+def test_how_often_people_are_trained_on():
+    """By default each choice once an epoch; with equal_users each person as often as another, their choices in turn."""
+    *_, users = people()
+    who = torch.tensor([0] * 6 + [1] * 3 + [2])
+    latents = torch.zeros(10, 2, 4, 8, 8)
+    drawn = {}
+    for equal in (False, True):
+        options = Training(max_steps=9, batch_size=5, device="cpu")
+        one = PPD(
+            tiny_pipeline("sd"), PROMPTS, latents, who % 2, who, users, options, Taste(equal_users=equal)
+        )
+        rows = []
+        for step in range(12):
+            one.done = step
+            rows.append(one.draw_rows(10, 5))
+        drawn[equal] = torch.cat(rows)
+    assert drawn[False].bincount(minlength=10).tolist() == [6] * 10
+    assert who[drawn[True]].bincount().tolist() == [20] * 3
+    counts = drawn[True].bincount(minlength=10)
+    assert counts[9] == 20
+    assert int(counts[:6].max() - counts[:6].min()) <= 1
+    assert int(counts[6:9].max() - counts[6:9].min()) <= 1
+    assert sorted(who[drawn[True][:3]].tolist()) == [0, 1, 2]
+    assert drawn[True][:9].tolist() != drawn[True][9:18].tolist()
+
+
 def test_the_loss_of_a_choice_on_numbers():
     """Wallace et al., eq. 14, at kappa 2500: the argument is 1, and -1 when winner and loser are exchanged."""
     errors, kept = (
@@ -107,6 +158,7 @@ def test_mixtures_run_from_one_to_the_other():
     for wrong, word in (
         ({"u0": 0.5}, "sum to 1"),
         ({"u0": 1.5, "u1": -0.5}, "at least 0"),
+        ({"u0": math.nan, "u1": 0.5}, "sum to 1"),
         ("u9", "unknown user"),
     ):
         with pytest.raises(InputError, match=word):
@@ -119,6 +171,10 @@ def test_swapping_winner_and_loser_negates_the_first_block():
     found, swapped = describe_choices(features, winners, losers), describe_choices(features, losers, winners)
     torch.testing.assert_close(found[:, :3], -swapped[:, :3])
     torch.testing.assert_close(found[:, 3:], features(winners))
+    with pytest.raises(InputError, match="returns"):
+        describe_choices(lambda images: images.flatten(1).mean(1), winners, losers)
+    with pytest.raises(NonFiniteError, match="encoder"):
+        describe_choices(lambda images: features(images) / 0, winners, losers - winners)
 
 
 def test_people_are_recognised_where_their_choices_tell_them_apart():
@@ -159,13 +215,14 @@ def test_only_the_branch_is_trained_and_it_learns_who_chose():
     assert all(torch.equal(names[name], value) for name, value in frozen.items())
     assert all(name.endswith("weight") for name in one.trainable)
     told = users.standard[who[new], 0]
-    margins, others, nobody = (
+    margins, others = (
         preferred(one.error, one.branch, latents[new], ids[new], asked, draws=3)
-        for asked in (told, users.standard[1 - who[new], 0], torch.zeros_like(told))
+        for asked in (told, users.standard[1 - who[new], 0])
     )
+    nobody = preferred(one.error, one.branch, latents[:2], ids[:2], torch.zeros(2, 2), draws=1)
     assert float((margins > 0).float().mean()) > 0.85
     assert float((others > 0).float().mean()) < 0.15
-    assert torch.equal(nobody, torch.zeros(24))
+    assert torch.equal(nobody, torch.zeros(2))
 
 
 def test_dropout_is_of_the_pair_and_as_often_as_said():

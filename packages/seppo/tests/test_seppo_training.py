@@ -95,8 +95,8 @@ def test_against_itself_the_loss_is_ln_2_and_the_gradient_is_not_0():
 
 
 def test_without_flips_and_with_losers_for_images_it_is_diffusion_dpo():
-    losers = torch.randn(5, *made().latents.shape[1:], generator=torch.Generator().manual_seed(3))
     trainer = made(objective=Objective(kappa=100.0, flip="none"), opponents=Opponents("initial", 1))
+    losers = torch.randn(trainer.latents.shape, generator=torch.Generator().manual_seed(3))
     trainer.play = lambda opponent, rows: losers[rows]
     pairs = torch.stack([trainer.latents, losers], 1)
     dpo = DiffusionDPO(

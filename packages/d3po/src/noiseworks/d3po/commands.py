@@ -4,12 +4,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from noiseworks.core.artifacts import FolderKind, check_folder, read_json
+from noiseworks.core.artifacts import FolderKind, check_folder
 from noiseworks.core.checks import check_number
 from noiseworks.core.options import Seed, Spread, Whole
 from noiseworks.core.output import check_file, progress_bar, results
 from noiseworks.d3po.answers import SUFFIX
-from noiseworks.d3po.labels import merged, read_labels
+from noiseworks.d3po.labels import agreement, merged, read_labels, read_samples
 from noiseworks.d3po.options import Preference, Source, Training
 from noiseworks.kits.diffusers_hosts.options import Hardware
 from noiseworks.kits.image_tuning.evaluating import evaluate_adapter
@@ -42,7 +42,8 @@ def train(
         training: The training.
 
     Returns:
-        Rounds done, mean reward of the last one, images scored, the adapter, and between which values a loss can lie.
+        Rounds done, mean reward of the last one, images scored, the adapter, between which values a loss can lie, and
+        of labels how often people agree who prefer one image of a pair.
     """
     settings = {"model": model, "source": source, "choice": choice, "preference": preference}
     settings |= {"rollout": rollout, "training": training}
@@ -51,7 +52,7 @@ def train(
     if source.prompts is not None:
         texts = Subject(model, source.prompts).texts()
     else:
-        texts = _drawn_of(source.data)["prompts"]
+        texts, _ = read_samples(source.data / SAMPLES.mark)
         Subject(model, texts[0]).texts()
         given = read_labels(source.labels, len(texts), preference.copies)
     from noiseworks.d3po.objective import loss_bounds
@@ -68,7 +69,8 @@ def train(
         trainer = LabelledD3PO(pipe, drawn, merged(given), training, rollout, preference)
     with open_run(out, settings) as run:
         found = trainer.fit(run)
-    return asdict(found) | {"loss_bounds": loss_bounds(preference.beta, preference.clamp_eps)}
+    said = {"loss_bounds": loss_bounds(preference.beta, preference.clamp_eps)}
+    return asdict(found) | said | ({} if given is None else {"agreement": agreement(given)})
 
 
 def sample(
@@ -137,11 +139,12 @@ def label(*, data: Path, out: Path, port: Whole = 8765, browser: bool = True) ->
     """
     check_file(out, (SUFFIX,))
     check_number("port", port, low=0, high=65535, integer=True)
-    said, mark = _drawn_of(data), data / SAMPLES.mark
+    mark = data / SAMPLES.mark
+    texts, copies = read_samples(mark, images=True)
     from noiseworks.d3po.label.page import label_images
 
     with progress_bar("label") as show:
-        found = label_images(data, said["prompts"], said["copies"], out, mark, port, show, browser)
+        found = label_images(data, texts, copies, out, mark, port, show, browser)
     return {"labels": str(out), "answered": len(found.better), "questions": found.total}
 
 
@@ -216,7 +219,3 @@ def compare(
         found = tried(trainer.policy, reward, trial)
         draws |= {"before": found["before"], name: found["after"]}
     return report(draws, out, TRIAL, {"subject": asdict(subject), "training": asdict(training)})
-
-
-def _drawn_of(folder: Path) -> dict[str, Any]:
-    return read_json(folder / SAMPLES.mark, "folder of sample")

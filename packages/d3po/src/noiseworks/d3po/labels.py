@@ -6,12 +6,37 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from noiseworks.core.errors import InputError
+from noiseworks.core.artifacts import read_json
+from noiseworks.core.errors import ArtifactError, InputError
 from noiseworks.core.output import read_text
 from noiseworks.d3po.answers import SUFFIX, load_answers
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def read_samples(file: Path, images: bool = False) -> tuple[list[str], int]:
+    """Return the prompts of what `sample` drew, and the images of each.
+
+    Args:
+        file: Its `samples.json`.
+        images: Whether the images beside it are needed.
+
+    Raises:
+        ArtifactError: When the file does not say so, or an image is missing.
+    """
+    said = read_json(file, "folder of sample")
+    prompts, copies = said.get("prompts"), said.get("copies")
+    texts = isinstance(prompts, list) and all(isinstance(one, str) and one.strip() for one in prompts)
+    if not prompts or not texts or type(copies) is not int or copies < 2:
+        raise ArtifactError(
+            f"{file} is corrupt: it names no prompts or no number of copies; draw the samples anew"
+        )
+    files = [file.parent / f"{number:05d}.png" for number in range(len(prompts) * copies if images else 0)]
+    for one in files:
+        if not one.is_file():
+            raise ArtifactError(f"the image {one} is missing; draw the samples anew")
+    return prompts, copies
 
 
 def read_labels(path: str | Path, prompts: int, copies: int) -> list[list[list[float]]]:

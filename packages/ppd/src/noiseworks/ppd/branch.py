@@ -5,9 +5,12 @@
 It is diffusers' IP-Adapter attention with an embedding of somebody in the place of an image's, so that a trained branch
 loads with `pipe.load_ip_adapter` of stock diffusers. The projection has no bias that is not 0, so the user 0 is nobody:
 exactly the pipeline without a branch. Trained are P, the norm's scale, W'_k (which begins as W_k) and W'_v (0).
+
+The outputs of several users are mixed as those of several IP-Adapters are, all of them this one: their scales are the
+users' shares.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,18 +39,29 @@ class UserBranch:
         pipe: The pipeline (Stable Diffusion or SDXL).
         state: The branch's tensors, named as in an IP-Adapter's file.
         encoder: Name of the features that users are known by.
+        shares: Weights of the users whose outputs `Z'` are mixed, by default those of one user.
 
     Raises:
-        InputError: When the tensors are another model's, or the pipeline carries an IP-Adapter already.
+        InputError: When the tensors are another model's, the pipeline carries an IP-Adapter already, or the shares are
+            no mixture.
         UnsupportedHostError: When the pipeline is of another family.
     """
 
-    def __init__(self, pipe: "DiffusionPipeline", state: dict[str, Tensor], encoder: str) -> None:
+    def __init__(
+        self,
+        pipe: "DiffusionPipeline",
+        state: dict[str, Tensor],
+        encoder: str,
+        shares: Sequence[float] = (1.0,),
+    ) -> None:
         if layout_of(pipe).family not in FAMILIES:
             raise UnsupportedHostError(
                 f"a pipeline of family {layout_of(pipe).family!r} has no user branch: {', '.join(FAMILIES)} have"
             )
         self.pipe, self.denoiser, self.encoder = pipe, denoiser_of(pipe), encoder
+        self.shares = tuple(shares)
+        if not abs(sum(self.shares) - 1) <= 1e-6 or min(self.shares) < 0:  # NaN is no sum either
+            raise InputError(f"the shares of a mixture are at least 0 and sum to 1, got {self.shares}")
         if getattr(self.denoiser, "encoder_hid_proj", None) is not None:
             raise InputError("the pipeline carries an IP-Adapter or a user branch already: unload it first")
         expected = {name: tensor.shape for name, tensor in first_state(self.denoiser, 1).items()}
@@ -61,7 +75,7 @@ class UserBranch:
             kind, _, rest = name.partition(".")
             parts.setdefault(kind, {})[rest] = tensor.to(self.denoiser.dtype)
         # What `pipe.load_ip_adapter` does, without its search for an image encoder.
-        self.denoiser._load_ip_adapter_weights([parts], low_cpu_mem_usage=False)
+        self.denoiser._load_ip_adapter_weights([parts] * len(self.shares), low_cpu_mem_usage=False)
         self.scale = 1.0
 
     @classmethod
@@ -80,7 +94,11 @@ class UserBranch:
 
     @classmethod
     def load(
-        cls, pipe: "DiffusionPipeline", folder: str | Path, users: "Users | None" = None
+        cls,
+        pipe: "DiffusionPipeline",
+        folder: str | Path,
+        users: "Users | None" = None,
+        shares: Sequence[float] = (1.0,),
     ) -> "UserBranch":
         """Put a saved branch on a pipeline.
 
@@ -88,6 +106,7 @@ class UserBranch:
             pipe: The pipeline.
             folder: What `save` wrote.
             users: Whom it is to draw for, to be checked.
+            shares: Weights of the users whose outputs are mixed.
 
         Raises:
             ArtifactError: When the folder holds none.
@@ -98,7 +117,7 @@ class UserBranch:
             raise InputError(
                 f"the branch was trained with the encoder {config['encoder']}, not {users.encoder}"
             )
-        return cls(pipe, tensors, config["encoder"])
+        return cls(pipe, tensors, config["encoder"], shares)
 
     @property
     def width(self) -> int:
@@ -113,7 +132,7 @@ class UserBranch:
     @scale.setter
     def scale(self, value: float) -> None:
         self._scale = float(value)
-        self.pipe.set_ip_adapter_scale(self._scale)
+        self.pipe.set_ip_adapter_scale([self._scale * share for share in self.shares])
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -131,31 +150,34 @@ class UserBranch:
         Pipelines repeat the embedding for each image of a call, so that one call has one user.
 
         Args:
-            user: Their embedding [d], or [1, d].
+            user: Their embedding [d] or [1, d], or those of the users whose outputs are mixed [shares, d].
             guided: Whether the call's guidance scale is above 1.
 
         Raises:
             InputError: When it has another width, or there are several.
         """
-        user = self._checked(user)
-        if len(user) != 1:
+        parts = self._checked(user)
+        if len(parts[0]) != 1:
             raise InputError(
-                f"a call of the pipeline draws for one user, got {len(user)}; draw_for takes several"
+                f"a call of the pipeline draws for one user, got {len(parts[0])}; draw_for takes several"
             )
-        both = torch.cat([torch.zeros_like(user), user]) if guided else user
-        return {"ip_adapter_image_embeds": [both[:, None]]}
+        if guided:
+            parts = [torch.cat([torch.zeros_like(one), one]) for one in parts]
+        return {"ip_adapter_image_embeds": parts}
 
     def further(self, users: Tensor) -> dict[str, Any]:
-        """Return the denoiser's further arguments for users [B, d]."""
-        return {"added_cond_kwargs": {"image_embeds": [self._checked(users)[:, None]]}}
+        """Return the denoiser's further arguments for users [B, d], or [B, shares, d] where outputs are mixed."""
+        return {"added_cond_kwargs": {"image_embeds": self._checked(users)}}
 
-    def _checked(self, users: Tensor) -> Tensor:
-        users = users.reshape(-1, users.shape[-1]).to(self.denoiser.device, self.denoiser.dtype)
-        if users.shape[-1] != self.width:
+    def _checked(self, users: Tensor) -> list[Tensor]:
+        """Return the embeddings of each share, as the denoiser takes them [B, 1, d]."""
+        if users.shape[-1] != self.width or users.numel() % (self.width * len(self.shares)):
             raise InputError(
-                f"an embedding of {users.shape[-1]} numbers does not fit a branch for {self.width}"
+                f"embeddings of shape {list(users.shape)} do not fit a branch for {len(self.shares)} times "
+                f"{self.width} numbers"
             )
-        return users
+        users = users.reshape(-1, len(self.shares), 1, self.width)
+        return list(users.to(self.denoiser.device, self.denoiser.dtype).unbind(1))
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Freeze all but the branch and return its weights by the denoiser's names, in 32 bits at least."""

@@ -157,12 +157,12 @@ def sample(
     from noiseworks.ppd.personal import draw_for
     from noiseworks.ppd.users import Users
 
-    people = Users.load(users)
-    told = people.profile(weights)
+    people, apart = Users.load(users), addressee.mix == "output"
+    told = people.profiles(list(weights)) if apart else people.profile(weights)
     pipe = load_pipeline(model, hardware.torch_device(), hardware.torch_dtype(), FAMILIES)
-    put = UserBranch.load(pipe, branch, people)
+    put = UserBranch.load(pipe, branch, people, tuple(weights.values()) if apart else (1.0,))
     put.scale = addressee.user_scale
-    images = draw_for(pipe, put, texts, told.expand(len(texts), -1), sampling)
+    images = draw_for(pipe, put, texts, told.expand(len(texts), *told.shape), sampling)
     settings = {"prompts": texts, "addressee": asdict(addressee), "sampling": asdict(sampling)}
     with results(out, IMAGES, settings) as folder:
         for number, pixels in enumerate(to_pixels(images)):

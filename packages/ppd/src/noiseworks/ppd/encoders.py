@@ -32,12 +32,18 @@ def describe_choices(features: Features, winners: Tensor, losers: Tensor) -> Ten
         losers: Images that were not [n, 3, H, W].
 
     Raises:
+        InputError: When the features are not one row an image.
         NonFiniteError: When a feature is NaN or infinite.
     """
     with torch.inference_mode():
         liked, other = (features(images).float().cpu() for images in (winners, losers))
+    for found in (liked, other):
+        if found.ndim != 2 or len(found) != len(winners):
+            raise InputError(
+                f"the encoder returned shape {list(found.shape)} for {len(winners)} images; it returns [n, k]"
+            )
     found = torch.cat([liked - other, liked], 1).clone()
-    check_finite("the features", found, 0)
+    check_finite("the encoder's output", found)
     return found
 
 

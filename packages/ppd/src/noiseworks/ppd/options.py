@@ -1,13 +1,14 @@
 """The options of PPD; nothing heavy is imported."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from noiseworks.core.errors import InputError
 from noiseworks.core.options import Options, above, at_least, below
 from noiseworks.kits.image_tuning.options import OfflineTuning, PairLoss
 
 FAMILIES = ("sd", "sdxl")
+Mix = Literal["embedding", "output"]
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,11 @@ class Taste(PairLoss):
 
     Attributes:
         user_dropout: Share of the choices that are trained without their user.
+        equal_users: Whether everybody is trained on equally often, instead of every choice.
     """
 
     user_dropout: Annotated[float, at_least(0), below(1)] = 0.1
+    equal_users: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,10 +85,12 @@ class Addressee(Options):
     Attributes:
         user: A name, or a mixture such as a:0.3,b:0.7, whose weights sum to 1.
         user_scale: Strength of the branch: 1 as trained, 0 without it, below 0 the opposite taste.
+        mix: What of a mixture's people is averaged: their embedding, or the output of the branch for each.
     """
 
     user: str
     user_scale: float = 1.0
+    mix: Mix = "embedding"
 
     def weights(self) -> dict[str, float]:
         """Return name -> weight.
@@ -102,6 +107,6 @@ class Addressee(Options):
             raise InputError(
                 f"user must be a name or a mixture such as a:0.3,b:0.7, got {self.user!r}"
             ) from None
-        if abs(sum(found.values()) - 1) > 1e-6:
+        if not abs(sum(found.values()) - 1) <= 1e-6:  # NaN is no sum either
             raise InputError(f"the weights of {self.user!r} sum to {sum(found.values()):g}, not to 1")
         return found

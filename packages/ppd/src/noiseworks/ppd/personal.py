@@ -31,7 +31,7 @@ def draw_for(
         pipe: The pipeline.
         branch: Its branch; None draws without one.
         prompts: n prompts.
-        users: Whom each is for [n, d], from `Users.profile`.
+        users: Whom each is for [n, d], from `Users.profile`, or [n, shares, d] where outputs are mixed.
         sampling: How to draw.
         seeds: One a sample, by default sampling's seed and the numbers after it.
     """

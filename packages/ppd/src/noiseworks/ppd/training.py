@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from noiseworks.core.errors import InputError
+from noiseworks.core.noise import mix64
 from noiseworks.kits.image_tuning.offline import DiffusionDPO
 from noiseworks.kits.image_tuning.options import OfflineTuning
 from noiseworks.ppd.branch import UserBranch
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+_PEOPLE, _CHOICES = 30, 31  # streams of random numbers
 
 
 class PPD(DiffusionDPO):
@@ -72,6 +75,30 @@ class PPD(DiffusionDPO):
     def save(self, folder: Path) -> None:
         """Write the branch."""
         self.branch.save(folder)
+
+    def draw_rows(self, number: int, count: int) -> Tensor:
+        """Return this step's choices [count]: each once before any comes again.
+
+        With `equal_users` each person once before anybody comes again, and of their choices the next one.
+
+        Args:
+            number: Choices.
+            count: Choices a step.
+        """
+        if not self.settings.equal_users:
+            return super().draw_rows(number, count)
+        own = [(self.who == person).nonzero().flatten() for person in self.who.unique()]
+        found = []
+        for place in range(self.done * count, (self.done + 1) * count):
+            turn = place // len(own)
+            person = int(self._order(len(own), turn, _PEOPLE)[place % len(own)])
+            mine = own[person]
+            found.append(mine[self._order(len(mine), turn // len(mine), _CHOICES, person)[turn % len(mine)]])
+        return torch.stack(found)
+
+    def _order(self, number: int, *parts: int) -> Tensor:
+        generator = torch.Generator().manual_seed(mix64(self.options.seed, *parts) >> 2)
+        return torch.randperm(number, generator=generator)
 
     def further(self, rows: Tensor, generator: torch.Generator) -> Callable[[Tensor], Mapping[str, Any]]:
         """Tell the denoiser who chose: one of their embeddings, the same for winner and loser, at times nobody's."""

@@ -65,10 +65,14 @@ class Users:
             InputError: When somebody is unknown or the weights do not sum to 1.
         """
         weights = {who: 1.0} if isinstance(who, str) else dict(who)
-        if abs(sum(weights.values()) - 1) > 1e-6 or min(weights.values(), default=-1) < 0:
+        if not abs(sum(weights.values()) - 1) <= 1e-6 or min(weights.values()) < 0:  # NaN is no sum either
             raise InputError(f"the weights of a mixture are at least 0 and sum to 1, got {weights}")
         raw = sum(weight * self.embeddings[self.number(name), 0] for name, weight in weights.items())
         return (raw - self.mean) / self.std
+
+    def profiles(self, names: Sequence[str]) -> Tensor:
+        """Return what the denoiser is told of several people whose outputs are mixed [people, d]."""
+        return torch.stack([self.profile(name) for name in names])
 
     def save(self, folder: str | Path) -> None:
         """Write them as an artifact."""
