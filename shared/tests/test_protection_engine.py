@@ -21,6 +21,27 @@ def test_a_linear_objective_gives_the_closed_form(steps):
     assert found.silent == pytest.approx(1 / 3)
 
 
+def test_the_papers_budget_is_used_up_at_step_sixteen_and_the_range_stops_it_earlier():
+    images = torch.full((1, 3, 4, 4), 0.5, dtype=torch.float64)
+    images[..., 0], images[..., 1], images[..., 2] = 0.0, 0.99, 3 / 255
+    sign = torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64).view(1, 3, 1, 1)
+    for steps in (1, 15, 16, 100):
+        size = min(steps, 16) / 255
+        found = projected_gradient(images, linear(sign), Budget(16, 1, steps)).images
+        torch.testing.assert_close(found, (images - size * sign).clamp(0, 1), rtol=0, atol=1e-12)
+        assert (found[:, 0, :, 0] == 0).all()  # a pixel at 0 that is pushed down stays
+    assert float((2 * (found - images)).abs().max()) == pytest.approx(0.1254902, abs=1e-7)
+
+
+@pytest.mark.parametrize(("eps", "step"), [(16, 5), (3, 5)])
+def test_the_first_step_under_l2_has_the_steps_norm_or_the_budgets(eps, step):
+    images = torch.full((2, 3, 4, 4), 0.5, dtype=torch.float64)
+    direction = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = projected_gradient(images, linear(direction), Budget(eps, step, 1, norm="l2"))
+    norms = (found.images - images).flatten(1).norm(dim=1)
+    torch.testing.assert_close(norms, torch.full_like(norms, min(eps, step) / 255), rtol=1e-8, atol=0)
+
+
 def test_decaying_steps_are_those_of_photoguard_and_use_the_budget_up():
     budget = Budget(8, 1, 100, schedule="decaying")
     sizes = [budget.size(k) * 255 for k in range(100)]

@@ -4,8 +4,19 @@ import torch
 from noiseworks.core.errors import InputError
 from noiseworks.kits.protection import list_pictures, purify, read_mask, read_picture, within_budget
 from noiseworks.kits.protection.files import change_at_full_size, fit_in, to_tensor
-from noiseworks.kits.protection.metrics import feature_distance, fine_share, psnr
-from noiseworks.kits.protection.purifiers import PURIFIERS, bits, blur, crop_resize, resize
+from noiseworks.kits.protection.metrics import feature_distance, fine_share, psnr, visibility
+from noiseworks.kits.protection.purifiers import (
+    PURIFIERS,
+    bits,
+    blur,
+    crop_resize,
+    follow,
+    jpeg,
+    noise,
+    noisy_upscale,
+    purifier,
+    resize,
+)
 from PIL import Image
 
 RNG = np.random.default_rng(0)
@@ -26,6 +37,13 @@ def test_pictures_of_every_kind_become_upright_rgb(tmp_path):
     assert (read_picture(tmp_path / "grey.png").pixels[..., 1] == pixels[..., 0]).all()
     Image.fromarray((np.arange(600, dtype=np.uint16) * 100).reshape(20, 30)).save(tmp_path / "deep.png")
     assert "16 bits to 8" in read_picture(tmp_path / "deep.png").notes
+    dark = (
+        np.arange(600, dtype=np.uint16).reshape(20, 30) // 3
+    )  # 16 bits, all below 256: black but for rounding
+    Image.fromarray(dark).save(tmp_path / "dark.png")
+    assert read_picture(tmp_path / "dark.png").pixels.max() <= 1
+    Image.fromarray(pixels[..., 0].astype(np.float32) / 255).save(tmp_path / "float.tif")
+    assert (read_picture(tmp_path / "float.tif").pixels[..., 2] == pixels[..., 0]).all()
     Image.fromarray(pixels).convert("CMYK").save(tmp_path / "print.jpg")
     assert read_picture(tmp_path / "print.jpg").pixels.shape == (20, 30, 3)
 
@@ -112,7 +130,7 @@ def test_purifiers_have_their_identities_and_clean():
     for name in PURIFIERS:
         found = purify(name, flat[None])
         assert found.shape == (1, 32, 32, 3)
-        if name != "noise":
+        if name not in ("noise", "noisy-upscale"):
             assert np.abs(found.astype(int) - 90).max() <= (10 if name == "bits-4" else 1)
     noisy = np.clip(smooth + 8 * RNG.choice([-1, 1], smooth.shape), 0, 255).astype(np.uint8)
     for name in ("adverse-cleaner", "blur", "total-variation"):
@@ -123,6 +141,45 @@ def test_purifiers_have_their_identities_and_clean():
     assert np.array_equal(purify("jpeg-75", noisy[None]), purify("jpeg-75", noisy[None]))
     with pytest.raises(InputError, match="purifier"):
         purify("bleach", flat[None])
+
+
+def test_similarity_of_flat_pictures_is_the_closed_form():
+    flat = [torch.full((1, 3, 16, 16), value) for value in (0.5, 0.6)]
+    assert float(visibility(*flat)["ssim"]) == pytest.approx(0.9836092, abs=1e-6)
+    assert float(visibility(flat[0], flat[0])["ssim"]) == pytest.approx(1)
+
+
+def test_names_of_purifiers_take_numbers_and_chains():
+    picture = RNG.integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    for name, expected in (
+        ("jpeg-65", jpeg(picture, 65)),
+        ("resize-0.75", resize(picture, 0.75)),
+        ("noise-4+jpeg-30", jpeg(noise(picture, 4), 30)),
+        ("noisy-upscale", noisy_upscale(picture)),
+        ("crop-resize-1", picture),
+        ("none", picture),
+    ):
+        assert np.array_equal(purify(name, picture[None])[0], expected)
+    for name, word in (
+        ("jpeg-0", "1 to 100"),
+        ("jpeg-75.5", "whole"),
+        ("bits-4+bleach", "bleach"),
+        ("resize-2", "0.05 to 1"),
+        ("", "purifier"),
+    ):
+        with pytest.raises(InputError, match=word):
+            purifier(name)
+
+
+def test_masks_follow_what_moves_a_picture():
+    mask = torch.zeros(1, 1, 20, 20)
+    mask[..., :10] = 1
+    mask[..., :2, :] = 1
+    cropped = follow("jpeg-75+crop-resize-0.8", mask)
+    assert not cropped[..., 10:].any()  # the strip lay in the border of two pixels that is cut
+    assert cropped[..., :9].all()
+    assert set(cropped.unique().tolist()) <= {0.0, 1.0}
+    assert torch.equal(follow("jpeg-75+blur", mask), mask)
 
 
 def test_distances_are_zero_on_equal_pictures_and_tell_fine_from_coarse():

@@ -84,6 +84,10 @@ def test_the_semantic_gradient_has_the_sign_of_score_distillation_for_a_linear_d
     short, value = ScoreDistillation(host, direction=1, sample=False)(IMAGES, fresh())
     assert torch.equal(full.sign(), short.sign())
     torch.testing.assert_close(loss, value)
+    # L_S is the mean of 64 squares: its gradient is 2/64 times m sqrt(abar) times that of score distillation.
+    steps = torch.cat([torch.randint(0, 1000, (1,), generator=g) for g in fresh()])
+    factor = 2 / 64 * 0.7 * host.alphas_cumprod[steps].sqrt()
+    torch.testing.assert_close(full, factor.view(-1, 1, 1, 1) * short, rtol=1e-10, atol=1e-12)
 
 
 def test_score_distillation_with_a_perfect_denoiser_leaves_only_the_target():
@@ -111,6 +115,29 @@ def test_one_encoder_pass_for_score_and_target_equals_two():
 @pytest.fixture(scope="module")
 def pipes():
     return {family: tiny_pipeline(family) for family in ("sd", "sd-inpaint", "sdxl")}
+
+
+@pytest.mark.parametrize("family", ["sd", "sd-inpaint"])
+def test_score_distillation_asks_the_denoiser_for_no_graph_and_the_encoder_paths_not_at_all(pipes, family):
+    graphs = []
+
+    def look(module, inputs, output):
+        graphs.append(torch.is_grad_enabled() or output[0].requires_grad)
+
+    with host_of(pipes[family]) as host:
+        handle = host.unet.register_forward_hook(look)
+        try:
+            for objective, expected in (
+                (TargetLatent(host), []),
+                (ScoreDistillation(host), [False]),
+                (ScoreDistillation(host, -1, stripes(16, 16)), [False]),
+                (Semantic(host), [True]),
+            ):
+                graphs.clear()
+                objective(torch.rand(2, 3, 16, 16), fresh())
+                assert graphs == expected
+        finally:
+            handle.remove()
 
 
 def backward_calls(host, objective):

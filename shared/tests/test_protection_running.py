@@ -5,7 +5,7 @@ import pytest
 from noiseworks.core.errors import InputError
 from noiseworks.kits.protection import Budget, projected_gradient
 from noiseworks.kits.protection import running as folders
-from noiseworks.kits.protection.engine import draw_normal
+from noiseworks.kits.protection.engine import draw_normal, streams
 from PIL import Image
 
 BUDGET = Budget(8, 1, 6, start="uniform", seed=3)
@@ -94,3 +94,23 @@ def test_the_change_of_a_large_picture_is_enlarged(jobs):
     assert sides == [(32, 28)]
     assert picture.pixels.shape == pixels.shape
     assert 0 < np.abs(picture.pixels.astype(int) - pixels).max() <= 8
+
+
+def test_the_same_seed_gives_the_same_table_and_edits_hear_of_their_purifier():
+    rng = np.random.default_rng(0)
+    originals = rng.integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    protected = np.clip(originals + 8 * rng.choice([-1, 1], originals.shape), 0, 255).astype(np.uint8)
+    heard = []
+
+    def edit(images, purifier):
+        heard.append(purifier)
+        return (images + 0.1 * draw_normal(streams(BUDGET, 2), images.shape[1:], images)).clamp(0, 1)
+
+    first, second = (
+        folders.assess(["a", "b"], originals, protected, edit, ["jpeg-75", "crop-resize"]) for _ in range(2)
+    )
+    assert first.rows == second.rows
+    assert first.table == second.table
+    assert heard[:6] == ["none", "none", "jpeg-75", "jpeg-75", "crop-resize", "crop-resize"]
+    assert [line["purifier"] for line in first.table] == ["none", "jpeg-75", "crop-resize", "worst case"]
+    assert first.table[-1]["psnr"] >= max(line["psnr"] for line in first.table[:-1])

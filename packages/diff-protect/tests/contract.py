@@ -12,6 +12,7 @@ def files(folder: Path) -> dict[str, Path]:
     from PIL import Image
 
     tiny_pipeline("sd").save_pretrained(folder / "model")
+    tiny_pipeline("sd", seed=1).save_pretrained(folder / "other")
     rng = np.random.default_rng(0)
     (folder / "images").mkdir()
     for stem in ("one", "two"):
@@ -20,7 +21,7 @@ def files(folder: Path) -> dict[str, Path]:
         )
     (folder / "text.png").write_text("no picture")
     (folder / "empty").mkdir()
-    names = ("model", "images", "text.png", "empty")
+    names = ("model", "other", "images", "text.png", "empty")
     return {name: folder / name for name in names} | {"one.png": folder / "images" / "one.png"}
 
 
@@ -38,14 +39,13 @@ CONTRACT = Contract(
         ),
         f"{PROTECT} --steps 1 --method sdst- --target {{one.png}} --out out": ("out/one.png",),
         f"{PROTECT} --steps 1 --method sds-z --out out": ("out/one.png",),
+        f"{PROTECT} --steps 1 --hardened jpeg,none --out out": ("out/one.png",),
         f"eval {HOST} --images {{images}} --protected {{images}} --out out {EDIT}": (
             "out/edits.csv",
             "out/strength-0.5.png",
         ),
-        f"compare {HOST} --images {{images}} --steps 1 --out out {EDIT} --methods random,sds-": (
-            "out/comparison.csv",
-            "out/sds-.png",
-        ),
+        f"compare {HOST} --images {{images}} --steps 1 --out out {EDIT} --methods random,sds-"
+        " --transfer {other}": ("out/comparison.csv", "out/sds-.png", "out/sds--transfer.png"),
         f"analyse {HOST} --images {{images}} --steps 1 --out found.json": ("found.json",),
     },
     bad=[
@@ -59,6 +59,9 @@ CONTRACT = Contract(
         ("protect --model missing --images {images} --out out", "missing"),
         (f"compare {HOST} --images {{images}} --out out --methods magic", "magic"),
         (f"compare {HOST} --images {{images}} --out out --strengths 0,2", "strengths"),
+        (f"compare {HOST} --images {{images}} --out out --purifiers bleach", "bleach"),
+        (f"compare {HOST} --images {{images}} --out out --transfer missing", "missing"),
+        (f"{PROTECT} --out out --hardened bleach", "bleach"),
         (f"eval {HOST} --images {{images}} --protected {{empty}} --out out", "one.png"),
         (f"analyse {HOST} --images {{images}} --out found.txt", "found.txt"),
     ],

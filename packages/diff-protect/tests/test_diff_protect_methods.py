@@ -129,9 +129,10 @@ def test_the_latent_attack_leaves_the_budget_of_pixels_and_keeps_that_of_latents
     assert float((found.images - images).abs().max()) > 16 / 255
 
 
-def test_denoised_steps_change_the_gradient_and_not_the_budget(host, images):
+@pytest.mark.parametrize("change", [{"purified_steps": True}, {"hardened": "jpeg"}])
+def test_denoised_and_hardened_steps_change_the_gradient_and_not_the_budget(host, images, change):
     plain = protect_with(Method(), host, images, Budget(16, 8, 2)).images
-    other = protect_with(Method(purified_steps=True), host, images, Budget(16, 8, 2)).images
+    other = protect_with(Method(**change), host, images, Budget(16, 8, 2)).images
     assert not torch.equal(plain, other)
     assert (other - images).abs().max() <= 16 / 255 + 1e-6
 

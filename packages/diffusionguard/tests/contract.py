@@ -12,6 +12,7 @@ def files(folder: Path) -> dict[str, Path]:
     from PIL import Image
 
     tiny_pipeline("sd-inpaint").save_pretrained(folder / "model")
+    tiny_pipeline("sd-inpaint", seed=1).save_pretrained(folder / "other")
     tiny_pipeline("sd").save_pretrained(folder / "text")
     rng = np.random.default_rng(0)
     mask = np.zeros((34, 32), np.uint8)
@@ -27,7 +28,7 @@ def files(folder: Path) -> dict[str, Path]:
     Image.new("L", (32, 34), 255).save(folder / "full.png")
     (folder / "text.png").write_text("no picture")
     (folder / "empty").mkdir()
-    names = ("model", "text", "images", "masks", "small.png", "full.png", "text.png", "empty")
+    names = ("model", "other", "text", "images", "masks", "small.png", "full.png", "text.png", "empty")
     return {name: folder / name for name in names} | {"one.png": folder / "images" / "one.png",
                                                       "mask.png": folder / "masks" / "one.png"}  # fmt: skip
 
@@ -47,7 +48,11 @@ CONTRACT = Contract(
             "out/edits.png",
         ),
         f"compare {HOST} --images {{images}} --masks {{masks}} --out out {EDIT} {QUICK}"
-        " --methods random,diffusionguard": ("out/comparison.csv", "out/diffusionguard.png"),
+        " --methods random,diffusionguard --transfer {other} --hardened jpeg,none": (
+            "out/comparison.csv",
+            "out/diffusionguard.png",
+            "out/diffusionguard-transfer.png",
+        ),
     },
     bad=[
         (f"{PROTECT} --out out --eps-255 200", "eps_255"),
@@ -60,6 +65,9 @@ CONTRACT = Contract(
         ("protect --model missing --images {images} --out out", "missing"),
         ("protect --model {text} --images {images} --out out --device cpu", "inpainting"),
         (f"compare {HOST} --images {{images}} --masks {{masks}} --out out --methods magic", "magic"),
+        (f"compare {HOST} --images {{images}} --masks {{masks}} --out out --purifiers bleach", "bleach"),
+        (f"compare {HOST} --images {{images}} --masks {{masks}} --out out --transfer missing", "missing"),
+        (f"{PROTECT} --out out --hardened bleach", "bleach"),
         (f"eval {HOST} --images {{images}} --protected {{empty}} --masks {{masks}} --out out", "one.png"),
         ("mask --mask {full.png} --out shrunk.png", "everything"),
         ("mask --mask {mask.png} --out shrunk.gif", "shrunk.gif"),

@@ -175,6 +175,21 @@ def test_one_mask_has_no_randomness_and_no_mask_keeps_everything(pipe, case):
         )
 
 
+def test_without_a_mask_the_model_is_conditioned_on_the_whole_image(pipe, case):
+    images, _ = case
+    with host_of(pipe) as host:
+        _, value = EarlyStage(host, torch.zeros(2, 1, 1, 16, 16), 751)(images, streams(Budget(), 2))
+        shape, again = host.latent_shape(images), streams(Budget(), 2)
+        drawn = [torch.stack([torch.randn(*shape, generator=g) for g in again]) for _ in range(2)]
+        with torch.no_grad():
+            posterior = pipe.vae.encode(2 * images - 1).latent_dist
+            latent = pipe.vae.config.scaling_factor * (posterior.mean + posterior.std * drawn[0])
+            inputs = torch.cat([drawn[1], torch.zeros(2, 1, *shape[1:]), latent], dim=1)
+            states = host.empty["encoder_hidden_states"].expand(2, -1, -1)
+            predicted = pipe.unet(inputs, 751, encoder_hidden_states=states, return_dict=False)[0]
+    torch.testing.assert_close(value, -predicted.flatten(1).norm(dim=1))
+
+
 @pytest.mark.parametrize("name", ["random", "no-augmentation", *METHODS])
 def test_every_defence_keeps_the_budget_the_support_and_its_count_of_passes(pipe, case, name):
     images, masks = case
@@ -184,6 +199,19 @@ def test_every_defence_keeps_the_budget_the_support_and_its_count_of_passes(pipe
     change = found.images - images
     assert 0 < change.abs().max() <= 16 / 255 + 1e-6
     assert (change * masks == 0).all()
+
+
+def test_hardening_changes_the_gradient_and_not_the_support(pipe, case):
+    images, masks = case
+    with host_of(pipe) as host:
+        plain, hard = (
+            DiffusionGuard(host, Budget(16, 8, 2), Guard(contours="single", hardened=names)).protect(
+                images, masks
+            )
+            for names in ("", "jpeg,blur")
+        )
+    assert not torch.equal(plain.images, hard.images)
+    assert (((hard.images - images) * masks) == 0).all()
 
 
 def test_models_that_do_not_inpaint_are_sent_elsewhere(case):

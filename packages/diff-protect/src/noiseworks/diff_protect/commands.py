@@ -88,9 +88,11 @@ def evaluate(
         The folder and a row a strength and purifier; a lower PSNR between the two edits is a stronger protection.
     """
     check_folder(out, EVALUATION, sources=(images, protected))
+    from noiseworks.kits.protection.purifiers import check_purifiers
     from noiseworks.kits.protection.running import jobs_of
 
     jobs, _ = jobs_of(images), resolve_model(model)
+    check_purifiers(editing.chosen)
     from noiseworks.diff_protect.evaluation import assess_pictures, load
     from noiseworks.kits.pictures import write_picture
     from noiseworks.kits.protection.files import read_picture
@@ -114,6 +116,7 @@ def compare(
     images: Path,
     out: Path,
     methods: str = "random,photoguard,advdm+,sds+,sds-",
+    transfer: str | None = None,
     prompt: str = "a photo",
     budget: Spread[Budget] = Budget(),
     editing: Spread[Editing] = Editing(),
@@ -124,27 +127,32 @@ def compare(
     Args:
         model: A Stable Diffusion or SDXL pipeline: a directory, a hub id or testbed:<name>.
         images: A picture, or a folder of pictures of one size.
-        out: Folder for `comparison.csv` and `<method>.png`.
+        out: Folder for `comparison.csv`, `<method>.png` and, with another editor, `<method>-transfer.png`.
         methods: Methods of `protect --method`, commas between.
+        transfer: Another pipeline that edits the protected pictures too, without being known to them.
         prompt: A short caption of the pictures.
         budget: How far pictures may be changed, for all methods.
         editing: How pictures are edited.
         hardware: Where the model runs.
 
     Returns:
-        The folder and a row a method, strength and purifier: seconds, visibility, distances of the edits.
+        The folder and a row a method, editor, strength and purifier: cost, visibility, distances of the edits.
     """
     names = parse_methods(methods)
     check_folder(out, COMPARISON, sources=(images,))
+    from noiseworks.kits.protection.purifiers import check_purifiers
     from noiseworks.kits.protection.running import jobs_of
 
-    jobs, _ = jobs_of(images), resolve_model(model)
+    models = list(dict.fromkeys([model] if transfer is None else [model, transfer]))
+    jobs, _ = jobs_of(images), [resolve_model(one) for one in models]
+    check_purifiers(editing.chosen)
     from noiseworks.diff_protect.evaluation import compare_methods, load
     from noiseworks.kits.pictures import write_picture
 
     chosen = [Method(method=name, prompt=prompt) for name in names]
-    rows, pictures = compare_methods(load(model, hardware, FAMILIES), jobs, chosen, budget, editing)
-    settings = {"model": model, "images": images, "budget": budget, "editing": editing}
+    editors = {one: load(one, hardware, FAMILIES) for one in models}
+    rows, pictures = compare_methods(editors, jobs, chosen, budget, editing)
+    settings = {"model": model, "transfer": transfer, "images": images, "budget": budget, "editing": editing}
     with results(out, COMPARISON, settings) as folder:
         write_rows(folder / "comparison.csv", rows)
         for name, picture in pictures.items():

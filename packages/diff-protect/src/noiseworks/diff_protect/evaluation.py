@@ -1,11 +1,14 @@
 """Editing protected pictures by SDEdit, and comparing methods on them."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from noiseworks.core.memory import peak_mib
 from noiseworks.core.options import Hardware
 from noiseworks.diff_protect.methods import protect_with
 from noiseworks.diff_protect.options import Editing, Method
@@ -61,7 +64,7 @@ def assess_pictures(
             names,
             both[:count],
             both[count:],
-            lambda images, strength=strength: sdedit(pipe, images, prompts, strength, call),
+            lambda images, purifier, strength=strength: sdedit(pipe, images, prompts, strength, call),
             editing.chosen,
         )
         for strength in editing.levels
@@ -69,21 +72,32 @@ def assess_pictures(
 
 
 def compare_methods(
-    pipe: "DiffusionPipeline",
+    editors: Mapping[str, "DiffusionPipeline"],
     jobs: Sequence[Job],
     methods: Sequence[Method],
     budget: Budget,
     editing: Editing,
 ) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    """Return a row a method, strength and purifier, and a picture a method (at the middle strength)."""
+    """Return a row a method, editor, strength and purifier, and a picture a method and editor at the middle strength.
+
+    Args:
+        editors: Name -> pipeline; the first is what pictures are protected against, others show how that transfers.
+        jobs: Pictures of one size.
+        methods: Protections.
+        budget: The same for all.
+        editing: How pictures are edited.
+    """
+    known = next(iter(editors.values()))
     rows, pictures = [], {}
     for method in methods:
         start = time.perf_counter()
-        with host_of(pipe, method.prompt) as host:
+        with host_of(known, method.prompt) as host:
             run = protector(host, method, budget)
             protected = [protect_one(job, run, budget, host.factor, 512, i)[0] for i, job in enumerate(jobs)]
             passes = dict(host.passes)
-        seconds = (time.perf_counter() - start) / len(jobs)
+            seconds = (time.perf_counter() - start) / len(jobs)
+            short = protector(host, method, replace(budget, steps=1))
+            _, peak = peak_mib(partial(protect_one, jobs[0], short, budget, host.factor, 512), known.device)
         seen = [
             visibility(to_tensor(job.picture.pixels), to_tensor(picture.pixels))
             for job, picture in zip(jobs, protected, strict=True)
@@ -92,23 +106,18 @@ def compare_methods(
             f"visible_{k}": float(np.mean([float(s[k][0]) for s in seen]))
             for k in ("psnr", "ssim", "fine_share")
         }
-        cost = {"seconds": round(seconds, 3)} | {
+        cost = {"seconds": round(seconds, 3), "peak_mib": round(peak, 2)} | {
             f"{name.replace(' ', '_')}_passes": passes.get(name, 0) // len(jobs)
             for name in ("encoder", "unet", "unet backward")
         }
-        found = assess_pictures(pipe, jobs, protected, editing)
-        rows += [
-            {
-                "method": method.method,
-                "strength": strength,
-                "purifier": line["purifier"],
-                **cost,
-                **shown,
-                "edit_psnr": line["psnr"],
-                "edit_feature_distance": line["feature_distance"],
-            }
-            for strength, one in found.items()
-            for line in one.table
-        ]
-        pictures[method.method] = list(found.values())[len(found) // 2].picture
+        for editor, pipe in editors.items():
+            found = assess_pictures(pipe, jobs, protected, editing)
+            rows += [
+                {"method": method.method, "editor": editor, "strength": strength, "purifier": line["purifier"],
+                 **cost, **shown, "edit_psnr": line["psnr"], "edit_feature_distance": line["feature_distance"]}
+                for strength, one in found.items()
+                for line in one.table
+            ]  # fmt: skip
+            middle = list(found.values())[len(found) // 2].picture
+            pictures[method.method if pipe is known else f"{method.method}-transfer"] = middle
     return rows, pictures

@@ -22,7 +22,8 @@ from noiseworks.diff_protect.purifying_steps import Purified
 from noiseworks.kits.protection.engine import Gradient, Protected, State, projected_gradient, random_signs
 from noiseworks.kits.protection.hosts import Host
 from noiseworks.kits.protection.objectives import ScoreDistillation, Semantic, TargetLatent, stripes
-from noiseworks.kits.protection.options import Budget
+from noiseworks.kits.protection.options import Budget, parse_transforms
+from noiseworks.kits.protection.transforms import Transformed
 from torch import Tensor
 
 MIST_RATE = 1e4
@@ -116,6 +117,7 @@ def protect_with(
     gradient = METHODS[method.method](Case(host, images, goal, method.rate, sample))
     if method.purified_steps:
         gradient = Purified(host, gradient)
+    if method.hardened:
+        gradient = Transformed(gradient, parse_transforms(method.hardened))
     more = {"generators": generators, "state": state, "observe": observe}
-    found = projected_gradient(images, gradient, budget, **more)
-    return found
+    return projected_gradient(images, gradient, budget, **more)

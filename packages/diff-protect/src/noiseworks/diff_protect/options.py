@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from noiseworks.core.errors import InputError
 from noiseworks.core.options import Options, above, at_least, at_most
+from noiseworks.kits.protection.options import parse_transforms
 
 Name = Literal[
     "sds-",
@@ -36,6 +37,8 @@ class Method(Options):
         rate: Weight of the score in sdst-.
         posterior: Whether the encoder's posterior is sampled in every step, or its mean taken.
         purified_steps: Whether each gradient is taken at the picture after a weak denoising (Diff-PGD).
+        hardened: Transformations that gradients are averaged over, commas between: none, jpeg, resize, blur, noise;
+            empty as in the paper.
     """
 
     method: Name = "sds-"
@@ -44,6 +47,15 @@ class Method(Options):
     rate: Annotated[float, above(0)] = 5.0
     posterior: Literal["sample", "mean"] = "sample"
     purified_steps: bool = False
+    hardened: str = ""
+
+    def check(self) -> None:
+        """Refuse unknown transformations.
+
+        Raises:
+            InputError: Naming one.
+        """
+        parse_transforms(self.hardened)
 
 
 @dataclass(frozen=True)

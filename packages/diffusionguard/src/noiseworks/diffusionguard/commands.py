@@ -62,20 +62,13 @@ def protect(
     check_run(out, settings)
     jobs, _ = _jobs(images, masks, white), resolve_model(model)
     from noiseworks.diffusionguard.early_stage import check_inpaints
-    from noiseworks.diffusionguard.methods import protect_with
-    from noiseworks.kits.diffusers_hosts import load_pipeline
+    from noiseworks.diffusionguard.evaluation import load_editor, protector
     from noiseworks.kits.protection.hosts import host_of
     from noiseworks.kits.protection.running import protect_files
 
-    pipe = load_pipeline(model, hardware.torch_device(), hardware.torch_dtype() or _single(), FAMILIES)
-    with host_of(pipe, prompt) as host:
+    with host_of(load_editor(model, hardware, FAMILIES), prompt) as host:
         check_inpaints(host)
-
-        def run(inner, mask, generators, state, observe):
-            inner = inner.to(pipe.device)
-            more = {"generators": generators, "state": state, "observe": observe}
-            return protect_with("diffusionguard", host, inner, mask, strength, guard, **more).cpu()
-
+        run = protector("diffusionguard", host, strength, guard)
         rows = protect_files(jobs, out, settings, run, strength, factor=host.factor, side=side)
     names = ("largest_255", "psnr", "ssim")
     return {"out": str(out), "pictures": len(rows)} | {n: sum(r[n] for r in rows) / len(rows) for n in names}
@@ -145,6 +138,9 @@ def evaluate(
     """
     check_folder(out, EVALUATION, sources=(images, protected, masks))
     jobs, _ = _jobs(images, masks, white), resolve_model(model)
+    from noiseworks.kits.protection.purifiers import check_purifiers
+
+    check_purifiers(editing.chosen)
     from noiseworks.diffusionguard.evaluation import assess_pictures, load_editor
     from noiseworks.kits.protection.files import read_picture
 
@@ -162,6 +158,7 @@ def compare(
     masks: Path,
     out: Path,
     methods: str = "random,photoguard,advdm,diffusionguard",
+    transfer: str | None = None,
     white: White = "keep",
     strength: Spread[Strength] = Strength(),
     guard: Spread[Guard] = Guard(),
@@ -174,9 +171,10 @@ def compare(
         model: An inpainting pipeline: a directory, a hub id or testbed:<name>.
         images: A picture, or a folder of pictures of one size.
         masks: A mask, or a folder with one a picture of the same name.
-        out: Folder for `comparison.csv` and `<method>.png`.
+        out: Folder for `comparison.csv`, `<method>.png` and, with another editor, `<method>-transfer.png`.
         methods: Defences with commas between: diffusionguard, no-augmentation, random, photoguard,
             photoguard-diffusion, advdm, mist, sds, sdst.
+        transfer: Another inpainting pipeline that edits the protected pictures too, without being known to them.
         white: Whether white in a mask is what editors keep or what they repaint.
         strength: How far pictures may be changed, for all defences.
         guard: Objective and masks of DiffusionGuard.
@@ -184,28 +182,27 @@ def compare(
         hardware: Where the model runs.
 
     Returns:
-        The folder and a row a method and purifier: seconds, visibility, distances of the edits.
+        The folder and a row a method, editor and purifier: cost, visibility, distances of the edits.
     """
     names = parse_methods(methods)
     check_folder(out, COMPARISON, sources=(images, masks))
-    jobs, _ = _jobs(images, masks, white), resolve_model(model)
+    models = list(dict.fromkeys([model] if transfer is None else [model, transfer]))
+    jobs, _ = _jobs(images, masks, white), [resolve_model(one) for one in models]
+    from noiseworks.kits.protection.purifiers import check_purifiers
+
+    check_purifiers(editing.chosen)
     from noiseworks.diffusionguard.evaluation import compare_defences, load_editor
     from noiseworks.kits.pictures import write_picture
 
-    pipe = load_editor(model, hardware, FAMILIES)
-    rows, pictures = compare_defences(pipe, jobs, names, strength, guard, editing)
-    settings = {"model": model, "images": images, "strength": strength, "guard": guard, "editing": editing}
+    editors = {one: load_editor(one, hardware, FAMILIES) for one in models}
+    rows, pictures = compare_defences(editors, jobs, names, strength, guard, editing)
+    settings = {"model": model, "transfer": transfer, "images": images}
+    settings |= {"strength": strength, "guard": guard, "editing": editing}
     with results(out, COMPARISON, settings) as folder:
         write_rows(folder / "comparison.csv", rows)
         for name, picture in pictures.items():
             write_picture(picture, folder / f"{name}.png")
     return {"out": str(out), "rows": rows}
-
-
-def _single() -> Any:
-    import torch
-
-    return torch.float32
 
 
 def _write(folder: Path, found: Any) -> None:

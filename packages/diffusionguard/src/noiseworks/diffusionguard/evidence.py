@@ -36,7 +36,7 @@ from noiseworks.kits.protection.files import to_tensor, within_budget
 from noiseworks.kits.protection.hosts import Host, host_of
 from noiseworks.kits.protection.metrics import psnr, visibility
 from noiseworks.kits.protection.objectives import masked_image
-from noiseworks.kits.protection.purifiers import MOVES, purify
+from noiseworks.kits.protection.purifiers import follow, purify
 from torch import Tensor
 
 EDITOR = "testbed:shapes-inpaint"
@@ -89,11 +89,7 @@ def _edited(shared: Shared, pixels: np.ndarray, context: Context) -> dict[str, T
     """Return what becomes of images under each mask and after each purifier, in one call; noise belongs to the row."""
     views = {kind: (to_tensor(pixels), mask) for kind, mask in shared.masks.items()}
     for name in PURIFIERS[: int(context.settings["purifiers"])]:
-        mask = shared.masks[LOOSE]
-        if name in MOVES:
-            drawn = mask.permute(0, 2, 3, 1).repeat(1, 1, 1, 3).mul(255).byte().numpy()
-            mask = to_tensor(purify(name, drawn))[:, :1].round()
-        views[name] = to_tensor(purify(name, pixels)), mask
+        views[name] = to_tensor(purify(name, pixels)), follow(name, shared.masks[LOOSE])
     prompts = [edit.prompt for edit in shared.edits]
     call = Call(int(context.settings["edit_steps"]), GUIDANCE, 1000 * shared.seed, BATCH)
     images, masks = (torch.cat(parts) for parts in zip(*views.values(), strict=True))

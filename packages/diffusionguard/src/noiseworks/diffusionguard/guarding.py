@@ -8,9 +8,10 @@ import torch
 from noiseworks.diffusionguard.contours import ContourShrink
 from noiseworks.diffusionguard.early_stage import EarlyStage
 from noiseworks.diffusionguard.options import Guard, Strength
-from noiseworks.kits.protection.engine import Protected, State, projected_gradient, streams
+from noiseworks.kits.protection.engine import Gradient, Protected, State, projected_gradient, streams
 from noiseworks.kits.protection.hosts import Host
-from noiseworks.kits.protection.options import Budget
+from noiseworks.kits.protection.options import Budget, parse_transforms
+from noiseworks.kits.protection.transforms import Transformed
 from torch import Tensor
 
 
@@ -64,9 +65,11 @@ class DiffusionGuard:
             if masks is None
             else self.pools(masks, seeds)
         )
-        objective = EarlyStage(
+        objective: Gradient = EarlyStage(
             self.host, pools, self.host.first_timestep(self.guard.early_steps), self.guard.noise_norm
         )
+        if self.guard.hardened:
+            objective = Transformed(objective, parse_transforms(self.guard.hardened))
         return projected_gradient(
             images, objective, self.budget, support=keep, generators=generators, state=state, observe=observe
         )

@@ -82,7 +82,7 @@ def protect_with(
         return random_signs(images, budget, support=keep)
     more = {"generators": generators, "state": state, "observe": observe}
     if name in ("diffusionguard", "no-augmentation"):
-        chosen = guard if name == "diffusionguard" else Guard(guard.early_steps, guard.noise_norm, "single")
+        chosen = guard if name == "diffusionguard" else replace(guard, contours="single")
         return DiffusionGuard(host, budget, chosen, shrink).protect(images, masks, **more)
     if name in FROM_UNIFORM:
         budget = replace(budget, start="uniform")

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from noiseworks.core.errors import InputError
 from noiseworks.core.options import Options, above, at_least, at_most
-from noiseworks.kits.protection.options import Budget
+from noiseworks.kits.protection.options import Budget, parse_transforms
 
 NAMES = (
     "diffusionguard",
@@ -32,6 +32,8 @@ class Guard(Options):
         iterations: Largest number of shrinking rounds a mask.
         smoothness: Smoothing along the contour, relative to the radius.
         pool: Shrunk masks that are made for an image and drawn from.
+        hardened: Transformations that gradients are averaged over, commas between: none, jpeg, resize, blur, noise;
+            empty as in the paper.
     """
 
     early_steps: Annotated[int, at_least(1), at_most(1000)] = 4
@@ -41,6 +43,15 @@ class Guard(Options):
     iterations: Annotated[int, at_least(2)] = 15
     smoothness: Annotated[float, at_least(0)] = 0.1
     pool: Annotated[int, at_least(1)] = 64
+    hardened: str = ""
+
+    def check(self) -> None:
+        """Refuse unknown transformations.
+
+        Raises:
+            InputError: Naming one.
+        """
+        parse_transforms(self.hardened)
 
 
 @dataclass(frozen=True)

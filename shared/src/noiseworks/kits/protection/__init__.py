@@ -8,6 +8,7 @@ measures by how much. Images are floats [B, 3, H, W] in [0, 1]; budgets are in l
 - `hosts`: a diffusers pipeline as protections see it, with a count of the passes that they cost.
 - `objectives`: what is descended, and which networks the gradient runs through.
 - `files`: pictures in and out: orientation, transparency, grey, 16 bits, sizes; rounding within the budget.
+- `transforms`: gradients through what an attacker may do to a picture first.
 - `purifiers`, `editors`, `metrics`: what an attacker does to a protected image, and what then is left.
 """
 

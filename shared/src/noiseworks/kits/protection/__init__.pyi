@@ -22,3 +22,4 @@ from .objectives import stripes as stripes
 from .options import Budget as Budget
 from .purifiers import PURIFIERS as PURIFIERS
 from .purifiers import purify as purify
+from .transforms import Transformed as Transformed

@@ -68,7 +68,9 @@ def read_picture(path: str | Path) -> Picture:
         notes.append("turned upright")
     if mode.startswith("I") or mode == "F":
         values = np.asarray(turned).astype(np.float64)
-        top = 65535.0 if values.max() > 255 else 255.0
+        # Integers of 16 bits say so in their mode or by their size; floats are on the scale of 1 unless they exceed it.
+        deep = mode.startswith("I;16") or values.max() > 255
+        top = 65535.0 if deep else 1.0 if mode == "F" and values.max() <= 1 else 255.0
         grey = np.clip(np.round(values * (255 / top)), 0, 255).astype(np.uint8)
         return Picture(np.repeat(grey[..., None], 3, axis=2), None, (*notes, "16 bits to 8", "grey to RGB"))
     alpha = None

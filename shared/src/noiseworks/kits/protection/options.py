@@ -3,7 +3,22 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from noiseworks.core.checks import check_choice
 from noiseworks.core.options import Options, above, at_least, at_most, below
+
+TRANSFORM_NAMES = ("none", "jpeg", "resize", "blur", "noise")  # of `transforms`, which imports torch
+
+
+def parse_transforms(text: str) -> tuple[str, ...]:
+    """Return names of transformations from a text with commas between; none for an empty one.
+
+    Raises:
+        InputError: When one is unknown.
+    """
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    for name in names:
+        check_choice("transformation", name, TRANSFORM_NAMES)
+    return names
 
 
 @dataclass(frozen=True)

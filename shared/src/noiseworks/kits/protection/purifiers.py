@@ -1,16 +1,18 @@
 """What an attacker does to get rid of a protection: uint8 pictures in and out, and the worst of them counts."""
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 from noiseworks.core.checks import check_choice
+from noiseworks.core.errors import InputError
 from PIL import Image, ImageFilter
 from scipy import ndimage
 
 if TYPE_CHECKING:
     from noiseworks.kits.protection.hosts import Host
+    from torch import Tensor
 
 
 def _recoded(pixels: np.ndarray, kind: str, quality: int) -> np.ndarray:
@@ -144,6 +146,13 @@ def _rounded(values: np.ndarray) -> np.ndarray:
     return np.clip(np.round(values), 0, 255).astype(np.uint8)
 
 
+def noisy_upscale(pixels: np.ndarray, sigma: float = 8.0) -> np.ndarray:
+    """Return a picture with Gaussian noise of `sigma` levels, enlarged twice (bicubic) and shrunk back (area)."""
+    height, width = pixels.shape[:2]
+    large = Image.fromarray(noise(pixels, sigma)).resize((2 * width, 2 * height), Image.Resampling.BICUBIC)
+    return np.asarray(large.resize((width, height), Image.Resampling.BOX))
+
+
 PURIFIERS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "none": lambda pixels: pixels,
     "jpeg-75": jpeg,
@@ -153,23 +162,91 @@ PURIFIERS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "resize": resize,
     "blur": blur,
     "noise": noise,
+    "noisy-upscale": noisy_upscale,
     "median": median,
     "bits-4": bits,
     "total-variation": total_variation,
     "adverse-cleaner": adverse_cleaner,
 }
-# After these an image's region has moved: the mask has to follow.
-MOVES = ("crop-resize",)
+# Those that take a number after a dash: smallest, largest, and whether it is whole.
+NUMBERED: Mapping[str, tuple[Callable[..., np.ndarray], float, float, bool]] = {
+    "jpeg": (jpeg, 1, 100, True),
+    "webp": (webp, 1, 100, True),
+    "crop-resize": (crop_resize, 0.1, 1, False),
+    "resize": (resize, 0.05, 1, False),
+    "blur": (blur, 0, 20, False),
+    "noise": (noise, 0, 255, False),
+    "noisy-upscale": (noisy_upscale, 0, 255, False),
+    "bits": (bits, 1, 8, True),
+    "total-variation": (total_variation, 0.001, 10, False),
+}
+
+
+def purifier(name: str) -> Callable[[np.ndarray], np.ndarray]:
+    """Return what a name stands for.
+
+    Args:
+        name: One of `PURIFIERS`, one of `NUMBERED` with a number (`jpeg-65`, `resize-0.75`), or a chain of them joined
+            by plus signs (`noise-4+resize+jpeg-75`).
+
+    Raises:
+        InputError: When a name is unknown, or a number out of range.
+    """
+    steps = [_step(part.strip()) for part in name.split("+")]
+
+    def run(pixels: np.ndarray) -> np.ndarray:
+        for step in steps:
+            pixels = step(pixels)
+        return pixels
+
+    return run
+
+
+def check_purifiers(names: Iterable[str]) -> None:
+    """Refuse names that `purifier` does not know, before anything is edited.
+
+    Raises:
+        InputError: Naming the first.
+    """
+    for name in names:
+        purifier(name)
+
+
+def _step(name: str) -> Callable[[np.ndarray], np.ndarray]:
+    base, _, number = name.rpartition("-")
+    if name not in PURIFIERS and base in NUMBERED:
+        function, low, high, whole = NUMBERED[base]
+        try:
+            value = int(number) if whole else float(number)
+        except ValueError:
+            value = np.nan
+        if not low <= value <= high:
+            kind = "a whole number" if whole else "a number"
+            raise InputError(f"{base} takes {kind} from {low:g} to {high:g} after the dash, got {name!r}")
+        return lambda pixels: function(pixels, value)
+    check_choice("purifier", name, (*PURIFIERS, *(f"{base}-<number>" for base in NUMBERED)))
+    return PURIFIERS[name]
 
 
 def purify(name: str, pixels: np.ndarray) -> np.ndarray:
-    """Return pictures uint8 [n, H, W, 3] after a purifier of `PURIFIERS`, by name.
+    """Return pictures uint8 [n, H, W, 3] after a purifier, by the name that `purifier` takes.
 
     Raises:
         InputError: When the name is unknown.
     """
-    check_choice("purifier", name, tuple(PURIFIERS))
-    return np.stack([PURIFIERS[name](one) for one in pixels])
+    run = purifier(name)
+    return np.stack([run(one) for one in pixels])
+
+
+def follow(name: str, masks: "Tensor") -> "Tensor":
+    """Return masks [n, 1, H, W] of 0 and 1 moved as a purifier moves what lies under them: cropping does."""
+    from noiseworks.kits.protection.files import to_tensor
+
+    for part in name.split("+"):
+        if part.strip().startswith("crop-resize"):
+            drawn = masks.permute(0, 2, 3, 1).repeat(1, 1, 1, 3).mul(255).byte().cpu().numpy()
+            masks = to_tensor(purify(part.strip(), drawn))[:, :1].round()
+    return masks
 
 
 def diffusion_purified(host: "Host", pixels: np.ndarray, share: float = 0.1, seed: int = 0) -> np.ndarray:

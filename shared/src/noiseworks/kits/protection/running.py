@@ -132,7 +132,8 @@ def protect_files(
         side: Largest side at which the change is computed.
 
     Returns:
-        The rows: file, size, seconds, and how visible the change is.
+        The rows: file, size, seconds, how visible the change is, and the share of gradients that were exactly zero (of
+        pictures that an earlier call finished neither seconds nor that share).
 
     Raises:
         InputError: When the folder holds something else or a run with other settings.
@@ -153,12 +154,12 @@ def protect_files(
         rows = []
         for index, job in enumerate(jobs):
             target = out / f"{job.path.stem}.png"
-            seconds = 0.0
+            seconds, silent = 0.0, None
             if not (index < begun and target.is_file()):
                 watch = _Watch(run.last, index, bar, budget.steps)
                 start = time.perf_counter()
                 try:
-                    picture, _ = protect_one(
+                    picture, found = protect_one(
                         job, protect, budget, factor, side, index, state if index == begun else None, watch
                     )
                 except KeyboardInterrupt:
@@ -167,8 +168,9 @@ def protect_files(
                         f"stopped at picture {index + 1} of {len(jobs)}; the same command goes on"
                     ) from None
                 seconds = time.perf_counter() - start
+                silent = round(found.silent, 4)
                 picture.write(target)
-            rows.append(_row(job, read_picture(target), seconds))
+            rows.append(_row(job, read_picture(target), seconds) | {"zero_gradients": silent})
         write_rows(out / METRICS, rows)
         shown = jobs[:8]
         write_picture(
@@ -262,7 +264,7 @@ def assess(
     names: Sequence[str],
     originals: np.ndarray,
     protected: np.ndarray,
-    edit: Callable[[Tensor], Tensor],
+    edit: Callable[[Tensor, str], Tensor],
     purifiers: Sequence[str],
 ) -> Assessment:
     """Edit originals and protected pictures from the same noise, the latter after each purifier too.
@@ -273,17 +275,20 @@ def assess(
         names: Of the pictures.
         originals: uint8 [n, H, W, 3].
         protected: The same, protected.
-        edit: Images [n, 3, H, W] in [0, 1] -> edited ones, picture i from its own seed.
-        purifiers: Names from `purifiers.PURIFIERS`; "none" is always first.
+        edit: Images [n, 3, H, W] in [0, 1] and the purifier that they went through, which masks have to follow
+            (`purifiers.follow`) -> edited ones, picture i from its own seed.
+        purifiers: Names as `purifiers.purifier` takes; "none" is always first.
     """
     from noiseworks.kits.protection.metrics import feature_distance, psnr
     from noiseworks.kits.protection.purifiers import purify
 
-    clean = edit(to_tensor(originals))
+    clean = edit(to_tensor(originals), "none")
     rows, pictures = [], {}
     for purifier in dict.fromkeys(("none", *purifiers)):
-        edits = edit(to_tensor(purify(purifier, protected)))
-        control = clean if purifier == "none" else edit(to_tensor(purify(purifier, originals)))
+        edits = edit(to_tensor(purify(purifier, protected)), purifier)
+        control = clean
+        if purifier != "none":
+            control = edit(to_tensor(purify(purifier, originals)), purifier)
         figures = {
             "psnr": psnr(clean, edits),
             "feature_distance": feature_distance(clean, edits),
