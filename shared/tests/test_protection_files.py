@@ -46,6 +46,8 @@ def test_pictures_of_every_kind_become_upright_rgb(tmp_path):
     assert (read_picture(tmp_path / "float.tif").pixels[..., 2] == pixels[..., 0]).all()
     Image.fromarray(pixels).convert("CMYK").save(tmp_path / "print.jpg")
     assert read_picture(tmp_path / "print.jpg").pixels.shape == (20, 30, 3)
+    Image.fromarray(pixels).convert("LAB").save(tmp_path / "lab.tif")
+    assert read_picture(tmp_path / "lab.tif").alpha is None  # the A of LAB is a colour
 
 
 def test_what_is_no_picture_is_refused_in_a_sentence(tmp_path):
@@ -53,14 +55,19 @@ def test_what_is_no_picture_is_refused_in_a_sentence(tmp_path):
     Image.new("RGB", (8, 40)).save(tmp_path / "thin.png")
     frames = [Image.new("RGB", (20, 20), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
+    Image.fromarray(np.full((20, 20), np.nan, np.float32)).save(tmp_path / "nan.tif")
     for name, word in (
         ("text.png", "no picture"),
-        ("thin.png", "8x40"),
-        ("film.gif", "animated"),
+        ("thin.png", r"thin.png is 8x40; sides"),
+        ("film.gif", r"film.gif is animated \(2"),
+        ("nan.tif", "no numbers"),
         ("gone.png", "read"),
     ):
-        with pytest.raises(InputError, match=word):
+        with pytest.raises(InputError, match=word) as refusal:
             read_picture(tmp_path / name)
+        assert str(refusal.value).count(name) == (
+            2 if name == "gone.png" else 1
+        )  # once, but for the system's words
     with pytest.raises(InputError, match="no picture or folder"):
         list_pictures(tmp_path / "nowhere")
     Image.new("RGB", (20, 20)).save(tmp_path / "thin.jpg")

@@ -40,7 +40,8 @@ def read_picture(path: str | Path) -> Picture:
     """Read a picture: turned upright, 8 bits, RGB.
 
     Raises:
-        InputError: When it is no picture, is animated, or has a side below 16 or more than 100 million pixels.
+        InputError: When it is no picture, is animated, has a side below 16 or more than 100 million pixels, or holds
+            values that are not finite.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -60,6 +61,8 @@ def read_picture(path: str | Path) -> Picture:
             image.load()
             mode = image.mode
             turned = ImageOps.exif_transpose(image)
+    except InputError:
+        raise
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         reason = "it is no picture" if isinstance(error, UnidentifiedImageError) else str(error)
         raise InputError(f"{path} cannot be read: {reason}") from error
@@ -68,13 +71,15 @@ def read_picture(path: str | Path) -> Picture:
         notes.append("turned upright")
     if mode.startswith("I") or mode == "F":
         values = np.asarray(turned).astype(np.float64)
+        if not np.isfinite(values).all():
+            raise InputError(f"{path} holds values that are no numbers or infinite")
         # Integers of 16 bits say so in their mode or by their size; floats are on the scale of 1 unless they exceed it.
         deep = mode.startswith("I;16") or values.max() > 255
         top = 65535.0 if deep else 1.0 if mode == "F" and values.max() <= 1 else 255.0
         grey = np.clip(np.round(values * (255 / top)), 0, 255).astype(np.uint8)
         return Picture(np.repeat(grey[..., None], 3, axis=2), None, (*notes, "16 bits to 8", "grey to RGB"))
     alpha = None
-    if "A" in mode or "transparency" in turned.info:
+    if mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in turned.info:
         turned = turned.convert("RGBA")
         alpha = np.asarray(turned.getchannel("A"))
     if mode not in ("RGB", "RGBA"):
