@@ -6,12 +6,13 @@ import sys
 import types
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from noiseworks.core.cli import Command, list_methods, main, make_app, one_line, root_app, run, show
 from noiseworks.core.errors import InputError
 from noiseworks.core.families import by_family
-from noiseworks.core.options import Spread
+from noiseworks.core.options import Options, Spread, Wholes
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,45 @@ class Size:
 
     width: float
     height: float = 1.0
+
+
+@dataclass(frozen=True)
+class Draw(Options):
+    """How to draw.
+
+    Attributes:
+        steps: Of the sampler.
+        scale: Of guidance.
+        solver: Which one.
+        sizes: Of pictures.
+        sharp: Whether edges are.
+        weights: Of parts.
+        limit: Of parts, if any.
+        kept: Never another.
+    """
+
+    steps: int = 50
+    scale: float | None = None
+    solver: Literal["euler", "heun"] = "euler"
+    sizes: Wholes = (64,)
+    sharp: bool = False
+    weights: tuple[float, ...] = (1.0,)
+    limit: int | None = 3
+    kept: int = 7
+
+
+def draw(
+    *,
+    draw: Spread[Draw] = Draw(15, 2.5, "heun", (32, 16), True, (3.0, 4.0), None),
+    plain: Spread[Size] = Size(2.0),
+) -> dict:
+    """Draw.
+
+    Args:
+        draw: How.
+        plain: Of no group.
+    """
+    return vars(draw) | vars(plain)
 
 
 def area(*, size: Spread[Size]) -> float:
@@ -297,3 +337,44 @@ def test_try_is_the_methods_compare_and_says_so_where_there_is_none(app, monkeyp
         code, shown = typed_at_the_root(monkeypatch, capsys, *words)
         assert (code, shown.out, len(shown.err.splitlines())) == (2, "", 1)
         assert reason in shown.err.lower() if words == ("try",) else reason in shown.err
+
+
+@pytest.mark.parametrize(
+    ("words", "changed"),
+    [
+        ([], {}),
+        (["--steps", "4"], {"steps": 4}),
+        (["--scale", "1"], {"scale": 1.0}),
+        (["--solver", "euler"], {"solver": "euler"}),
+        (["--sizes", "8"], {"sizes": (8,)}),
+        (["--no-sharp"], {"sharp": False}),
+        (["--weights", "0.5"], {"weights": (0.5,)}),
+        (["--limit", "2", "--kept", "1"], {"limit": 2, "kept": 1}),
+    ],
+)
+def test_options_that_are_not_given_have_the_commands_own_defaults(capsys, words, changed):
+    app = make_app("core", {"draw": Command(f"{__name__}:draw", "Draw.")}, distribution="noiseworks-core")
+    with pytest.raises(SystemExit):
+        run(app, ["draw", *words, "--json"])
+    expected = {
+        "steps": 15,
+        "scale": 2.5,
+        "solver": "heun",
+        "sizes": [32, 16],
+        "sharp": True,
+        "weights": [3.0, 4.0],
+    }
+    expected |= {"limit": None, "kept": 7, "width": 2.0, "height": 1.0}
+    shown = {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}
+    assert json.loads(capsys.readouterr().out) == expected | shown
+
+
+def test_help_shows_the_commands_own_defaults_and_leaves_those_of_the_class(capsys):
+    app = make_app("core", {"draw": Command(f"{__name__}:draw", "Draw.")}, distribution="noiseworks-core")
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            run(app, ["draw", "--help"])
+        shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        assert "Of the sampler. [default: 15]" in shown
+        assert "Never another. [default: 7]" in shown
+    assert Draw().steps == 50

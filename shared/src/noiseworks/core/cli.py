@@ -13,16 +13,18 @@ command runs, so `--help` stays fast. A command's result is printed as readable 
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, fields
 from importlib.metadata import EntryPoint, entry_points, metadata
 from traceback import walk_tb
 from typing import Any
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, Argument, ArgumentCollection, CycloptsError, Token
 from noiseworks.core.errors import InputError, NoiseworksError
 from noiseworks.core.families import by_family, family_of
+from noiseworks.core.options import Options
 from noiseworks.core.output import plain
 
 METHOD_GROUP = "noiseworks.methods"
@@ -42,6 +44,42 @@ class Command:
     help: str
 
 
+class _Frame(App):
+    """Shows the defaults that a command gives its groups of options, where cyclopts shows those of the classes."""
+
+    __slots__ = ()
+
+    def assemble_argument_collection(self, **settings: Any) -> ArgumentCollection:
+        found = super().assemble_argument_collection(**settings)
+        for argument in found:
+            for name, child in _defaults_of(argument):
+                value = getattr(argument.field_info.default, name)
+                child.field_info = copy(child.field_info)  # the classes' own are shared by all commands
+                child.field_info.default = value
+        return found
+
+
+def _fill_groups(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Fill a group of which some options were given from the command's default; cyclopts takes the class's."""
+    for argument in arguments:
+        if any(child.has_tokens for child in argument.children):
+            for name, child in _defaults_of(argument):
+                if not child.has_tokens:
+                    value = getattr(argument.field_info.default, name)
+                    child.append(Token(implicit_value=value, source="default of the command"))
+
+
+def _defaults_of(argument: Argument) -> Iterator[tuple[str, Argument]]:
+    """Yield the options whose default in a command is not that of their group's class."""
+    group = argument.field_info.default
+    if isinstance(group, Options):
+        of_class = {field.name: field.default for field in fields(group)}
+        for child in argument.children:
+            name = child.keys[-1]
+            if getattr(group, name) != of_class[name]:
+                yield name, child
+
+
 def make_app(slug: str, commands: Mapping[str, Command], *, distribution: str | None = None) -> App:
     """Return the command line of one package.
 
@@ -52,8 +90,9 @@ def make_app(slug: str, commands: Mapping[str, Command], *, distribution: str | 
         distribution: The distribution whose summary and version are shown, by default `noiseworks-<slug>`.
     """
     about = metadata(distribution or f"noiseworks-{slug}")
-    app = App(
+    app = _Frame(
         name=f"noiseworks-{slug}",
+        config=(_fill_groups,),
         help=about["Summary"],
         version=about["Version"],
         help_format="plaintext",  # in any markup, <name> would vanish
@@ -91,6 +130,9 @@ def run(app: App, arguments: Sequence[str] | None = None) -> None:
     words = [word for word in words if word not in ("--debug", "--json")]
     try:
         _check_verb(app, words)
+        if words and not words[0].startswith("-") and words[0] in list(app):
+            # cyclopts wraps a function that is named by its import path in a plain App.
+            app[words[0]].__class__ = _Frame
         # With --json only the result is on stdout; bars and a library's messages go to stderr.
         with redirect_stdout(sys.stderr) if as_json else nullcontext():
             result = app(words, exit_on_error=False, print_error=False)
