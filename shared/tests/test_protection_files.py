@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from noiseworks.core.errors import InputError
-from noiseworks.kits.protection import list_pictures, purify, read_mask, read_picture, within_budget
+from noiseworks.kits.protection import list_pictures, metrics, purify, read_mask, read_picture, within_budget
 from noiseworks.kits.protection.files import change_at_full_size, fit_in, to_tensor
 from noiseworks.kits.protection.metrics import feature_distance, fine_share, psnr, visibility
 from noiseworks.kits.protection.purifiers import (
@@ -187,6 +187,25 @@ def test_masks_follow_what_moves_a_picture():
     assert cropped[..., :9].all()
     assert set(cropped.unique().tolist()) <= {0.0, 1.0}
     assert torch.equal(follow("jpeg-75+blur", mask), mask)
+
+
+def test_photographs_are_measured_in_tiles(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(2, 3, 70, 100, generator=generator)
+    changed = (images + 0.05 * torch.randn(images.shape, generator=generator)).clamp(0, 1)
+    changed[0, :, :35] = images[0, :, :35]  # a tile without a change
+    whole = visibility(images, changed)
+    monkeypatch.setattr(metrics, "TILE", 40)
+    covered = torch.zeros(70, 100)
+    for rows, columns in metrics._tiles(70, 100):
+        covered[rows, columns] += 1
+        assert max(covered[rows, columns].shape) <= 40
+    assert (covered == 1).all()
+    tiled = visibility(images, changed)
+    for name in ("largest_255", "psnr"):
+        assert torch.equal(whole[name], tiled[name])
+    for name in ("ssim", "feature_distance", "fine_share"):
+        torch.testing.assert_close(tiled[name], whole[name].double(), rtol=0.15, atol=0)
 
 
 def test_distances_are_zero_on_equal_pictures_and_tell_fine_from_coarse():

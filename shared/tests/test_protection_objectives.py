@@ -15,6 +15,7 @@ from noiseworks.kits.protection import (
     projected_gradient,
     stripes,
 )
+from noiseworks.kits.protection.editors import Call, sdedit
 from noiseworks.kits.protection.engine import streams
 from noiseworks.kits.protection.hosts import Host
 from torch import nn
@@ -199,6 +200,21 @@ def test_other_hosts_and_long_prompts_are_refused(pipes):
         pass
     with pytest.raises(UnsupportedHostError, match="Stable Diffusion"), host_of(tiny_pipeline("dit")):
         pass
+
+
+def test_editors_of_few_steps_say_how_many_they_have(pipes):
+    from diffusers import LCMScheduler
+
+    pipe = pipes["sd"]
+    own = pipe.scheduler
+    pipe.scheduler = LCMScheduler.from_config(own.config, original_inference_steps=4)
+    try:
+        images = torch.rand(1, 3, 16, 16)
+        with pytest.raises(InputError, match="schedule has 4 steps"):
+            sdedit(pipe, images, ["red"], 0.5, Call(10))
+        assert sdedit(pipe, images, ["red"], 0.5, Call(4, 1.0)).shape == images.shape
+    finally:
+        pipe.scheduler = own
 
 
 def test_facts_of_the_schedule(pipes):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from noiseworks.core.errors import InputError
 from noiseworks.kits.protection.engine import draw_normal
 from noiseworks.kits.protection.hosts import Host
 from torch import Tensor
@@ -78,9 +79,19 @@ def sdedit(
         prompts: One an image.
         strength: Share of the schedule, above 0.
         call: How it is called.
+
+    Raises:
+        InputError: When the pipeline's schedule has fewer steps than it takes (models of few steps).
     """
     from diffusers import AutoPipelineForImage2Image
 
+    steps = max(call.num_inference_steps, round(1 / strength + 0.5))
+    most = pipe.scheduler.config.get("original_inference_steps") or steps
+    if steps > most:
+        raise InputError(
+            f"this model's schedule has {most} steps, and an edit at strength {strength:g} would take {steps}: "
+            "lower num_inference_steps, or raise strengths"
+        )
     editor = AutoPipelineForImage2Image.from_pipe(pipe)
     editor.set_progress_bar_config(disable=True)
     return _batched(
@@ -91,7 +102,7 @@ def sdedit(
                 list(prompts[rows]),
                 image=2 * images[rows] - 1,
                 strength=strength,
-                num_inference_steps=max(call.num_inference_steps, round(1 / strength + 0.5)),
+                num_inference_steps=steps,
                 guidance_scale=call.guidance_scale,
                 generator=generators,
                 output_type="pt",

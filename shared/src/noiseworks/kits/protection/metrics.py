@@ -2,6 +2,7 @@
 
 import math
 from functools import cache
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -10,22 +11,52 @@ from noiseworks.kits.protection.hosts import Host
 from torch import Tensor
 
 SCALES, ANGLES = (0.7, 1.0, 1.5, 2.0), 6
+TILE = 512  # pixels of a side that are measured at once
 
 
 def visibility(originals: Tensor, protected: Tensor) -> dict[str, Tensor]:
     """Return how visible a change is, each [B]: largest change in levels, PSNR, SSIM of the channels, feature distance.
 
+    Pictures with a side above `TILE` are looked at in tiles of about that side, so that memory does not grow with
+    photographs: SSIM and feature distance are means over tiles by area, the fine share is one by the change's energy.
+
     Args:
         originals: [B, 3, H, W] in [0, 1].
         protected: The same, changed.
     """
-    return {
-        "largest_255": (originals - protected).abs().flatten(1).amax(dim=1) * 255,
-        "psnr": psnr(originals, protected),
-        "ssim": structural_similarity(originals, protected, darkest=0.0),
-        "feature_distance": feature_distance(originals, protected),
-        "fine_share": fine_share(protected - originals),
+    change = protected - originals
+    sums = {
+        name: originals.new_zeros(len(originals), dtype=torch.float64) for name in ("ssim", "feature", "fine")
     }
+    energy = sums["fine"].clone()
+    for rows, columns in _tiles(*originals.shape[-2:]):
+        before, after = originals[..., rows, columns], protected[..., rows, columns]
+        moved = change[..., rows, columns]
+        area = before.shape[-2] * before.shape[-1]
+        power = moved.double().square().sum(dim=(1, 2, 3))
+        sums["ssim"] += area * structural_similarity(before, after, darkest=0.0)
+        sums["feature"] += area * feature_distance(before, after)
+        sums["fine"] += power * fine_share(moved)
+        energy += power
+    area = originals.shape[-2] * originals.shape[-1]
+    return {
+        "largest_255": change.abs().flatten(1).amax(dim=1) * 255,
+        "psnr": psnr(originals, protected),
+        "ssim": sums["ssim"] / area,
+        "feature_distance": sums["feature"] / area,
+        "fine_share": sums["fine"] / energy.clamp(min=1e-30),
+    }
+
+
+def _tiles(height: int, width: int) -> list[tuple[slice, slice]]:
+    """Return slices of rows and columns that cover a picture, of nearly equal sides of at most `TILE`."""
+
+    def parts(side: int) -> list[slice]:
+        count = math.ceil(side / TILE)
+        ends = [side * i // count for i in range(count + 1)]
+        return [slice(begin, end) for begin, end in pairwise(ends)]
+
+    return [(rows, columns) for rows in parts(height) for columns in parts(width)]
 
 
 def psnr(images: Tensor, others: Tensor) -> Tensor:
