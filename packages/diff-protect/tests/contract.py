@@ -13,6 +13,7 @@ def files(folder: Path) -> dict[str, Path]:
 
     tiny_pipeline("sd").save_pretrained(folder / "model")
     tiny_pipeline("sd", seed=1).save_pretrained(folder / "other")
+    tiny_pipeline("sd-inpaint").save_pretrained(folder / "masked")
     rng = np.random.default_rng(0)
     (folder / "images").mkdir()
     for stem in ("one", "two"):
@@ -21,7 +22,7 @@ def files(folder: Path) -> dict[str, Path]:
         )
     (folder / "text.png").write_text("no picture")
     (folder / "empty").mkdir()
-    names = ("model", "other", "images", "text.png", "empty")
+    names = ("model", "other", "masked", "images", "text.png", "empty")
     return {name: folder / name for name in names} | {"one.png": folder / "images" / "one.png"}
 
 
@@ -61,6 +62,7 @@ CONTRACT = Contract(
         (f"compare {HOST} --images {{images}} --out out --strengths 0,2", "strengths"),
         (f"compare {HOST} --images {{images}} --out out --purifiers bleach", "bleach"),
         (f"compare {HOST} --images {{images}} --out out --transfer missing", "missing"),
+        (f"compare {HOST} --images {{images}} --out out --transfer {{masked}}", "under masks"),
         (f"{PROTECT} --out out --hardened bleach", "bleach"),
         (f"eval {HOST} --images {{images}} --protected {{empty}} --out out", "one.png"),
         (f"analyse {HOST} --images {{images}} --out found.txt", "found.txt"),

@@ -67,6 +67,10 @@ CONTRACT = Contract(
         (f"compare {HOST} --images {{images}} --masks {{masks}} --out out --methods magic", "magic"),
         (f"compare {HOST} --images {{images}} --masks {{masks}} --out out --purifiers bleach", "bleach"),
         (f"compare {HOST} --images {{images}} --masks {{masks}} --out out --transfer missing", "missing"),
+        (
+            "eval --model {text} --device cpu --images {images} --protected {images} --masks {masks} --out out",
+            "takes no mask",
+        ),
         (f"{PROTECT} --out out --hardened bleach", "bleach"),
         (f"eval {HOST} --images {{images}} --protected {{empty}} --masks {{masks}} --out out", "one.png"),
         ("mask --mask {full.png} --out shrunk.png", "everything"),

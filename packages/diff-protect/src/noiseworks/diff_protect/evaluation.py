@@ -13,7 +13,7 @@ from noiseworks.core.options import Hardware
 from noiseworks.diff_protect.methods import protect_with
 from noiseworks.diff_protect.options import Editing, Method
 from noiseworks.kits.diffusers_hosts import load_pipeline
-from noiseworks.kits.protection.editors import Call, sdedit
+from noiseworks.kits.protection.editors import Call, check_editor, sdedit
 from noiseworks.kits.protection.files import Picture, read_picture, to_tensor
 from noiseworks.kits.protection.hosts import Host, host_of
 from noiseworks.kits.protection.metrics import visibility
@@ -87,6 +87,8 @@ def compare_methods(
         budget: The same for all.
         editing: How pictures are edited.
     """
+    for pipe in editors.values():
+        check_editor(pipe, masks=False)
     known = next(iter(editors.values()))
     rows, pictures = [], {}
     for method in methods:

@@ -13,7 +13,7 @@ from noiseworks.core.options import Hardware
 from noiseworks.diffusionguard.methods import protect_with
 from noiseworks.diffusionguard.options import Editing, Guard, Strength
 from noiseworks.kits.diffusers_hosts import load_pipeline
-from noiseworks.kits.protection.editors import Call, inpaint
+from noiseworks.kits.protection.editors import Call, check_editor, inpaint
 from noiseworks.kits.protection.files import Picture, to_tensor
 from noiseworks.kits.protection.hosts import Host, host_of
 from noiseworks.kits.protection.metrics import visibility
@@ -81,6 +81,8 @@ def compare_defences(
         guard: Of DiffusionGuard.
         editing: How pictures are edited.
     """
+    for pipe in editors.values():
+        check_editor(pipe, masks=True)
     known = next(iter(editors.values()))
     rows, pictures = [], {}
     for name in names:

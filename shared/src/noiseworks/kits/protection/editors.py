@@ -5,10 +5,11 @@ An original and its protected copy are edited from the same noise, so that what 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import TYPE_CHECKING
 
 import torch
-from noiseworks.core.errors import InputError
+from noiseworks.core.errors import InputError, UnsupportedHostError
 from noiseworks.kits.protection.engine import draw_normal
 from noiseworks.kits.protection.hosts import Host
 from torch import Tensor
@@ -34,6 +35,24 @@ class Call:
     batch_size: int = 16
 
 
+def check_editor(pipe: "DiffusionPipeline", masks: bool) -> None:
+    """Refuse a pipeline that cannot edit under masks, or one that only does.
+
+    Raises:
+        UnsupportedHostError: Naming what it lacks.
+    """
+    latent, taken = pipe.vae.config.latent_channels, pipe.unet.config.in_channels
+    if masks and "mask_image" not in signature(pipe.__call__).parameters:
+        raise UnsupportedHostError(
+            f"{type(pipe).__name__} takes no mask: name an inpainting pipeline as the editor"
+        )
+    if not masks and taken != latent:
+        raise UnsupportedHostError(
+            f"the editor's U-Net takes {taken} channels and pictures have {latent}: an inpainting model edits under "
+            "masks only (diffusionguard eval); name one for text or image-to-image"
+        )
+
+
 def inpaint(
     pipe: "DiffusionPipeline", images: Tensor, masks: Tensor, prompts: Sequence[str], call: Call = Call()
 ) -> Tensor:
@@ -45,7 +64,11 @@ def inpaint(
         masks: [n, 1, H, W], 1 where it repaints.
         prompts: One an image.
         call: How it is called.
+
+    Raises:
+        UnsupportedHostError: When it takes no masks.
     """
+    check_editor(pipe, masks=True)
     height, width = images.shape[-2:]
     return _batched(
         images,
@@ -82,9 +105,11 @@ def sdedit(
 
     Raises:
         InputError: When the pipeline's schedule has fewer steps than it takes (models of few steps).
+        UnsupportedHostError: When it edits under masks only.
     """
     from diffusers import AutoPipelineForImage2Image
 
+    check_editor(pipe, masks=False)
     steps = max(call.num_inference_steps, round(1 / strength + 0.5))
     most = pipe.scheduler.config.get("original_inference_steps") or steps
     if steps > most:
