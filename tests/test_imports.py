@@ -24,7 +24,7 @@ EXTRA_FILES = {
     "training": ("*/kits/training/*",),
     "image-tuning": ("*/kits/image_tuning/*",),
     "rl": ("*/kits/rl/*", "*/kits/policies/testing.py"),
-    "lerobot": ("*/kits/policies/testing.py",),
+    "lerobot": ("*/kits/policies/testing.py", "*/kits/policies/hosts/lerobot_dataset.py"),
     "backbones": ("*/kits/backbones/*",),
     "metaworld": ("*/testbeds/metaworld/*",),
     "tabletop": ("*/testbeds/tabletop/*",),

@@ -17,19 +17,15 @@ from noiseworks.dip import (
     RewardSet,
     Sampling,
     Waypoint,
-    blend,
 )
 from noiseworks.dip.agent import aim, arrived, check_plan
 from noiseworks.dip.baselines import make_agent
-from noiseworks.dip.blending import between
 from noiseworks.dip.evaluation import Judged, generators_of, unblended
 from noiseworks.dip.network import motion_schedule
-from noiseworks.dip.options import Fitting, Moving
+from noiseworks.dip.options import Moving
 from noiseworks.dip.rewards import PAPER, Setting, penetration, skating, smoothness, smoothness_symmetric
 from noiseworks.dip.sampling import Round, draw
-from noiseworks.dip.training import check_clips, draw_hints, motion_loss
 from noiseworks.kits.motion import Frame, ProcBody, Room
-from noiseworks.kits.motion.rotations import matrices_of
 
 F64 = torch.float64
 TINY = Architecture(width=16, layers=2, heads=2, feedforward=16)
@@ -367,44 +363,7 @@ def test_rounds_whose_parts_do_not_fit_are_refused():
         )
 
 
-# --- blending and rounds ---
-
-
-def test_blending_turns_evenly():
-    start, end = torch.zeros(12, 69), torch.zeros(15, 69)
-    end[:, 2], end[:, 66] = np.pi / 2, 1.1
-    joined = blend(start, end, 10)
-    assert len(joined) == 17
-    assert joined[2:5, 2].tolist() == pytest.approx([0.1427997, 0.2855993, 0.4283990], abs=1e-6)
-    assert joined[2:12, 66].tolist() == pytest.approx([1.1 * k / 11 for k in range(1, 11)], abs=1e-6)
-    assert torch.equal(joined[:2], start[:2])
-    assert torch.equal(joined[12:], end[10:])
-    assert torch.equal(blend(start, end, 0), torch.cat((start, end)))
-    with pytest.raises(InputError, match="cannot share 13"):
-        blend(start, end, 13)
-
-
-def test_weights_of_0_and_1_are_the_two_poses():
-    start, end = (
-        standing(1, 12)[0] + 0.3 * torch.randn(12, 69, generator=torch.Generator().manual_seed(seed))
-        for seed in (2, 3)
-    )
-    for weight, pose in ((0.0, start), (1.0, end)):
-        found = between(start, end, torch.full((12,), weight))
-        assert torch.equal(found[:, 66:], pose[:, 66:])
-        assert torch.allclose(BODY(found)[1], BODY(pose)[1], atol=1e-5)
-
-
-def test_blending_with_itself_and_with_full_turns():
-    motion = standing(1, 12)[0] + 0.3 * torch.randn(12, 69, generator=torch.Generator().manual_seed(0))
-    other = standing(1, 12)[0] + 0.3 * torch.randn(12, 69, generator=torch.Generator().manual_seed(1))
-    assert torch.allclose(BODY(blend(motion, motion, 12))[0], BODY(motion)[0], atol=1e-5)
-    turned = other.clone()
-    vectors = turned[:, :66].unflatten(-1, (22, 3))
-    turned[:, :66] = (vectors * (1 - 2 * np.pi / vectors.norm(dim=-1, keepdim=True))).flatten(-2)
-    one, same = blend(motion, other, 12), blend(motion, turned, 12)
-    matrices = [matrices_of(x[:, :66].unflatten(-1, (22, 3))) for x in (one, same)]
-    assert torch.allclose(*matrices, atol=1e-3)
+# --- rounds ---
 
 
 def test_waypoints_get_their_frames():
@@ -519,40 +478,3 @@ def test_best_of_several_samples_is_said_separately():
     assert judged.summary()["distance"] == pytest.approx(0.275)
     assert judged.best_of(2)["distance"] == pytest.approx(0.15)
     assert judged.best_of(2)["success"] == 1.0
-
-
-# --- training ---
-
-
-def test_the_loss_of_a_clip():
-    found, target = torch.randn(2, 2, 7, 69, generator=torch.Generator().manual_seed(0), dtype=F64)
-    error = (found - target)[0].numpy()
-    steps = np.diff(error, axis=0)
-    expected = (error**2).mean() + (error[:, 66:] ** 2).mean() + (steps**2).mean()
-    assert float(motion_loss(found, target)[0]) == pytest.approx(expected)
-    released = (error**2).mean() + (error[:, 66:] ** 2).mean() + (steps[:, :68] ** 2).mean()
-    assert float(motion_loss(found, target, reference=True)[0]) == pytest.approx(released)
-
-
-def test_hints_are_one_joint_in_some_frames():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        mask = draw_hints(200, 12)
-    assert (mask.any(1).sum(-1) == 1).all()
-    count = mask.sum((1, 2))
-    assert (int(count.min()), int(count.max())) == (1, 11)
-    assert len(set(mask.any(1).float().argmax(-1).tolist())) == 22
-
-
-def test_clips_that_cannot_be_learnt_from_are_refused():
-    good = {"motion": torch.zeros(4, 24, 69), "actions": torch.zeros(4, dtype=torch.int64)}
-    fitting = Fitting(batch_size=4)
-    for changes, word in (
-        ({"motion": torch.zeros(4, 24, 68)}, "motion"),
-        ({"motion": torch.full((4, 24, 69), torch.nan)}, "NaN"),
-        ({"actions": torch.full((4,), 3)}, "actions"),
-    ):
-        with pytest.raises(InputError, match=word):
-            check_clips(good | changes, fitting)
-    with pytest.raises(InputError, match="fewer"):
-        check_clips(good, Fitting(batch_size=8))
