@@ -109,6 +109,7 @@ CONTRACT = Contract(
         (TRAIN.replace("{model}", "{dit}"), "dit"),
         (TRAIN.replace("--out run", "--out {full}"), "thesis.tex"),
         (f"{TRAIN} --labels {{labels.json}}", "either prompts"),
+        ("train --model {model} --out run", "either prompts"),
         (f"{LABELLED} --labels {{ragged.json}} --out run", "3 numbers"),
         (f"{LABELLED} --labels {{ties.json}} --out run", "no image"),
         (f"{LABELLED} --labels gone.json --out run", "gone.json"),

@@ -24,7 +24,7 @@ def train(
     *,
     model: str,
     out: Path,
-    source: Spread[Source] = Source("a prompt"),
+    source: Spread[Source | None] = None,
     choice: Spread[RewardChoice] = RewardChoice(),
     preference: Spread[Preference] = Preference(),
     rollout: Spread[Rollout] = Rollout(),
@@ -35,7 +35,7 @@ def train(
     Args:
         model: A text-to-image pipeline (Stable Diffusion 1, 2, XL, 3, FLUX): a directory, a hub id or testbed:<name>.
         out: Folder for config.json, metrics.csv, checkpoints and the adapter, a LoRA directory `lora`.
-        source: Where preferences come from.
+        source: Where preferences come from; it has to be given.
         choice: What orders new images.
         preference: What is compared.
         rollout: How the pipeline draws, or drew.
@@ -45,6 +45,7 @@ def train(
         Rounds done, mean reward of the last one, images scored, the adapter, between which values a loss can lie, and
         of labels how often people agree who prefer one image of a pair.
     """
+    source = source or Source()
     settings = {"model": model, "source": source, "choice": choice, "preference": preference}
     settings |= {"rollout": rollout, "training": training}
     check_run(out, settings)
