@@ -1,8 +1,8 @@
 """`block_gather_attention`: a few queries against keys and values that lie in blocks all over a cache.
 
 Block-wise decoding of many sequences keeps keys in blocks of one pool, with a table of blocks for each sequence.
-Plain attention has to gather them into a copy first; the kernel reads each block where it stands, and each key once
-for all query heads that share it.
+Plain attention has to gather them into a copy first; the kernel reads each block where it stands, once for up to 64
+queries of all heads that share its keys.
 """
 
 from collections.abc import Mapping
@@ -78,10 +78,14 @@ def block_gather_attention(
         )
     scale = q.shape[3] ** -0.5 if scale is None else scale
     check_number("scale", scale, low=0, low_open=True)
-    size = k_cache.shape[1]
-    takes = size >= 16 and size & (size - 1) == 0 and runs_triton(q, k_cache, v_cache, block_table, lengths)
-    run = attention_op if takes else eager
+    run = attention_op if _takes(q, k_cache, v_cache, block_table, lengths) else eager
     return PartialAttention(*run(q, k_cache, v_cache, block_table, lengths, scale))
+
+
+def _takes(q: Tensor, k_cache: Tensor, *others: Tensor) -> bool:
+    """Return whether a call takes the kernel, whose products are of whole blocks."""
+    size = k_cache.shape[1]
+    return size >= 16 and size & (size - 1) == 0 and runs_triton(q, k_cache, *others)
 
 
 def merge_attention(outputs: Tensor, lse: Tensor) -> PartialAttention:
@@ -140,7 +144,7 @@ def attention_op(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, lengths: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
     """`eager` as a custom op, by the Triton kernel where it can run."""
-    if runs_triton(q, k_cache, v_cache, block_table, lengths):
+    if _takes(q, k_cache, v_cache, block_table, lengths):
         return _launch(q, k_cache, v_cache, block_table, lengths, scale)
     return eager(q, k_cache, v_cache, block_table, lengths, scale)
 
