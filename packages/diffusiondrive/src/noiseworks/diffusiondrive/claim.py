@@ -126,6 +126,12 @@ def run(arm: str, shared: Shared, context: Context) -> Measurement:
     return Measurement(metrics, images=images, notes=notes)
 
 
+def sizes(training: tuple[int, int, int, int] | None, **others: int) -> dict[str, int]:
+    """Return a scale's settings: steps, scenes a batch, noisy plans of each and width of a training, or none."""
+    names = ("fit", "batch", "draws", "width")
+    return dict(zip(names, training, strict=True)) | others if training else {"fit": 0} | others
+
+
 CLAIM = Claim(
     method="diffusiondrive",
     paper="DiffusionDrive: Truncated Diffusion Model for End-to-End Autonomous Driving (CVPR 2025, arXiv 2411.15139)",
@@ -147,35 +153,9 @@ CLAIM = Claim(
         at_least("diversity", "diffusiondrive", "diffusion", ratio=3.0, name="diversity"),
     ),
     scales={
-        "smoke": Scale(
-            (500,),
-            300,
-            {
-                "fit": 2,
-                "train": 40,
-                "test": 16,
-                "batch": 8,
-                "width": 16,
-                "draws": 2,
-                "turns": 1,
-                "diverse": 1,
-            },
-        ),
-        "quick": Scale((500,), 120, {"fit": 0, "test": 160, "turns": 5, "diverse": 6}),
-        "laptop": Scale(
-            (1000,),
-            1500,
-            {
-                "fit": 900,
-                "train": 4000,
-                "test": 600,
-                "batch": 64,
-                "width": 48,
-                "draws": 16,
-                "turns": 20,
-                "diverse": 24,
-            },
-        ),
+        "smoke": Scale((500,), 300, sizes((2, 8, 2, 16), train=40, test=16, turns=1, diverse=1)),
+        "quick": Scale((500,), 120, sizes(None, test=160, turns=5, diverse=6)),
+        "laptop": Scale((1000,), 1500, sizes((900, 64, 16, 48), train=4000, test=600, turns=20, diverse=24)),
     },
     prepare=prepare,
     run=run,
