@@ -96,7 +96,7 @@ def motions_of(way: str, shared: Shared, sizes: dict[str, Any]) -> "tuple[list[M
 
     if way not in shared.made:
         sampling = Sampling(way=way, steps=sizes["steps"], policy_steps=sizes["policy"])
-        moving = Moving(history=HISTORY, sit_speed=(0.3, 0.4), patience=1)
+        moving = Moving(history=HISTORY, sit_speed=(0.3, 0.4), patience=1, show_way=True)
         agent = make_agent(shared.model, shared.body, sampling, moving)
         begin = time.process_time()
         motions = carry_out(agent, shared.cases, samples=sizes["samples"], seed=shared.seed)

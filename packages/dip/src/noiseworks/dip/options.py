@@ -133,8 +133,8 @@ class Moving(Options):
         arrive: A walk's waypoint is done when the pelvis got this near, metres, and else aimed at again from where
             the round ended; None takes it as done at its frame, wherever the body is, as the paper does.
         patience: A plan ends unfinished after this many times the rounds that its length needs.
-        show_way: Whether the control branch sees the pelvis's way to a walk's waypoints in every frame, or waypoints
-            alone, as in the released code; it learnt from half of the frames on average.
+        show_way: Whether the control branch sees the pelvis's way to a walk's waypoints in every frame, as it learnt
+            from half of the frames on average; the released code shows it waypoints alone.
         reference_timing: Whether a waypoint beyond the round is replaced by the released code's point, which weights
             the ends the wrong way round.
     """
@@ -147,7 +147,7 @@ class Moving(Options):
     lie_speed: tuple[float, float] = (0.25, 0.3)
     arrive: Annotated[float, above(0)] | None = 0.15
     patience: Annotated[int, at_least(1)] = 2
-    show_way: bool = True
+    show_way: bool = False
     reference_timing: bool = False
 
     def check(self) -> None:
