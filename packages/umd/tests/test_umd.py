@@ -199,11 +199,11 @@ def test_a_sampler_goes_by_the_noise_or_by_the_clean_image():
             return torch.cat([(x - alpha * clean) / sigma, clean], 1)
 
     agreeing = Agreeing(LABELLED)
-    for by in ("epsilon", "x0"):
+    for by in ("epsilon", "sample"):
         found = draw(agreeing, labels, COSINE, steps=4, guidance_scale=2.0, by=by)
         torch.testing.assert_close(found, torch.full_like(found, 0.25), atol=1e-3, rtol=0)
     assert not torch.equal(
-        draw(model, labels, COSINE, steps=4, by="x0"), draw(model, labels, COSINE, steps=4)
+        draw(model, labels, COSINE, steps=4, by="sample"), draw(model, labels, COSINE, steps=4)
     )
     with pytest.raises(InputError, match="by must be"):
         draw(model, labels, COSINE, steps=4, by="v")

@@ -9,7 +9,7 @@ from noiseworks.core.errors import InputError
 from noiseworks.core.options import Options, above, at_least, at_most, below
 from noiseworks.kits.backbones.options import Draw, LossRecipe
 
-PREDICTIONS = ("epsilon", "x0")
+Prediction = Literal["epsilon", "sample"]
 
 # Preset -> r0, the share of noise-free samples, and the mask ratios ρ0 of those and ρ of the noised ones.
 PRESETS: Mapping[str, tuple[float, float, float]] = MappingProxyType(
@@ -173,7 +173,7 @@ class Drawing(Draw):
     """What is sampled, and from which of the network's two predictions.
 
     Attributes:
-        by: epsilon, the predicted noise (the paper's), or x0, the predicted clean image.
+        by: epsilon, the predicted noise (the paper's), or sample, the predicted clean image.
     """
 
-    by: Literal["epsilon", "x0"] = "epsilon"
+    by: Prediction = "epsilon"

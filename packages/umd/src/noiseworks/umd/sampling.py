@@ -1,13 +1,14 @@
 """Images of a class by DDIM with η = 1, on the paper's list of timesteps."""
 
 from collections.abc import Sequence
+from typing import get_args
 
 from noiseworks.core.checks import check_choice, check_number
 from noiseworks.core.errors import InputError
 from noiseworks.core.schedules import TableSchedule
 from noiseworks.kits.backbones import sample
 from noiseworks.umd.model import UMD
-from noiseworks.umd.options import PREDICTIONS
+from noiseworks.umd.options import Prediction
 from torch import Tensor, nn
 
 
@@ -47,7 +48,7 @@ def draw(
     guidance_scale: float = 1.0,
     eta: float = 1.0,
     seeds: Sequence[int] | None = None,
-    by: str = "epsilon",
+    by: Prediction = "epsilon",
 ) -> Tensor:
     """Return images (B, C, H, W) in [-1, 1].
 
@@ -59,12 +60,12 @@ def draw(
         guidance_scale: w of `ε_∅ + w (ε_y - ε_∅)`; 1 for none.
         eta: 0 is deterministic.
         seeds: One for each image, by default 0 to B - 1.
-        by: Which of the two predictions the sampler goes by, `epsilon` or `x0`.
+        by: Which of the two predictions the sampler goes by, `epsilon` or `sample`.
 
     Raises:
         InputError: On guidance of a model without labels, or another prediction.
     """
-    check_choice("by", by, PREDICTIONS)
+    check_choice("by", by, get_args(Prediction))
     if guidance_scale != 1 and not model.config.classes:
         raise InputError("a model without labels takes no guidance; fine-tune it first, or use 1")
     return sample(
@@ -75,5 +76,5 @@ def draw(
         seeds=seeds,
         timesteps=time_list(schedule.num_steps, steps),
         eta=eta,
-        prediction_type="epsilon" if by == "epsilon" else "sample",
+        prediction_type=by,
     )
