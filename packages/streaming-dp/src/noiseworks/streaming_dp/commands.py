@@ -107,8 +107,7 @@ def evaluate(
     model: str,
     stream: Spread[Stream] = Stream(),
     trials: Spread[Trials] = TRIALS,
-    video: Path | None = None,
-    dataset: Path | None = None,
+    keep: Spread[Keep] = Keep(),
 ) -> dict[str, Any]:
     """Run a streaming policy and count its successes.
 
@@ -116,17 +115,12 @@ def evaluate(
         model: A directory of `train`.
         stream: How the buffer begins and is denoised.
         trials: The episodes.
-        video: Animated WebP file of the first episode of up to six tasks of the table, with the buffers' paths.
-        dataset: Folder to make for the episodes in LeRobot's format; LeRobotDataset(name, root=folder) reads it.
+        keep: What is kept of them; the video shows up to six tasks, with the buffers' paths.
 
     Returns:
         Success with its interval, network calls, seconds and the success of each task.
     """
-    Keep(dataset=dataset)
-    if video is not None:
-        from noiseworks.kits.policies.video import check_video
-
-        check_video(video)
+    if keep.video is not None:
         check_choice("env of a video", trials.env, (TABLETOP,))
     resolve_model(model)
     from noiseworks.kits.policies.verbs import run
@@ -140,10 +134,10 @@ def evaluate(
     def make(rows: int) -> StreamingPolicy:
         return StreamingPolicy(host, num_envs=rows, **vars(stream))
 
-    found = run(make, trials, needs="streaming-dp", dataset=dataset).summary()
-    if video is not None:
+    found = run(make, trials, needs="streaming-dp", record=keep.record, dataset=keep.dataset).summary()
+    if keep.video is not None:
         shown = trials.tasks[:6]
-        write_video(record_stream(make(len(shown)), shown, trials.seed, disturb=trials.disturb), video)
+        write_video(record_stream(make(len(shown)), shown, trials.seed, disturb=trials.disturb), keep.video)
     return found
 
 

@@ -30,13 +30,8 @@ from torch import Tensor
 # Where churn acts and what its noise is multiplied by: Karras et al. 2022, table 5, and the authors' earlier code.
 CHURN_RANGE, CHURN_NOISE = (0.03, 25.0), 1.005
 P_MEAN, P_STD = -1.2, 1.2  # of ln sigma in training, table 1
-SIZES = (
-    "sigma_min",
-    "sigma_max",
-    "sigma_data",
-    "rho",
-    "prediction_type",
-)  # of the scheduler, stored with a policy
+# Fields of the scheduler that are stored with a policy.
+STORED = ("sigma_min", "sigma_max", "sigma_data", "rho", "prediction_type")
 
 
 class PerStepEDM(EDMEulerScheduler):

@@ -15,7 +15,7 @@ from noiseworks.core.models import resolve_model
 from noiseworks.kits.policies import DenoiserHost, LinearNormalizer, NativePolicy, PolicyConfig, as_host
 from noiseworks.kits.policies.hosts import load_host, trained_network
 from noiseworks.kits.policies.hosts.checkpoint import checkpoint_parts, load_weights
-from noiseworks.streaming_dp.edm import SIZES
+from noiseworks.streaming_dp.edm import STORED
 from noiseworks.streaming_dp.levels import ChunkLevels
 from noiseworks.streaming_dp.networks import (
     ConcatenatedLevels,
@@ -94,7 +94,7 @@ class StreamingHost(NativePolicy):
         state = {name: tensor.to(dtype) for name, tensor in self.net.state_dict().items()}
         record = {"policy": asdict(self.config), "normalizers": normalizers}
         if isinstance(self.scheduler, EDMEulerScheduler):
-            record["edm"] = {name: self.scheduler.config[name] for name in SIZES}
+            record["edm"] = {name: self.scheduler.config[name] for name in STORED}
         save_artifact(path, KIND, record, state)
 
     @classmethod
