@@ -13,6 +13,7 @@ import torch
 from noiseworks.bench.claims import Context, Measurement
 from noiseworks.bench.testbeds.shapes import render, sample_scenes
 from noiseworks.bench.testbeds.shapes.scenes import COLORS, POSITIONS, SHAPES
+from noiseworks.core.artifacts import load_artifact, save_artifact
 from noiseworks.core.devices import resolve_device
 from noiseworks.core.timing import synchronize
 from noiseworks.kits.backbones import few_shot, fit_loss
@@ -27,6 +28,7 @@ from torch import Tensor
 BLOCK = 8  # side in pixels of what is hidden at once: a patch of two latent pixels
 PIXELS, COARSE = 4, 8  # patches of the two masked auto-encoders of pixels
 RATIOS = (0.25, 0.5, 0.75)
+KEPT = "lmd/claim-training"
 
 
 @dataclass
@@ -159,21 +161,16 @@ def kept(
     Returns:
         `model`, and `curve`, its (step, seconds, loss).
     """
-    path = context.folder / f"{name}.pt"
+    folder, device = context.folder / name, resolve_device(context.device)
     network = Network(**context.settings["network"], patch=patch)
-    model = untrained(
-        LMDConfig(**vars(network), size=inputs.shape[-1], channels=inputs.shape[1]), shared.seed
-    )
-    if path.is_file():
-        found = torch.load(path, weights_only=True)
-        model.load_state_dict(found["weights"])
-        return {
-            "model": model.requires_grad_(False).to(resolve_device(context.device)),
-            "curve": found["curve"],
-        }
+    config = LMDConfig(**vars(network), size=inputs.shape[-1], channels=inputs.shape[1])
+    model = untrained(config, shared.seed)
+    if folder.is_dir():
+        found, weights = load_artifact(folder, KEPT)
+        model.load_state_dict(weights)
+        return {"model": model.requires_grad_(False).to(device), "curve": found["curve"]}
     made, curve = trained(model, shared, context, space, inputs, masking, steps)
-    torch.save({"weights": made.state_dict(), "curve": curve}, path.with_suffix(".part"))
-    path.with_suffix(".part").replace(path)
+    save_artifact(folder, KEPT, {"curve": curve}, made.state_dict())
     return {"model": made, "curve": curve}
 
 
