@@ -108,7 +108,9 @@ def test_diffusers_alone_draws_what_a_pruned_pipeline_draws_here(tmp_path):
     assert done.returncode == 0, done.stderr
     here = pipe(**arguments, generator=sample_generators([0]), output_type="pt").images
     for folder in ("small", "again"):
-        torch.testing.assert_close(torch.load(tmp_path / f"{folder}.pt"), here, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            torch.load(tmp_path / f"{folder}.pt", weights_only=True), here, rtol=1e-5, atol=1e-6
+        )
 
 
 def test_an_attention_layer_without_heads_puts_out_its_bias():
