@@ -13,7 +13,7 @@ import re
 import sys
 import typing
 from collections import defaultdict
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -60,9 +60,7 @@ def option(name):
 
 def groups(function):
     """Yield the option groups of a command with their hints resolved."""
-    for hint in typing.get_type_hints(function).values():
-        if is_dataclass(hint) and issubclass(hint, Options):
-            yield hint
+    yield from named_groups(function).values()
 
 
 def required(function, lines):
@@ -95,8 +93,17 @@ def described(function):
 
 def group_names(function):
     """Return the names of the parameters, or fields, that are groups themselves."""
-    hints = typing.get_type_hints(function)
-    return {name for name, hint in hints.items() if is_dataclass(hint) and issubclass(hint, Options)}
+    return set(named_groups(function))
+
+
+def named_groups(function):
+    """Return the groups by the names of the parameters, or fields, that take them, also where None is their default."""
+    named = {}
+    for name, hint in typing.get_type_hints(function).items():
+        for kind in typing.get_args(hint) or (hint,):
+            if isinstance(kind, type) and issubclass(kind, Options):
+                named[name] = kind
+    return named
 
 
 def out_of_range(function, seen):
