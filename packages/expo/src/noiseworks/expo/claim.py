@@ -5,6 +5,7 @@ it could. Choosing finds the short way; only edits find out that one can push ha
 episodes and learn from equally many batches.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from noiseworks.bench.claims import Arm, Ceiling, Claim, Context, Measurement, S
 
 if TYPE_CHECKING:
     from noiseworks.expo.base import BasePolicy
+    from noiseworks.kits.rl.options import World
     from noiseworks.kits.rl.transitions import Transitions
     from numpy import ndarray
 
@@ -38,7 +40,7 @@ def prepare(seed: int, context: Context) -> Shared:
     from noiseworks.kits.rl.sources import load_data
 
     sizes = context.settings
-    recorded = Recorded(DATA, sizes["data"], record_limit=MAX_STEPS, reward="step_cost")
+    recorded = Recorded(DATA, sizes["data"], record_limit=sizes.get("limit", MAX_STEPS), reward="step_cost")
     data = load_data(recorded, needs="expo")
     if context.model is not None:
         return Shared(data, load_base(context.model), seed)
@@ -47,12 +49,18 @@ def prepare(seed: int, context: Context) -> Shared:
     return Shared(data, pretrain(data, shape, options), seed)
 
 
+def world(sizes: Mapping[str, Any]) -> "World":
+    """Return the maze; episodes end early at the smoke scale."""
+    from noiseworks.kits.rl.options import World
+
+    return World("maze:fork", sizes.get("limit", MAX_STEPS))
+
+
 def learned(arm: str, shared: Shared, sizes: dict[str, Any]) -> Any:
     """Return an arm's policy and the environment steps that it took to learn."""
     from noiseworks.expo.base import ZeroBase
     from noiseworks.expo.options import Learning, Proposals, Training
     from noiseworks.expo.training import train
-    from noiseworks.kits.rl.options import World
     from noiseworks.kits.rl.sources import make_env
 
     base, scale, count = shared.base, EDIT_SCALE, sizes["candidates"]
@@ -76,7 +84,7 @@ def learned(arm: str, shared: Shared, sizes: dict[str, Any]) -> Any:
         warmup_policy="uniform" if arm == "rlpd" else "base",
     )
     options = Training(max_steps=sizes["rounds"], batch_size=64, seed=shared.seed, device="cpu")
-    env = make_env(World("maze:fork", MAX_STEPS), learning.envs, needs="expo", chunk=CHUNK)
+    env = make_env(world(sizes), learning.envs, needs="expo", chunk=CHUNK)
     learner, loop = train(base, env, shared.data, (proposals, learning, options), progress=False)
     return learner, loop.steps
 
@@ -84,13 +92,12 @@ def learned(arm: str, shared: Shared, sizes: dict[str, Any]) -> Any:
 def run(arm: str, shared: Shared, context: Context) -> Measurement:
     """Measure one arm: return of each episode, and that of the base that it ended with."""
     import torch
-    from noiseworks.kits.rl.options import World
     from noiseworks.kits.rl.sources import make_env
     from noiseworks.kits.rl.stepping import evaluate_returns
 
     sizes, seed = dict(context.settings), shared.seed
     first, generator = FIRST_EPISODE + 1000 * (seed % 1000), torch.Generator().manual_seed(seed)
-    env = make_env(World("maze:fork", MAX_STEPS), sizes["episodes"], needs="expo", chunk=CHUNK)
+    env = make_env(world(sizes), sizes["episodes"], needs="expo", chunk=CHUNK)
     learner, steps = (None, 0) if arm == "bc" else learned(arm, shared, sizes)
     base = shared.base if learner is None or arm == "rlpd" else learner.policy.base
 
@@ -138,7 +145,7 @@ CLAIM = Claim(
         no_worse("base_return", "expo", "bc", by=10.0),
     ),
     scales={
-        "smoke": Scale((500,), 120, sizes(1_000, 3, 2, 4, 1, (2, 8, 2))),
+        "smoke": Scale((500,), 120, sizes(1_000, 3, 2, 4, 1, (2, 8, 2)) | {"limit": 24}),
         "quick": Scale((500,), 180, sizes(10_000, 200, 6, 60, 1, (4, 32, 10))),
         "laptop": Scale((1000, 1001), 1200, sizes(20_000, 2_000, 28, 200, 1, (4, 64, 40))),
     },
