@@ -1,4 +1,7 @@
-"""A DiT with experts before every block: `z + Block(z ⊙ M) - z ⊙ M`, `M = 1 + Σ_j g_j (z W_j + c_j)`."""
+"""A DiT with experts before every block: `z + Block(z ⊙ M) - z ⊙ M`, `M = 1 + Σ_j g_j (z W_j + c_j)`.
+
+With `h = z ⊙ (M - 1)` that is `Block(z + h) - h`, which is how it is computed.
+"""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -81,8 +84,8 @@ class SwitchDiT(DiT):
         return self._switched(number, x, e, lambda tokens: self.blocks[number](tokens, c))
 
     def _switched(self, number: int, x: Tensor, e: Tensor, block: Callable[[Tensor], Tensor]) -> Tensor:
-        mask = 1 + self._experts(number, x, e)
-        return block(x * mask) + x * (1 - mask)
+        added = x * self._experts(number, x, e)
+        return block(x + added) - added
 
     def _experts(self, number: int, x: Tensor, e: Tensor) -> Tensor:
         experts = self.layers.experts[number]
@@ -90,7 +93,7 @@ class SwitchDiT(DiT):
         if not torch.is_grad_enabled() and bool((e == e[:1]).all()):
             chosen, gates = self._choice(number, e[:1])
             weight, bias = experts.fold(chosen[0], gates[0])
-            return x @ weight.to(x.dtype) + bias.to(x.dtype)
+            return torch.nn.functional.linear(x, weight.mT.to(x.dtype), bias.to(x.dtype))
         return experts(x, *self._choice(number, e))
 
     def _choice(self, number: int, e: Tensor) -> tuple[Tensor, Tensor]:
