@@ -7,13 +7,14 @@ import pytest
 import torch
 from noiseworks.bench.claims import Context
 from noiseworks.core.errors import ArtifactError, InputError
-from noiseworks.core.schedules import table_schedule
+from noiseworks.core.schedules import add_noise, table_schedule
 from noiseworks.kits.backbones import fit_features, keep_count, random_masks, to_images
 from noiseworks.kits.training import Rows
 from noiseworks.umd import UMD, FineTuning, Mixture, Pretraining, UMDConfig, draw, load_model, mixture_loss
 from noiseworks.umd.claim import CLAIM
 from noiseworks.umd.features import features_of, untrained
 from noiseworks.umd.model import time_waves
+from noiseworks.umd.options import Features
 from noiseworks.umd.sampling import time_list
 from noiseworks.umd.training import finetune_model, pretrain_model, save_model
 
@@ -69,6 +70,15 @@ def test_a_new_network_is_the_identity_and_represents_every_image_by_zero():
         out, _ = model.encoder(tokens, torch.randn(2, 16))
         assert torch.equal(out, model.encoder.norm(tokens))
     assert float(features_of(untrained(model), images()).std(0).min()) > 0
+
+
+def test_a_time_above_zero_is_read_from_images_noised_to_the_timestep_before_it():
+    model, x = randomised(), images(3)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    noised = add_noise(x, noise, table_schedule("linear").level(50))
+    with torch.no_grad():
+        torch.testing.assert_close(features_of(model, x, Features(51), "linear"), model.encode(noised, 51))
+        torch.testing.assert_close(features_of(model, x), model.encode(x))
 
 
 def test_masked_encoding_sees_kept_patches_only():
@@ -234,7 +244,7 @@ def test_ddim_with_eta_one_is_diffusers():
 
 def test_tokens_instead_of_modulation_and_checkpointing():
     model = UMD(UMDConfig(**vars(CONFIG) | {"adaln": False}))
-    assert model.encoder.modulation is None
+    assert model.encoder.modulation is model.decoder.modulation is None
     t = torch.tensor([0, 900])
     with torch.no_grad():
         early, late = (model(images(2), t * 0 + value) for value in (0, 900))

@@ -56,7 +56,7 @@ def pretrain(
     with open_run(out, settings) as run:
         trained = pretrain_model(config, images, mixture, recipe, run=run)
         save_model(out / "model", trained, schedule=recipe.schedule, mixture=mixture)
-    clean = mixture.clean_rows(recipe.batch_size // recipe.devices) * recipe.devices
+    clean = mixture.clean_rows(recipe.batch_size)
     return {"model": str(out / "model"), "steps": recipe.max_steps, "noise-free samples of a batch": clean}
 
 
@@ -165,13 +165,13 @@ def probe(
     from noiseworks.umd.training import load_model
 
     (images, labels), (held, answers) = load_halves(data, needs="umd", size=size)
-    loaded, _, _ = load_model(model)
+    loaded, schedule, _ = load_model(model)
     loaded.patches(images[:1])
     check_shots(labels, shots)
     device, found = place.torch_device(), {}
     for name, net in (("model", loaded), ("untrained", untrained(loaded)), ("pixels", None)):
         known, asked = (
-            part.flatten(1) if net is None else features_of(net.to(device), part, features)
+            part.flatten(1) if net is None else features_of(net.to(device), part, features, schedule)
             for part in (images, held)
         )
         train, test = (known, labels), (asked, answers)

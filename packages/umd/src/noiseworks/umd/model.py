@@ -121,7 +121,7 @@ class UMD(nn.Module):
         self.decoder_positions = nn.Parameter(torch.empty(1, config.places, width))
         self.time_trunk = Trunk(width)
         self.encoder = Stack(config, config.depth)
-        self.decoder = Stack(config, config.decoder_depth, extra=2)
+        self.decoder = Stack(config, config.decoder_depth, extra=2 if config.adaln else 0)
         self.to_x0 = nn.Linear(width, config.patch**2 * config.channels)
         self.to_epsilon = nn.Linear(width, config.patch**2 * config.channels)
         for layer in self.modules():
@@ -199,12 +199,14 @@ class UMD(nn.Module):
         return Encoded(out[:, : cls.shape[1]].mean(1), out[:, cls.shape[1] :])
 
     def run_decoder(self, encoded: Encoded, condition: Tensor, masks: Masks | None = None) -> Tensor:
-        """Return the modulated tokens (B, N, D) of all patches, from which `to_x0` and `to_epsilon` predict."""
+        """Return the tokens (B, N, D) of all patches, modulated if the blocks are, for `to_x0` and `to_epsilon`."""
         tokens = encoded.tokens
         if masks is not None:
             tokens = restore_tokens(tokens, self.mask_token, masks.restore)
         tokens = tokens + self.decoder_positions
         out, last = self.decoder(torch.cat([encoded.representation[:, None], tokens], dim=1), condition)
+        if not self.config.adaln:
+            return out[:, 1:]
         shift, scale = last[:, :, None].unbind(1)
         return out[:, 1:] * (1 + scale) + shift
 
