@@ -123,7 +123,7 @@ def run(arm: str, shared: Shared, context: Context) -> Measurement:
     }
     best = max(found, key=lambda name: found[name])
     measured: dict[str, Any] = {"probe": found[best], "probe_cls": found["cls at 0"]} | cost
-    if arm != "untrained":
+    if arm in ("dit", "umd"):
         measured |= samples(arm, shared, context)
     return Measurement(measured, notes=[f"{arm}: features are read as {best}"])
 
