@@ -1,10 +1,10 @@
 """The claim: one auto-encoder has better features than a diffusion transformer and samples nearly as good.
 
 Features are those of scenes of one object, halved to 16x16 pixels: all arms see as many images in the same order, and
-the features of each are read where they are best, of clean images at time 0 or of noised ones at time 51, of its learned
-tokens or of its patches. Samples are those of the digits, which a transformer of this size learns to draw in the time: a
-second network of the same kind is pre-trained on them without labels and fine-tuned with labels, both for as many steps
-in every arm, and a classifier of the digits says what a sample shows.
+the features of each are read where they are best, of clean images at time 0 or of noised ones at time 51, of its
+learned tokens or of its patches. Samples are those of the digits, which a transformer of this size learns to draw in
+the time: a second network of the same kind is pre-trained on them without labels and fine-tuned with labels, both for
+as many steps in every arm, and a classifier of the digits says what a sample shows.
 """
 
 import time
