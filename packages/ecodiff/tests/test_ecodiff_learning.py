@@ -84,14 +84,15 @@ def test_gradient_is_the_slope_of_the_loss():
 
 
 def test_memory_hardly_depends_on_the_number_of_steps():
+    """With guidance and masks of each step: a step keeps its latents, of one role, and nothing of its masks."""
     pipe = tiny_pipeline("dit")
-    learning = Learning(eps=0.1, start=1.0)
-    peaks = {steps: gradients(pipe, learning, steps, 1.0)[1] for steps in (4, 32)}
-    assert peaks[32] < 1.3 * peaks[4]
+    learning = Learning(eps=0.1, start=1.0, mask_sample="step")
+    peaks = {steps: gradients(pipe, learning, steps)[1] for steps in (4, 32)}
+    assert peaks[32] < 1.25 * peaks[4]  # 1.30 with the latents of both roles
     graph = replace(learning, checkpointed=False)
-    plain = {steps: gradients(pipe, graph, steps, 1.0)[1] for steps in (4, 16)}
-    assert plain[16] > 2 * plain[4], "the plain graph must grow, or this shows nothing"
-    assert plain[16] > 2 * peaks[32]
+    plain = {steps: gradients(pipe, graph, steps)[1] for steps in (4, 8)}
+    assert plain[8] > 1.5 * plain[4], "the plain graph must grow, or this shows nothing"
+    assert plain[8] > 2 * peaks[32]
 
 
 def test_without_a_penalty_whole_units_stay_whole_and_with_a_large_one_logits_fall_at_the_rate():

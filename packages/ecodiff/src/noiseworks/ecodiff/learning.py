@@ -170,15 +170,18 @@ def _lowest(masks: MaskSet, eps: float) -> Tensor:
 
 
 class _Draws:
-    """Masks of each step of a run: one draw for all steps, or one a step, the same whenever it is asked for."""
+    """Masks of each step of a run: one draw for all steps, or one a step, the same whenever it is asked for.
+
+    A step's own draw is not kept, but made again on the way back like all else of the step.
+    """
 
     def __init__(self, masks: MaskSet, learning: Learning, seed: int) -> None:
         self.masks, self.learning, self.seed = masks, learning, seed
-        self.found: dict[int, Masks] = {}
+        self.found = None if learning.mask_sample == "step" else self._draw(0)
 
     def __call__(self, step: int) -> Masks:
-        key = step if self.learning.mask_sample == "step" else 0
-        if key not in self.found:
-            generator = torch.Generator().manual_seed(mix64(self.seed, key) >> 1)
-            self.found[key] = self.masks.draw("hard_concrete", self.learning.eps, generator)
-        return self.found[key]
+        return self._draw(step) if self.found is None else self.found
+
+    def _draw(self, step: int) -> Masks:
+        generator = torch.Generator().manual_seed(mix64(self.seed, step) >> 1)
+        return self.masks.draw("hard_concrete", self.learning.eps, generator)

@@ -99,18 +99,16 @@ def trajectory_loss(
     Args:
         runs: The runs.
         rows: Numbers of the prompts.
-        draws: Step -> masks; the same object whenever it is asked for the same step.
+        draws: Step -> masks, the same numbers whenever it is asked for the same step.
         current: What the attached denoiser reads.
         options: `Learning`: `loss` and `checkpointed`.
     """
     ones = {path: torch.ones_like(mask) for path, mask in draws(0).items()}
     target = runs.dense(rows, lambda: current.set(ones))
-    # drawn before the run: what a step saves for its gradient must be the same when it is computed again
-    masks = [draws(step) for step in range(runs.sampling.num_inference_steps)]
     latents = through_run(
         runs.pipe,
         runs.arguments(rows),
-        around=lambda step: current.set(masks[step]),
+        around=lambda step: current.set(draws(step)),
         checkpointed=options.checkpointed,
     )
     return reconstruction(latents, target, options.loss)

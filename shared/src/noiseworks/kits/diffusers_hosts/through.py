@@ -1,14 +1,15 @@
 """Gradients through a whole run of a pipeline: its own loop, scheduler and guidance, with the memory of one step.
 
 A pipeline's `__call__` is run without its `no_grad`, and each call of the denoiser is a checkpoint: its activations are
-dropped and computed again on the way back. What stays of a step are a few tensors of the latents' size, so the memory
-hardly depends on the number of steps, and the gradient is that of the plain graph, for every scheduler, also for those
-that keep earlier outputs. This costs one further evaluation a step.
+dropped and computed again on the way back. What stays of a step are its latents, once where guidance shows the same
+ones to every role, so the memory hardly depends on the number of steps, and the gradient is that of the plain graph,
+for every scheduler, also for those that keep earlier outputs. This costs one further evaluation a step.
 """
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,18 +37,49 @@ class _Through(DenoiserHook):
         return self.evaluate(replace(call, beneath=self._step(call)))
 
     def _step(self, call: DenoiserCall) -> Callable[..., Any]:
-        step = call.run.step
+        step, beneath = call.run.step, call.beneath  # not the call itself, which holds its tensors
 
         def run(*args: Any, **kwargs: Any) -> Any:
             with self.around(step):
-                return call.beneath(*args, **kwargs)
+                return beneath(*args, **kwargs)
 
         if not self.checkpointed:
             return run
-        # Nothing is drawn inside a denoiser in evaluation mode, so there is no random state to keep.
-        return lambda *args, **kwargs: checkpoint(
-            run, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
-        )
+        roles = call.rows // call.run.batch
+        return partial(_checkpoint, run, self.layout.sample, roles)
+
+
+def _checkpoint(run: Callable[..., Any], name: str, roles: int, *args: Any, **kwargs: Any) -> Any:
+    """Evaluate as a checkpoint that holds one role's rows of the sample where all roles have the same.
+
+    Args:
+        run: The evaluation.
+        name: The argument that holds the sample when it is not the first positional one.
+        roles: Blocks of rows in the sample.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+    """
+    if args:
+        sample, rest = args[0], args[1:]
+        again = lambda tensor: run(tensor, *rest, **kwargs)  # noqa: E731
+    else:
+        sample = kwargs.pop(name)
+        again = lambda tensor: run(**{name: tensor}, **kwargs)  # noqa: E731
+
+    def pack(tensor: Tensor) -> tuple[Tensor, int]:
+        first, *others = tensor.chunk(roles)
+        if others and all(torch.equal(first, other) for other in others):
+            return first.clone(), roles
+        return tensor, 1
+
+    def unpack(held: tuple[Tensor, int]) -> Tensor:
+        tensor, times = held
+        return torch.cat([tensor] * times) if times > 1 else tensor
+
+    # The hooks are on what the checkpoint saves to evaluate again; gradients go by the graph of the first evaluation.
+    # Nothing is drawn inside a denoiser in evaluation mode, so there is no random state to keep.
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        return checkpoint(again, sample, use_reentrant=False, preserve_rng_state=False)
 
 
 def through_run(
@@ -63,7 +95,7 @@ def through_run(
         pipe: The pipeline, with whatever is attached to it; its weights need not require gradients.
         arguments: Of its call, without `output_type`; the generators decide the noise.
         around: `around(step)` is a context in which the denoiser's calls of a step run, once more on the way back; it
-            may set what attached methods read there, and computes nothing that needs gradients itself.
+            may set what attached methods read there, and what it computes for that is the same at each time.
         checkpointed: Whether steps are computed again on the way back, instead of kept.
 
     Returns:
