@@ -42,6 +42,7 @@ def neutral(host):
 
 def test_a_method_that_keeps_its_promises_passes():
     check_attach(neutral, HOST)
+    check_attach(neutral, HOST, brief=True)
     check_attach(lambda host: wrapped(host, lambda beneath, x: 2 * beneath(x)), HOST, neutral=False)
 
 
@@ -106,8 +107,10 @@ class Leaky:
     ],
 )
 def test_a_broken_promise_is_named(method, promise):
-    with pytest.raises(AssertionError, match=promise):
-        check_attach(method, HOST, neutral="neutral" in promise or "restore" in promise or "twice" in promise)
+    unchanged = "neutral" in promise or "restore" in promise or "twice" in promise
+    for brief in (False, True):
+        with pytest.raises(AssertionError, match=promise):
+            check_attach(method, HOST, neutral=unchanged, brief=brief)
 
 
 class Guard:
