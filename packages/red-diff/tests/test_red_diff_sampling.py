@@ -180,8 +180,8 @@ def test_methods_come_near_the_exact_posterior_of_a_mixture():
         errors[method] = float((found.images - mean).square().mean())
         assert float((found.images - x).square().mean()) > 0.98 * least
         assert errors[method] < 0.25 * start, errors
-    best = restore(prior, operator, y, Plan(settings=settings)).images
-    assert float((best - mode).square().mean()) < 0.01
+        if method == "red-diff":
+            assert float((found.images - mode).square().mean()) < 0.01
 
 
 def test_a_sample_does_not_depend_on_its_batch_and_the_network_leaves_no_graph():
