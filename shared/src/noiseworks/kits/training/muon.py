@@ -4,7 +4,54 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+COEFFICIENTS, ITERATIONS = (3.4445, -4.7750, 2.0315), 5  # Jordan et al.'s quintic
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """Return about U V^T of a matrix U S V^T by Newton-Schulz iterations, with singular values from 0.5 to 1.5.
+
+    On a GPU they run in bfloat16, as torch's own; elsewhere in the matrix's type, since a processor without bfloat16
+    emulates it: at width 96 that takes 0.93 of a step's 1.30 seconds.
+
+    Args:
+        matrix: [A, B].
+    """
+    x = matrix.bfloat16() if matrix.is_cuda else matrix
+    tall = len(x) > x.shape[1]
+    x = x.T if tall else x
+    x = x / x.norm().clamp(min=1e-7)
+    a, b, c = COEFFICIENTS
+    for _ in range(ITERATIONS):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.T if tall else x).to(matrix)
+
+
+class Muon(torch.optim.Muon):
+    """`torch.optim.Muon` with `orthogonal`, Nesterov's momentum and updates of AdamW's size; its state is the same."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Step; returns the closure's loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            lr, momentum = float(group["lr"]), group["momentum"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(p.grad)
+                mean = state["momentum_buffer"].lerp_(p.grad, 1 - momentum)
+                update = orthogonal(p.grad.lerp(mean, momentum))
+                p.mul_(1 - lr * group["weight_decay"])
+                p.add_(update, alpha=-0.2 * lr * max(p.shape) ** 0.5)
+        return loss
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -29,9 +76,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         betas: tuple[float, float],
         weight_decay: float,
     ) -> None:
-        self.muon = torch.optim.Muon(
-            list(matrices), lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
+        self.muon = Muon(list(matrices), lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
         self.adamw = torch.optim.AdamW(others, lr=lr, betas=betas)
         super().__init__([*self.muon.param_groups, *self.adamw.param_groups], {})
         self._share()
