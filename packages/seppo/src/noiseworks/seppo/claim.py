@@ -97,12 +97,5 @@ CLAIM = Claim(
     },
     preconditions=(
         Floor("supervised", "wins", 0.55, "fine-tuning on the winners wins only {:.0%}; they teach nothing"),
-        Floor(
-            "dpo",
-            "wins",
-            0.0,
-            "with losers as well the wins are {:+.2f} over fine-tuning on winners; nothing is to be had from them",
-            against="supervised",
-        ),
     ),
 )
