@@ -13,6 +13,7 @@ from noiseworks.bench.testbeds.shapes.tastes import (
     quality_read,
     raw_features,
     sharpness,
+    steepness,
     tastes,
 )
 from torch.nn.functional import avg_pool2d
@@ -81,6 +82,8 @@ def test_contrast_and_brightness_are_no_sharpness():
     drawn = images(*[one for one in sample_scenes(50, 5, "test") if one.kind == "single"])
     for changed in (0.5 * drawn, 0.4 * drawn + 0.3, 1 - drawn):
         assert_close(sharpness(changed), sharpness(drawn), rtol=1e-4, atol=1e-6)
+    assert_close(steepness(0.5 * drawn), 0.5 * steepness(drawn))
+    assert_close(steepness(1 - drawn), steepness(drawn))
     assert sharpness(torch.full((1, 3, 32, 32), 0.4)).tolist() == [0]
 
 

@@ -1,9 +1,12 @@
 """What the claim trains and measures: the few-step pipeline `shapes-few`, tuned to a place that no caption states.
 
-Captions leave the place open. PSO orders the pipeline's own images by how near the object is to a corner; the denoising
-loss is given images with the object in one. A denoiser that predicts the mean of what may be there predicts several
-corners at once. At four steps images of 32 pixels settle that all the same, at two they do not; so all is trained for
-four steps, measured at four and two, and judged at two.
+Captions say colour, shape and a gray background and leave place and size open. PSO orders the pipeline's own images by
+how near the object is to a corner; the denoising loss is given images with the object in one, at the sampler's own
+timesteps. A denoiser that predicts the mean of what may be there predicts several places at once, and the fewer steps,
+the more of that is left in the image: all is trained for four steps, measured at four, two and one, and judged at one.
+
+What a mean over places looks like at 32 pixels is a fainter object rather than a softer one. So edges are measured in
+absolute steps between neighbours, and the given images, which have to be as steep, by the same rule.
 """
 
 import time
@@ -15,24 +18,30 @@ import torch
 from noiseworks.bench.claims import Context, Measurement
 from noiseworks.bench.testbeds import shapes
 from noiseworks.bench.testbeds.shapes.scenes import Scene
-from noiseworks.bench.testbeds.shapes.tastes import raw_features, sharpness
-from noiseworks.kits.diffusers_hosts import encode_images, load_pipeline
-from noiseworks.kits.image_tuning import Draws, Policy, Supervised, Trial, Tuner, draw_scored, win_rate
+from noiseworks.bench.testbeds.shapes.tastes import raw_features, sharpness, steepness
+from noiseworks.core.noise import mix64
+from noiseworks.kits.diffusers_hosts import (
+    decode_latents,
+    encode_images,
+    load_pipeline,
+    sample_generators,
+)
+from noiseworks.kits.image_tuning import Supervised, Tuner, win_rate
 from noiseworks.kits.pictures import strip, to_pixels, write_picture
-from noiseworks.pso.options import OFFLINE, ONLINE, Pairing, Preference, Sampler
-from noiseworks.pso.samplers import few_step
-from noiseworks.pso.training import OfflinePSO, OnlinePSO, own_images
+from noiseworks.pso.options import OFFLINE, ONLINE, Preference, Sampler
+from noiseworks.pso.samplers import few_step, trained_timesteps
+from noiseworks.pso.training import OnlinePSO
 from torch import Tensor
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 SAMPLER = Sampler(4, rollout_batch=32)
-STEPS = (4, 2)  # that are measured; the fewest are judged
-# Larger steps and a weaker pull than published, which are for Stable Diffusion XL.
-PAIRING = Pairing(kappa=500.0)
+STEPS = (4, 2, 1)  # that are measured; the fewest are judged
+# Chosen on tuning seeds: larger steps and a weaker preference than published, which are for Stable Diffusion XL.
 PREFERENCE = Preference(beta=5.0)
-LEARNING_RATE, RANK, BATCH = 3e-3, 8, 8  # of all arms
+RATES = {"supervised": 3e-3, "shuffled": 1e-3, "pso": 1e-3}
+RANK, BATCH = 8, 8  # of all arms
 
 
 class Shuffled(OnlinePSO):
@@ -53,11 +62,12 @@ class Shared:
         seed: The seed.
         model: The few-step pipeline.
         prompts: Captions, each once.
-        targets: Latents of the images to go to [N, 4, 8, 8].
-        ids: Each target's caption.
-        references: Latents of the untuned pipeline's images of the same captions [N, 4, 8, 8].
-        trial: What is drawn to measure.
+        targets: Latents of the given images [N, 4, 8, 8].
+        ids: Each given image's caption.
+        shown: The given images as the pipeline's autoencoder shows them [N, 3, 32, 32].
+        per_prompt: Images of each caption that are measured.
         base: Number of steps -> what the untuned pipeline draws in it.
+        apart: What it draws in four steps from other noise.
     """
 
     seed: int
@@ -65,102 +75,122 @@ class Shared:
     prompts: Sequence[str]
     targets: Tensor
     ids: Tensor
-    references: Tensor
-    trial: Trial
-    base: Mapping[int, Draws]
+    shown: Tensor
+    per_prompt: int
+    base: Mapping[int, Tensor]
+    apart: Tensor
 
 
-def cornered(images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """Return how near to a corner the object is [n], by the smaller of its distances from the middle lines."""
+def cornered(images: Tensor, captions: Sequence[str] | None = None) -> Tensor:
+    """Return how near to a corner the object is [n], by the smaller of its distances from the middle lines.
+
+    Args:
+        images: [n, 3, H, W] in [0, 1].
+        captions: Not looked at; a reward is called with them.
+    """
     return raw_features(images)[:, 3:5].abs().amin(1)
 
 
-def without_place(scene: Scene) -> str:
-    """Return a scene's caption without the place of its object."""
-    return shapes.caption(replace(scene, position="center")).replace(" at the center", "")
+def caption_of(scene: Scene) -> str:
+    """Return a scene's caption without size and place."""
+    first = scene.objects[0]
+    return f"a {first.color} {first.shape} on a {scene.background} background"
 
 
 def wanted_scenes(seed: int, captions: int, count: int) -> tuple[list[str], list[Scene]]:
-    """Return captions without a place, and scenes of them with the object in a corner, spread over the captions."""
-    drawn = [one for one in shapes.sample_scenes(400 * captions, seed, "test") if one.kind == "single"]
-    corners: dict[str, list[Scene]] = {}
-    for one in drawn:
-        if " " in one.position:
-            corners.setdefault(without_place(one), []).append(one)
-    words = list(corners)[:captions]
-    turns = range(max(len(one) for one in corners.values()))
-    scenes = [corners[text][turn] for turn in turns for text in words if turn < len(corners[text])]
-    return words, scenes[:count]
+    """Return captions, and scenes of them with one object on gray, in a corner."""
+    singles = [one for one in shapes.sample_scenes(50 * count + 400, seed, "test") if one.kind == "single"]
+    scenes = [one for one in singles if one.background == "gray" and " " in str(one.position)]
+    words = list(dict.fromkeys(caption_of(one) for one in scenes))[:captions]
+    return words, [one for one in scenes if caption_of(one) in words][:count]
 
 
 def prepare(seed: int, context: Context) -> Shared:
-    """Choose captions and targets of a seed, and draw reference images and the trial with the untuned pipeline."""
+    """Choose captions and given images of a seed, and draw with the untuned pipeline."""
     sizes, model = context.settings, context.model or "testbed:shapes-few"
     prompts, scenes = wanted_scenes(seed, int(sizes["prompts"]), int(sizes["targets"]))
     pipe = few_step(load_pipeline(model, context.device), SAMPLER)
-    policy = Policy(pipe, prompts, SAMPLER.rollout())
-    ids = policy.ids_of([without_place(scene) for scene in scenes])
-    pixels = torch.from_numpy(shapes.render(scenes)).permute(0, 3, 1, 2)
-    trial = Trial(per_prompt=int(sizes["per_prompt"]), trial_seed=seed * 1000)
-    own = own_images(policy, ids, seed)
-    shared = Shared(seed, model, prompts, encode_images(pipe, pixels).cpu(), ids, own, trial, {})
-    return replace(shared, base={steps: drawn(pipe, shared, steps) for steps in STEPS})
+    ids = torch.tensor([prompts.index(caption_of(one)) for one in scenes])
+    targets = encode_images(pipe, torch.from_numpy(shapes.render(scenes)).permute(0, 3, 1, 2))
+    with torch.no_grad():
+        shown = decode_latents(pipe, targets).float().cpu()
+    per_prompt, texts = int(sizes["per_prompt"]), repeated(prompts, int(sizes["per_prompt"]))
+    base = {steps: drawn(pipe, texts, steps, seed) for steps in STEPS}
+    apart = drawn(pipe, texts, max(STEPS), seed, stream=1)
+    return Shared(seed, model, prompts, targets.cpu(), ids, shown, per_prompt, base, apart)
 
 
-def trained(arm: str, shared: Shared, context: Context, **changes: Any) -> Tuner:
+def trained(arm: str, shared: Shared, context: Context) -> Tuner:
     """Return the trainer of an arm when it is done."""
-    steps, seed = int(context.settings["steps"]), shared.seed
     common = {
-        "learning_rate": LEARNING_RATE,
+        "learning_rate": RATES[arm],
         "lora_rank": RANK,
-        "seed": seed,
+        "seed": shared.seed,
         "device": context.device,
-    } | changes
-    data = replace(OFFLINE, max_steps=steps, batch_size=BATCH, minibatch=BATCH, **common)
-    pipe = data.pipeline(shared.model)
+    }
     if arm == "supervised":
-        trainer = Supervised(few_step(pipe, SAMPLER), shared.prompts, shared.targets, shared.ids, data)
-    elif arm == "offline":
-        trainer = OfflinePSO(
-            pipe, shared.prompts, shared.targets, shared.ids, shared.references, data, SAMPLER, PAIRING
-        )
+        steps = int(context.settings["steps"])
+        data = replace(OFFLINE, max_steps=steps, batch_size=BATCH, minibatch=BATCH, **common)
+        pipe = few_step(data.pipeline(shared.model), SAMPLER)
+        timesteps = trained_timesteps(pipe, SAMPLER, "sampler")
+        trainer = Supervised(pipe, shared.prompts, shared.targets, shared.ids, data, timesteps)
     else:
         # A round has 16 pairs and four optimiser steps, of four pairs at three timesteps each.
         rounds = replace(
             ONLINE, max_steps=int(context.settings["rounds"]), accumulate=1, minibatch=4, **common
         )
         kind = Shuffled if arm == "shuffled" else OnlinePSO
-        trainer = kind(pipe, shared.prompts, cornered, rounds, SAMPLER, PREFERENCE)
+        trainer = kind(rounds.pipeline(shared.model), shared.prompts, cornered, rounds, SAMPLER, PREFERENCE)
     trainer.fit(progress=False)
     return trainer
 
 
-def drawn(pipe: "DiffusionPipeline", shared: Shared, steps: int) -> Draws:
-    """Return what a pipeline draws in the trial at a number of steps."""
-    sampler = replace(SAMPLER, num_inference_steps=steps)
-    return draw_scored(
-        Policy(few_step(pipe, sampler), shared.prompts, sampler.rollout()), cornered, shared.trial
-    )
+def repeated(prompts: Sequence[str], per_prompt: int) -> list[str]:
+    """Return the captions of what is measured, one an image."""
+    return [text for text in prompts for _ in range(per_prompt)]
+
+
+def drawn(pipe: "DiffusionPipeline", texts: Sequence[str], steps: int, seed: int, stream: int = 0) -> Tensor:
+    """Return a pipeline's images of captions at a number of steps, from noise of a seed and a stream."""
+    found = []
+    for first in range(0, len(texts), SAMPLER.rollout_batch):
+        part = list(texts[first : first + SAMPLER.rollout_batch])
+        noise = sample_generators([mix64(seed, first + i, 5, stream) >> 2 for i in range(len(part))])
+        call = {"num_inference_steps": steps, "guidance_scale": 1.0, "output_type": "pt"}
+        found.append(pipe(part, generator=noise, **call).images.float().cpu())
+    return torch.cat(found)
 
 
 def measured(arm: str, label: str, shared: Shared, context: Context) -> Measurement:
-    """Return what an arm draws in the trial; one value an image. Names that end in _4 are of four steps."""
-    found, seconds = shared.base, 0.0
-    if arm != "base":
+    """Return what an arm draws; one value an image. Names that end in _4 and _2 are of four and two steps."""
+    texts = repeated(shared.prompts, shared.per_prompt)
+    if arm == "given":
+        texts = [shared.prompts[i] for i in shared.ids.tolist()]
+        metrics, found = {}, {min(STEPS): shared.shown}
+    elif arm == "base":
+        metrics, found = {"seconds": 0.0}, shared.base
+    else:
         began = time.perf_counter()
         pipe = trained(arm, shared, context).pipe
-        seconds = time.perf_counter() - began
-        found = {steps: drawn(pipe, shared, steps) for steps in STEPS}
-    metrics: dict[str, Any] = {"seconds": seconds}
-    for steps, draws in found.items():
+        metrics: dict[str, Any] = {"seconds": time.perf_counter() - began}
+        found = {steps: drawn(pipe, texts, steps, shared.seed) for steps in STEPS}
+    for steps, images in found.items():
         end, base = "" if steps == min(STEPS) else f"_{steps}", shared.base[steps]
-        texts = [shared.prompts[i] for i in draws.prompt_ids.tolist()]
         metrics |= {
-            f"sharpness{end}": sharpness(draws.images).tolist(),
-            f"untuned{end}": sharpness(base.images).tolist(),
-            f"wins{end}": win_rate(draws.rewards[:, 0], base.rewards[:, 0]).tolist(),
-            f"fidelity{end}": shapes.caption_score(draws.images, texts).tolist(),
+            f"edges{end}": steepness(images).tolist(),
+            f"untuned{end}": steepness(base).tolist(),
+            f"sharpness{end}": sharpness(images).tolist(),
+            f"fidelity{end}": shapes.caption_score(images, texts).tolist(),
         }
-    images = found[min(STEPS)].images
+    if arm != "given":
+        near, before, other = (
+            cornered(one) for one in (found[max(STEPS)], shared.base[max(STEPS)], shared.apart)
+        )
+        metrics |= {
+            "wins": win_rate(near, before).tolist(),
+            "apart": win_rate(near, other).tolist(),
+            "moved": (near - before).tolist(),
+        }
+    images = found[min(STEPS)]
     picture = strip(to_pixels(images[:: max(1, len(images) // 8)][:8]), scale=2)
     return Measurement(metrics, images={label: write_picture(picture, context.folder / f"{arm}.png")})

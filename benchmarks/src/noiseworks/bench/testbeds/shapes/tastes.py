@@ -131,8 +131,22 @@ def quality_read(images: "Tensor", captions: Sequence[str] | None = None) -> "Te
     return torch.tensor(found)
 
 
+def steepness(images: "Tensor") -> "Tensor":
+    """Return how steep edges are, [n]: the mean of the steepest 2 % of the steps between neighbours, in RGB distances.
+
+    Blur lowers it, and so does a loss of contrast.
+
+    Args:
+        images: [n, 3, H, W] in [0, 1].
+    """
+    across = (images[..., :-1, 1:] - images[..., :-1, :-1]).square()
+    down = (images[..., 1:, :-1] - images[..., :-1, :-1]).square()
+    steps = (across + down).sum(1).sqrt().flatten(1)
+    return steps.topk(max(1, steps.shape[1] // 50), dim=1).values.mean(1)
+
+
 def sharpness(images: "Tensor") -> "Tensor":
-    """Return how sharp images are, [n]: the steepest 2 % of the steps between neighbours, in units of the contrast.
+    """Return how sharp images are, [n]: `steepness` in units of the contrast.
 
     The contrast is the range that all but 2 % of the pixels at either end lie in. So neither contrast nor brightness
     changes it, and the size of the object hardly does; blur lowers it. Without any contrast it is 0.
@@ -142,10 +156,6 @@ def sharpness(images: "Tensor") -> "Tensor":
     """
     import torch
 
-    across = (images[..., :-1, 1:] - images[..., :-1, :-1]).square()
-    down = (images[..., 1:, :-1] - images[..., :-1, :-1]).square()
-    steps = (across + down).sum(1).sqrt().flatten(1)
-    steepest = steps.topk(max(1, steps.shape[1] // 50), dim=1).values.mean(1)
     ends = torch.quantile(images.flatten(2), torch.tensor([0.02, 0.98]).to(images), dim=2)
     contrast = (ends[1] - ends[0]).norm(dim=1)
-    return torch.where(contrast > 1e-6, steepest / contrast.clamp(min=1e-6), 0.0)
+    return torch.where(contrast > 1e-6, steepness(images) / contrast.clamp(min=1e-6), 0.0)
