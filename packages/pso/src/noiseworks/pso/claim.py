@@ -53,13 +53,13 @@ CLAIM = Claim(
     targets=(
         at_least("edges", "pso", "supervised", ratio=1.125, name="edges, of the denoising loss's"),
         at_least("edges", "pso", "base", ratio=0.9, name="edges, 90 % of untuned", guard=True),
-        at_least("edges_4", "pso", "base", ratio=0.9, name="the same at four steps", guard=True),
+        at_least("edges_4", "pso", "base", ratio=0.9, name="edges at four steps, 90 %", guard=True),
         at_least("wins", "pso", "base", difference=0.15, name="nearer to a corner, 65 %"),
         at_least(
             "moved", "pso", "supervised", difference=0.0, name="way to the corner, over the denoising loss"
         ),
         no_worse("fidelity", "pso", "base", by=0.05, name="captions followed within 5 points"),
-        no_worse("fidelity_4", "pso", "base", by=0.05, name="the same at four steps"),
+        no_worse("fidelity_4", "pso", "base", by=0.05, name="captions at four steps, within 5 points"),
         at_least("apart", "shuffled", "base", difference=-0.05, name="control, at least 45 %", guard=True),
         at_most("apart", "shuffled", "base", difference=0.05, name="control, at most 55 %", guard=True),
     ),
