@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 import torch
+from noiseworks.kits.training.muon import Muon
 from torch import nn
 
 BETAS, WEIGHT_DECAY = (0.9, 0.98), 0.05
@@ -27,8 +28,6 @@ def muon_with_adamw(
         {"params": [p for p in outer if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return [
-        torch.optim.Muon(
-            list(inner), lr=learning_rate, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"
-        ),
+        Muon(list(inner), lr=learning_rate, weight_decay=WEIGHT_DECAY),
         torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=BETAS, fused=True),
     ]
