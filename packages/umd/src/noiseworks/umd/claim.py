@@ -177,7 +177,7 @@ CLAIM = Claim(
             180,
             sizes(40, 20, 20, scenes=1200, classifier_steps=60, shots=30, samples=72, sampling_steps=10),
         ),
-        "laptop": Scale((1000, 1001, 1002), 1800, sizes(2000, 500, 1000)),
+        "laptop": Scale((1000, 1001, 1002), 3600, sizes(2000, 500, 1000)),
     },
     preconditions=(
         Floor("dit", "right", 0.6, "the diffusion transformer's samples show their class in only {:.0%}"),
