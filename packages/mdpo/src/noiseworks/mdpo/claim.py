@@ -247,7 +247,7 @@ def over_steps(
 
 
 _HERE = {"length": 16, "rows": 256, "dtype": "float32", "temperature": 0.7}  # the testbed's answers
-_SMOKE = _HERE | {"problems": 32, "steps": (4,), "updates": 1, "prompts": 2, "train_steps": 4}
+_SMOKE = _HERE | {"problems": 128, "steps": (4,), "updates": 1, "prompts": 2, "train_steps": 4}
 _QUICK = _HERE | {"problems": 36, "steps": (4, 12), "train_steps": 8}
 _LAPTOP = _HERE | {"problems": 300, "steps": (4, 6, 8, 12), "updates": 100, "prompts": 8, "train_steps": 8}
 _FULL = {
