@@ -47,8 +47,7 @@ def check(family: str) -> None:
     from noiseworks.linear_ag import AdaptiveGuidance, attach
 
     host = diffusion_host(family, steps=2)
-    brief = family not in ("sd", "sd3")
-    check_attach(lambda pipe: attach(pipe, AdaptiveGuidance(threshold=1.5)), host, brief=brief)
+    check_attach(lambda pipe: attach(pipe, AdaptiveGuidance(threshold=1.5)), host)
 
 
 def save_linear(path: Path) -> None:

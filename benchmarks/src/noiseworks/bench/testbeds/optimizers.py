@@ -28,6 +28,6 @@ def muon_with_adamw(
         {"params": [p for p in outer if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return [
-        Muon(list(inner), lr=learning_rate, weight_decay=WEIGHT_DECAY),
+        Muon(inner, learning_rate, WEIGHT_DECAY),
         torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=BETAS, fused=True),
     ]

@@ -30,7 +30,16 @@ def orthogonal(matrix: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Muon):
-    """`torch.optim.Muon` with `orthogonal`, Nesterov's momentum and updates of AdamW's size; its state is the same."""
+    """`torch.optim.Muon` with `orthogonal`, Nesterov's momentum and updates of AdamW's size; its state is the same.
+
+    Args:
+        matrices: What it trains, 2-D each.
+        lr: Learning rate.
+        weight_decay: Decoupled weight decay.
+    """
+
+    def __init__(self, matrices: Iterable[nn.Parameter], lr: float, weight_decay: float) -> None:
+        super().__init__(list(matrices), lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -76,7 +85,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         betas: tuple[float, float],
         weight_decay: float,
     ) -> None:
-        self.muon = Muon(list(matrices), lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        self.muon = Muon(matrices, lr, weight_decay)
         self.adamw = torch.optim.AdamW(others, lr=lr, betas=betas)
         super().__init__([*self.muon.param_groups, *self.adamw.param_groups], {})
         self._share()
