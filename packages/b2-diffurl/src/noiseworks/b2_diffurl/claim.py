@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def prepare(seed: int, context: Context) -> "Shared":
-    """Choose the captions of a seed and draw the trial with the untuned pipeline."""
+    """Choose the captions of a seed, and draw its trial with the untuned pipeline."""
     from noiseworks.b2_diffurl.evidence import prepare
 
     return prepare(seed, context)
@@ -57,13 +57,25 @@ CLAIM = Claim(
         ),
     ),
     scales={
-        "smoke": Scale((500,), 300, {"prompts": 2, "per_prompt": 2, "stages": 1, "groups": 2}),
-        "quick": Scale((500,), 120, {"prompts": 4, "per_prompt": 4, "stages": 1, "groups": 2}),
+        "smoke": Scale(
+            (500,),
+            300,
+            {"candidates": 3, "looks": 2, "prompts": 2, "per_prompt": 2, "stages": 1, "groups": 2},
+        ),
+        "quick": Scale(
+            (500,),
+            120,
+            {"candidates": 4, "looks": 2, "prompts": 2, "per_prompt": 6, "stages": 1, "groups": 2},
+        ),
         "laptop": Scale(
-            (1000, 1001, 1002), 1200, {"prompts": 6, "per_prompt": 16, "stages": 10, "groups": 8}
+            (1000, 1001, 1002),
+            2400,
+            {"candidates": 8, "looks": 32, "prompts": 2, "per_prompt": 96, "stages": 16, "groups": 8},
         ),
         "full": Scale(
-            (1000, 1001, 1002), 360_000, {"prompts": 45, "per_prompt": 12, "stages": 100, "groups": 256}
+            (1000, 1001, 1002),
+            360_000,
+            {"candidates": 90, "looks": 32, "prompts": 45, "per_prompt": 12, "stages": 100, "groups": 256},
         ),
     },
     prepare=prepare,
