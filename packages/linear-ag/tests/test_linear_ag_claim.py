@@ -21,7 +21,7 @@ def test_a_batch_gives_one_wall_clock_value_and_a_prompt_one_of_each_other(monke
     plan = SimpleNamespace(policies={arm.name: None for arm in claim.ARMS})
     monkeypatch.setattr(evidence, "load", lambda *key: None)
     monkeypatch.setattr(evidence, "calibrated", lambda *key: plan)
-    monkeypatch.setattr(evidence, "_draw_batch", draw_batch)
+    monkeypatch.setattr(evidence, "draw_batch", draw_batch)
     prompts, others = evidence.BATCH + 3, evidence.BATCH
     sizes = {"prompts": prompts, "others": others, "calibration": 1}
     context = Context("laptop", sizes, None, "cpu", Path(), lambda *step: None)

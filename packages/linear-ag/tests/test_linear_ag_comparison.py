@@ -37,6 +37,7 @@ def given():
         ("last:0.25", IntervalGuidance(start=0.75)),
         ("interval:0.25-0.75", IntervalGuidance(start=0.25, stop=0.75)),
         ("reuse:3", ReuseGuidance(every=3)),
+        ("reuse:3-0.25", ReuseGuidance(every=3, warm=0.25)),
     ],
 )
 def test_names_are_policies(name, policy):
@@ -63,6 +64,8 @@ def test_names_of_linear_policies(name, actions):
         "first:x",
         "interval:0.5",
         "reuse:0",
+        "reuse:2-",
+        "reuse:2-1.5",
         "last:-1",
         "22",
         "a:b",

@@ -107,10 +107,11 @@ def test_delayed_start_interval_and_reuse():
             IntervalGuidance(start=0.3, stop=0.6),
             IntervalGuidance(stop=0.5),
             ReuseGuidance(every=3),
+            ReuseGuidance(every=3, warm=0.2),
             alternating(10),
         )
     ]
-    assert texts == ["1122222222", "1112221111", "2222211111", "2442442442", "2121212121"]
+    assert texts == ["1122222222", "1112221111", "2222211111", "2442442442", "2224424424", "2121212121"]
 
 
 def test_offline_rule_takes_the_last_uninterrupted_run_and_the_slowest_prompt():

@@ -1,5 +1,7 @@
 """Calibration, fitting, searching and the guider on tiny pipelines."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from noiseworks.core.errors import InputError, UnsupportedHostError
@@ -152,6 +154,10 @@ def test_truncation_and_local_search_keep_the_budget(pipe):
     settings = SearchSettings("truncation", budget=9.0)
     truncated = search_policy(pipe, PROMPTS[:3], SAMPLING, settings)
     assert truncated.actions == "222111"
+    kept = search_policy(pipe, PROMPTS[:3], SAMPLING, replace(settings, reuse=True))
+    assert kept.actions == "222444"
+    with pytest.raises(InputError, match="relaxed search does not reuse"):
+        search_policy(pipe, PROMPTS[:3], SAMPLING, SearchSettings(reuse=True))
     found = search_policy(pipe, PROMPTS[:3], SAMPLING, SearchSettings("local", budget=9.0, max_evaluations=5))
     assert found.nfe == 9
     with pytest.raises(InputError, match="budget"):

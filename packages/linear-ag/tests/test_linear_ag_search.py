@@ -105,6 +105,21 @@ def test_local_search_moves_guided_steps_at_the_same_cost():
     assert local_search(loss, "112121", 1) == ("112121", 6)
 
 
+def test_local_search_of_reused_differences_keeps_them_behind_the_first_guided_step():
+    tried = []
+
+    def loss(policy):
+        tried.append(policy)
+        return abs(policy.find("2") - 1) + abs(policy.rfind("2") - 4)
+
+    assert local_search(loss, "224444", 200) == ("124424", 0)
+    for policy in tried:
+        head, _, tail = policy.partition("2")
+        assert not set(head) - {"1"}
+        assert not set(tail) - {"2", "4"}
+        assert policy.count("2") == 2
+
+
 def test_truncations_cover_every_length():
     assert truncation_policies(2) == ["11", "21", "22"]
 

@@ -34,7 +34,7 @@ def generate(
         drawing: What is drawn.
         out: Folder for the images, `report.json`, `metrics.csv`, `config.yaml` and `trace.png`.
         policy: ag, cfg, cond, alternating, linear or linear-all (with --coefs), first:0.5 (StepAG), last:0.5,
-            interval:0.2-0.8, reuse:2, one digit a step, or a folder that calibrate or search wrote.
+            interval:0.2-0.8, reuse:2, reuse:3-0.25, one digit a step, or a folder that calibrate or search wrote.
         making: What the policy is made with.
         sampling: How images are drawn.
         hardware: Where the model runs.

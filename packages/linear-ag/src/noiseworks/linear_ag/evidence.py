@@ -127,7 +127,7 @@ def draw_all(seed: int, context: Context, arms: Sequence[str]) -> Shared:
     captions = [shapes.caption(scene) for scene in scenes]
     drawn = {arm: Drawn() for arm in arms}
     with torch.no_grad():
-        _draw_batch(pipe, plan.policies["cfg"], captions[:BATCH], 0, STEPS)  # warm up
+        draw_batch(pipe, plan.policies["cfg"], captions[:BATCH], 0, STEPS)  # warm up
         for first in range(0, prompts, BATCH):
             for arm, mine in drawn.items():
                 if arm not in MAIN and first >= others:
@@ -135,7 +135,7 @@ def draw_all(seed: int, context: Context, arms: Sequence[str]) -> Shared:
                 steps = FEWER_STEPS if arm == "fewer_steps" else STEPS
                 batch = captions[first : first + BATCH]
                 start = time.perf_counter()
-                latents, images, calls = _draw_batch(
+                latents, images, calls = draw_batch(
                     pipe, plan.policies[arm], batch, seed * 1000 + first, steps
                 )
                 seconds = time.perf_counter() - start
@@ -147,7 +147,7 @@ def draw_all(seed: int, context: Context, arms: Sequence[str]) -> Shared:
     return Shared(plan, drawn, scenes)
 
 
-def _draw_batch(pipe: Any, policy: GuidancePolicy, captions: Sequence[str], seed: int, steps: int):
+def draw_batch(pipe: Any, policy: GuidancePolicy, captions: Sequence[str], seed: int, steps: int):
     """Return final latents, images [n, 3, H, W] in [0, 1] and calls of each sample."""
     sampling = Sampling(steps, GUIDANCE_SCALE, batch_size=len(captions), seed=seed)
     with attach(pipe, policy) as handle:

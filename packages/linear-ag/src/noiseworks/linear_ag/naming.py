@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 FORMS = (
     "ag, ag:0.8 (keeps the last difference, times 0.8 a step), cfg, cond, alternating, linear, linear-all, "
-    "first:0.5 (StepAG), last:0.5, interval:0.2-0.8, reuse:2, one digit a step, or a folder that calibrate or "
-    "search wrote"
+    "first:0.5 (StepAG), last:0.5, interval:0.2-0.8, reuse:2, reuse:3-0.25 (after a guided quarter), one digit "
+    "a step, or a folder that calibrate or search wrote"
 )
 _PLAIN = ("ag", "cfg", "cond", "alternating", "linear", "linear-all")
 _NUMBER = r"([0-9]*\.?[0-9]+)"
@@ -25,7 +25,7 @@ _FORMS = {
     "first": _NUMBER,
     "last": _NUMBER,
     "interval": f"{_NUMBER}-{_NUMBER}",
-    "reuse": "([0-9]+)",
+    "reuse": f"([0-9]+)(?:-{_NUMBER})?",
 }
 
 
@@ -72,11 +72,10 @@ def parse(name: str, steps: int) -> tuple[str, tuple[float, ...]]:
         return "digits", ()
     kind, colon, rest = name.partition(":")
     if colon and kind in _FORMS and (found := re.fullmatch(_FORMS[kind], rest)):
-        numbers = tuple(map(float, found.groups()))
-        for number in numbers:
-            check_number(
-                f"policy {kind}", number, **({"low": 1} if kind == "reuse" else {"low": 0, "high": 1})
-            )
+        numbers = tuple(float(number) for number in found.groups() if number is not None)
+        for place, number in enumerate(numbers):
+            limits = {"low": 1} if kind == "reuse" and not place else {"low": 0, "high": 1}
+            check_number(f"policy {kind}", number, **limits)
         return kind, numbers
     if Path(name).is_dir():
         return "folder", ()
@@ -142,7 +141,7 @@ def named_policy(name: str, given: Ingredients) -> "GuidancePolicy":
         case "folder":
             return load_policy(name)
         case "reuse":
-            return policies.ReuseGuidance(int(numbers[0]))
+            return policies.ReuseGuidance(int(numbers[0]), *numbers[1:])
         case "first":
             return policies.IntervalGuidance(stop=numbers[0])
         case "last":

@@ -87,13 +87,15 @@ class Regression(Options):
 
 @dataclass(frozen=True)
 class SearchSettings(Options):
-    """How a policy is searched for; all but the first three concern the gradient search.
+    """How a policy is searched for; all but the first four concern the gradient search.
 
     Attributes:
         method: relaxed (the paper's gradient search), truncation (guide the first steps, as many as the budget
             allows) or local (improve that one by moving guided steps).
         budget: Network evaluations a sample.
         max_evaluations: Policies that the local search may try.
+        reuse: Beyond the paper: whether steps after a guided one go on with its difference instead of without
+            guidance; not for the relaxed search.
         scales: Guidance scales to choose among, by default the one that is drawn with.
         updates: Gradient steps.
         learning_rate: Of Adam.
@@ -109,6 +111,7 @@ class SearchSettings(Options):
     method: Literal["relaxed", "truncation", "local"] = "relaxed"
     budget: Annotated[float, above(0)] = 30.0
     max_evaluations: Annotated[int, at_least(1)] = 100
+    reuse: bool = False
     scales: tuple[float, ...] = ()
     updates: Annotated[int, at_least(1)] = 100
     learning_rate: Annotated[float, above(0)] = 0.05
@@ -120,11 +123,13 @@ class SearchSettings(Options):
     start_seed: Annotated[int, at_least(0)] = 0
 
     def check(self) -> None:
-        """Refuse scales without guidance.
+        """Refuse scales without guidance, and reuse where it has no meaning.
 
         Raises:
-            InputError: When one is 1 or below.
+            InputError: When a scale is 1 or below, or the relaxed search is to reuse.
         """
+        if self.reuse and self.method == "relaxed":
+            raise InputError("the relaxed search does not reuse differences: give method truncation or local")
         for scale in self.scales:
             check_number("scales", scale, low=1.0, low_open=True)
 

@@ -280,13 +280,16 @@ class ReuseGuidance(GuidancePolicy):
 
     Attributes:
         every: n.
+        warm: Fraction of the steps, from the noisiest, that are all guided before.
     """
 
     every: int = 2
+    warm: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
         check_number("every", self.every, low=1, integer=True)
+        check_number("warm", self.warm, low=0.0, high=1.0)
 
     @property
     def reuses(self) -> bool:
@@ -294,8 +297,9 @@ class ReuseGuidance(GuidancePolicy):
         return True
 
     def decide(self, step: int, state: GuidanceState) -> Tensor:
-        """Return CFG at every n-th step, REUSE in between."""
-        return torch.full((state.batch,), Action.REUSE if step % self.every else Action.CFG)
+        """Return CFG at first and at every n-th step from there, REUSE in between."""
+        later = step - round(self.warm * state.num_steps)
+        return torch.full((state.batch,), Action.REUSE if later > 0 and later % self.every else Action.CFG)
 
 
 def alternating(num_steps: int) -> FixedPolicy:

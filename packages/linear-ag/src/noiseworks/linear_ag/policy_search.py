@@ -101,6 +101,8 @@ def search_policy(
         return discretise(alpha, settings.scales, sampling.guidance_scale, roles)
     check_number("budget", settings.budget, low=steps, high=roles * steps)
     truncated = truncation_policies(steps)[int((settings.budget - steps) / (roles - 1))]
+    if settings.reuse and "2" in truncated:
+        truncated = truncated.replace("1", "4")
     if settings.method == "truncation":
         return FixedPolicy(actions=truncated)
     target = sample_latents(pipe, prompts, sampling, AdaptiveGuidance(threshold=2.0))

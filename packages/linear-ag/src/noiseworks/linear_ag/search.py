@@ -181,7 +181,8 @@ def local_search(evaluate: Callable[[str], float], start: str, max_evaluations: 
     """Improve a policy at the same cost by moving one guided step at a time; returns (policy, loss).
 
     Every exchange of a guided step with one of another kind is tried, nearest steps first; the first
-    improvement is taken; it ends when no exchange helps or after `max_evaluations`.
+    improvement is taken; it ends when no exchange helps or after `max_evaluations`. Where the start reuses
+    differences (4), steps after the first guided one do, and those before it are conditional.
 
     Args:
         evaluate: Loss of a policy given as digits.
@@ -192,12 +193,12 @@ def local_search(evaluate: Callable[[str], float], start: str, max_evaluations: 
         InputError: When `max_evaluations` is below 1.
     """
     check_number("max_evaluations", max_evaluations, low=1, integer=True)
-    best, loss, used = start, evaluate(start), 1
+    best, loss, used, reuse = start, evaluate(start), 1, "4" in start
     seen = {start}
     improved = True
     while improved and used < max_evaluations:
         improved = False
-        for neighbour in _neighbours(best):
+        for neighbour in _neighbours(best, reuse):
             if neighbour in seen:
                 continue
             if used == max_evaluations:
@@ -210,12 +211,13 @@ def local_search(evaluate: Callable[[str], float], start: str, max_evaluations: 
     return best, loss
 
 
-def _neighbours(policy: str) -> list[str]:
+def _neighbours(policy: str, reuse: bool) -> list[str]:
     guided = [k for k, digit in enumerate(policy) if digit == "2"]
     others = [k for k, digit in enumerate(policy) if digit != "2"]
     found = []
     for i, j in sorted(((i, j) for i in guided for j in others), key=lambda pair: abs(pair[0] - pair[1])):
         digits = list(policy)
         digits[i], digits[j] = digits[j], digits[i]
-        found.append("".join(digits))
+        head, guide, tail = "".join(digits).partition("2")
+        found.append(head.replace("4", "1") + guide + (tail.replace("1", "4") if reuse else tail))
     return found
