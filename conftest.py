@@ -8,6 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from noiseworks.dev.warm import Warm
 
 MOST_WORKERS = 4  # each may hold two gigabytes
 BUDGET, BUDGET_TOGETHER = 20, 45  # CPU seconds of a package's own tests, and with those of tests/ about it
@@ -24,6 +25,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Return the number of processes; files named on the command line run in this one."""
     return 0 if config.option.file_or_dir else min(MOST_WORKERS, os.cpu_count() or 1)
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory):
+    """Run a program in a process forked from one that has torch and the hosts loaded, or in several at once."""
+    programs = Warm(tmp_path_factory.mktemp("warm"))
+    yield programs
+    programs.close()
 
 
 def cpu_seconds() -> float:

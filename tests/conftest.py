@@ -8,67 +8,11 @@ import fcntl
 import os
 import subprocess
 import sys
-import tomllib
-from dataclasses import dataclass
-from functools import cache, cached_property
 from pathlib import Path
 
 import pytest
+from members import ROOT, Member, chosen, workspace
 from noiseworks.dev.contracts import contract_of
-from warm import Warm
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-@dataclass(frozen=True)
-class Member:
-    """One distribution of the workspace."""
-
-    folder: Path
-
-    @cached_property
-    def pyproject(self) -> dict:
-        return tomllib.loads((self.folder / "pyproject.toml").read_text())
-
-    @property
-    def name(self) -> str:
-        return self.pyproject["project"]["name"]
-
-    @property
-    def is_method(self) -> bool:
-        return self.folder.parent.name == "packages"
-
-    @property
-    def modules(self) -> list[str]:
-        """Import names that the wheel ships, for example `["noiseworks.core", "noiseworks.kits"]`."""
-        names = self.pyproject["tool"]["uv"]["build-backend"]["module-name"]
-        return [names] if isinstance(names, str) else names
-
-    @property
-    def sources(self) -> list[Path]:
-        return sorted((self.folder / "src").rglob("*.py"))
-
-    @property
-    def scripts(self) -> dict[str, str]:
-        return self.pyproject["project"].get("scripts", {})
-
-    def entry_points(self, group: str) -> dict[str, str]:
-        return self.pyproject["project"].get("entry-points", {}).get(group, {})
-
-    def module_of(self, file: Path) -> str:
-        """Return the import name of a source file."""
-        parts = file.relative_to(self.folder / "src").with_suffix("").parts
-        return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-@cache
-def workspace() -> tuple[Member, ...]:
-    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["uv"]["workspace"]["members"]
-    folders = sorted(
-        path for pattern in patterns for path in ROOT.glob(pattern) if (path / "pyproject.toml").exists()
-    )
-    return tuple(Member(folder) for folder in folders)
-
 
 # What a contract promises, by the fixture that a test of it takes.
 PROMISES = {
@@ -82,7 +26,7 @@ PROMISES = {
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    members = workspace()
+    members = chosen()
     families = {
         "member": {member.name: member for member in members},
         "method": {member.name: member for member in members if member.is_method},
@@ -136,19 +80,6 @@ def run():
         )
 
     return run
-
-
-@pytest.fixture(scope="session")
-def warm(tmp_path_factory):
-    """Run a program as `run` does, in a process forked from one that has torch and the hosts loaded."""
-    programs = Warm(tmp_path_factory.mktemp("warm"))
-
-    def run(*words, cwd, **variables) -> subprocess.CompletedProcess:
-        offline = {"HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "COLUMNS": "200"}
-        return programs.run(words, cwd, {**offline, **variables})
-
-    yield run
-    programs.close()
 
 
 @pytest.fixture(scope="session")

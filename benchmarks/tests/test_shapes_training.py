@@ -1,9 +1,5 @@
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
@@ -75,23 +71,30 @@ def test_transformer_blocks_do_not_drop_labels_on_their_own():
     assert not torch.allclose(first, null)
 
 
+KILLED = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from noiseworks.bench.testbeds.training import train_testbed
+
+folder = Path(sys.argv[1])
+
+def kill():
+    while not (folder / "checkpoints" / "last.ckpt").exists():
+        time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+threading.Thread(target=kill, daemon=True).start()
+train_testbed("shapes-dit", 30, folder, rows=150, checkpoint_every=0.01)
+"""
+
+
 @pytest.mark.slow
-def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
-    script = (
-        "from pathlib import Path\n"
-        "from noiseworks.bench.testbeds.training import train_testbed\n"
-        f"train_testbed('shapes-dit', 30, Path({str(tmp_path)!r}), rows=150, checkpoint_every=0.01)\n"
-    )
-    run = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+def test_a_killed_run_goes_on_where_it_stopped(tmp_path, warm):
+    program = tmp_path / "program.py"
+    program.write_text(KILLED)
+    done = warm("python", program, tmp_path, cwd=tmp_path)
+    assert done.returncode == -signal.SIGKILL, done.stderr
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
-    deadline = time.monotonic() + 240
-    while not checkpoint.exists() and run.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert checkpoint.exists()
-    os.kill(run.pid, signal.SIGKILL)
-    run.wait()
     saved = torch.load(checkpoint, weights_only=True)
     # Lightning counts the steps of both optimizers.
     steps = saved["global_step"] // len(saved["optimizer_states"])

@@ -1,7 +1,5 @@
 """Two processes train to the weights of one: rows, noise, timesteps, labels, crops and masks are the batch's."""
 
-import os
-import subprocess
 import sys
 from unittest.mock import patch
 
@@ -12,14 +10,6 @@ from noiseworks.kits.backbones.augmenting import crop_and_flip
 from noiseworks.kits.backbones.masking import masked_mean, random_masks, to_patches
 from noiseworks.kits.training import Rows
 
-PROGRAM = """
-import sys, torch
-sys.path.insert(0, {tests!r})
-from test_backbones_processes import train_both
-
-state = train_both(2)
-torch.save(state, {out!r} + "-" + str(torch.distributed.get_rank()))
-"""
 COMMON = {"max_steps": 5, "batch_size": 8, "precision": "64-true", "device": "cpu"}
 
 
@@ -53,18 +43,10 @@ def train_both(devices):
 
 
 @pytest.mark.slow
-def test_two_processes_train_to_the_weights_of_one(tmp_path):
-    script, out = tmp_path / "together.py", str(tmp_path / "state")
-    script.write_text(PROGRAM.format(tests=os.path.dirname(__file__), out=out))
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+def test_two_processes_train_to_the_weights_of_one(tmp_path, warm):
+    out = str(tmp_path / "state")
+    for done in warm.ranks("python", __file__, out, cwd=tmp_path):
+        assert done.returncode == 0, done.stderr[-4000:]
     states = [torch.load(f"{out}-{rank}", weights_only=True) for rank in (0, 1)]
     for name, value in train_both(1).items():
         assert torch.equal(states[0][name], states[1][name]), name
@@ -91,3 +73,8 @@ def test_what_processes_draw_together_is_what_one_draws():
     for one, several in zip(whole, zip(*parts, strict=True), strict=True):
         assert torch.equal(one, torch.cat(several))
     assert Rows.of(5) == Rows(0, 5, 5)
+
+
+if __name__ == "__main__":
+    state = train_both(2)
+    torch.save(state, f"{sys.argv[1]}-{torch.distributed.get_rank()}")

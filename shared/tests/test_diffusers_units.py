@@ -1,8 +1,6 @@
 """Units of a denoiser masked and removed, on tiny pipelines of every family."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -95,7 +93,7 @@ assert not [name for name in sys.modules if name.startswith("noiseworks")]
 """
 
 
-def test_diffusers_alone_draws_what_a_pruned_pipeline_draws_here(tmp_path):
+def test_diffusers_alone_draws_what_a_pruned_pipeline_draws_here(tmp_path, warm):
     """DiT has all that can go (heads, neurons, outputs of modulation layers) and loads without text encoders."""
     pipe = tiny_pipeline("dit")
     remove_units(pipe, some_units(find_units(denoiser_of(pipe), ALL))[1])
@@ -103,8 +101,7 @@ def test_diffusers_alone_draws_what_a_pruned_pipeline_draws_here(tmp_path):
     arguments = {**tiny_inputs("dit", 1), "num_inference_steps": 2}
     (tmp_path / "arguments.json").write_text(json.dumps(arguments))
     (tmp_path / "program.py").write_text(ELSEWHERE)
-    command = [sys.executable, "program.py", str(torch.get_num_threads())]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = warm("python", tmp_path / "program.py", torch.get_num_threads(), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     here = pipe(**arguments, generator=sample_generators([0]), output_type="pt").images
     for folder in ("small", "again"):

@@ -1,7 +1,5 @@
 """The loop: gradients of the whole, resuming, several processes, bad rewards."""
 
-import os
-import subprocess
 import sys
 
 import pytest
@@ -139,11 +137,9 @@ def train_rounds(**changes):
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, __file__, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+def test_two_processes_train_as_one(tmp_path, warm):
+    for done in warm.ranks("python", __file__, tmp_path, cwd=tmp_path):
+        assert done.returncode == 0, done.stderr[-4000:]
     expected, _ = train_rounds()
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert torch.equal(found[0]["weights"], found[1]["weights"])

@@ -1,7 +1,5 @@
 """Two processes on a CPU (DDP, gloo) do what one process does with as many prompts a round."""
 
-import os
-import subprocess
 import sys
 
 import pytest
@@ -35,7 +33,7 @@ def train(model, tokenizer, objective, **changes):
 
 
 def main(folder):
-    """Train with two processes; Fabric starts the second one by running this file again."""
+    """Train as one of two processes."""
     from noiseworks.kits.masked_lm import load_host
 
     for objective in OBJECTIVES:
@@ -45,19 +43,11 @@ def main(folder):
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(make_host, tokenizer, tmp_path):
+def test_two_processes_train_as_one(make_host, tokenizer, tmp_path, warm):
     make_host().save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, __file__, str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    for done in warm.ranks("python", __file__, tmp_path, cwd=tmp_path):
+        assert done.returncode == 0, done.stderr[-4000:]
     for objective in OBJECTIVES:
         figures, expected, _ = train(make_host().double(), tokenizer, objective)
         found = [torch.load(tmp_path / f"{objective}-{rank}.pt", weights_only=True) for rank in (0, 1)]
