@@ -1,19 +1,17 @@
 """Nothing imports what its pyproject does not list, layers only look downward, and start-up stays light."""
 
-import ast
 import re
-import sys
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
-from importlib.metadata import packages_distributions
 from pathlib import Path
+
+from closures import Import, brought, distributions_of, file_of, imports_of, loaded_by, normalised
 
 # Modules of a method that only the bench loads: the claim, what measures it, what registers it for compose.
 FOR_THE_BENCH = ("claim", "evidence", "composing")
 # Which source files an optional extra counts for (besides files named after the extra itself).
 EXTRA_FILES = {
-    "bench": (*(f"*/{name}.py" for name in FOR_THE_BENCH), "*/*data.py"),
+    "bench": (*(f"*/{name}.py" for name in FOR_THE_BENCH), "*/claim_*.py", "*/*data.py"),
     "diffusers": ("*/core/interop.py", "*/kits/diffusers_hosts*"),
     "kernels": ("*/core/kernels/*",),
     "ray": ("*/bench/runner/*",),
@@ -53,96 +51,8 @@ HOSTS = {
 }
 
 
-@dataclass(frozen=True)
-class Import:
-    """An import statement: the module, whether it runs when the file is imported, and where it stands."""
-
-    module: str
-    at_module_level: bool
-    for_types_only: bool
-    line: int
-
-
-class Imports(ast.NodeVisitor):
-    """Collects the imports of one file."""
-
-    def __init__(self):
-        self.found: list[Import] = []
-        self.depth = 0
-        self.types_only = False
-
-    def visit_FunctionDef(self, node):
-        self.depth += 1
-        self.generic_visit(node)
-        self.depth -= 1
-
-    def visit_AsyncFunctionDef(self, node):
-        self.visit_FunctionDef(node)
-
-    def visit_If(self, node):
-        if "TYPE_CHECKING" in ast.unparse(node.test):
-            self.types_only = True
-            for child in node.body:
-                self.visit(child)
-            self.types_only = False
-            for child in node.orelse:
-                self.visit(child)
-        else:
-            self.generic_visit(node)
-
-    def visit_Import(self, node):
-        for alias in node.names:
-            self._add(alias.name, node)
-
-    def visit_ImportFrom(self, node):
-        assert node.level == 0, f"relative import in line {node.lineno}"
-        if node.module == "noiseworks":
-            for alias in node.names:
-                self._add(f"noiseworks.{alias.name}", node)
-        else:
-            self._add(node.module, node)
-
-    def visit_Call(self, node):
-        called = ast.unparse(node.func)
-        if called.endswith("import_module") and node.args and isinstance(node.args[0], ast.Constant):
-            self._add(node.args[0].value, node)
-        self.generic_visit(node)
-
-    def _add(self, module, node):
-        self.found.append(
-            Import(module, self.depth == 0 and not self.types_only, self.types_only, node.lineno)
-        )
-
-
-@cache
-def imports_of(file: Path) -> tuple[Import, ...]:
-    visitor = Imports()
-    visitor.visit(ast.parse(file.read_text()))
-    return tuple(visitor.found)
-
-
-def normalised(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
 def requirement_name(requirement: str) -> str:
     return normalised(re.match(r"[A-Za-z0-9._-]+", requirement).group())
-
-
-@cache
-def providers() -> dict[str, list[str]]:
-    """Return the distributions that provide each top-level module; reading them takes a while."""
-    return dict(packages_distributions())
-
-
-def distributions_of(module: str) -> set[str]:
-    """Return the distributions that provide a module; empty for the standard library."""
-    parts = module.split(".")
-    if parts[0] in sys.stdlib_module_names:
-        return set()
-    if parts[0] == "noiseworks":
-        return {"noiseworks-core" if parts[1] in ("core", "kits") else f"noiseworks-{normalised(parts[1])}"}
-    return {normalised(name) for name in providers().get(parts[0], [parts[0]])}
 
 
 def allowed_distributions(member, file: Path, found: Import) -> set[str]:
@@ -168,6 +78,48 @@ def test_imports_only_what_the_pyproject_lists(member):
         and not providers & allowed_distributions(member, file, found)
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def extras_for(extras, file: Path) -> list[str]:
+    """Return which of the extras count for a file."""
+    return [
+        extra
+        for extra in extras
+        if any(
+            fnmatch(file.as_posix(), pattern)
+            for pattern in (*EXTRA_FILES.get(extra, ()), f"*/{extra}.py", f"*/{extra}/*")
+        )
+    ]
+
+
+@cache
+def needs(module: str) -> frozenset[str]:
+    """Return what importing a module loads, and of kits what their functions import as well, but for LeRobot.
+
+    A kit asks for that with a sentence that names the extra.
+    """
+    kits = (one for one in loaded_by(module) if one.startswith("noiseworks.kits.") and file_of(one))
+    lazy = {one.module for kit in kits for one in imports_of(file_of(kit)) if not one.for_types_only}
+    return loaded_by(module) | {one for one in lazy if one.split(".")[0] not in ("noiseworks", "lerobot")}
+
+
+def test_an_install_brings_what_its_imports_load(member):
+    """Whatever a file asks for, and whatever that asks for: in the closure of the wheel and of the file's extras.
+
+    A module of the package itself that only a function imports may count for an extra; it is looked at by itself.
+    """
+    wrong = []
+    for file in member.sources:
+        extras = extras_for(member.pyproject["project"].get("optional-dependencies", {}), file)
+        there = brought(f"{member.name}[{','.join(extras)}]")
+        for found in imports_of(file):
+            own = found.module.startswith(tuple(member.modules))
+            if not found.for_types_only and (found.at_module_level or not own):
+                for module in set().union(*map(needs, found.loads)):
+                    providers = distributions_of(module)
+                    if providers and not providers & there:
+                        wrong.append(f"{file.relative_to(member.folder)}:{found.line} loads {module}")
+    assert not wrong, "\n".join(sorted(set(wrong)))
 
 
 def test_lists_only_what_it_imports(member):

@@ -49,7 +49,7 @@ class Shared:
 def prepare(seed: int, context: Context) -> Shared:
     """Restore the scenes of a seed with every arm, batch by batch in turn."""
     import torch
-    from noiseworks.bench.testbeds.shapes.pixels import pixel_scenes
+    from noiseworks.bench.testbeds.shapes.scenes import pixel_scenes
     from noiseworks.red_diff.degrading import operator_of
     from noiseworks.red_diff.diffusers import image_shape, load_prior, prior_of
     from noiseworks.red_diff.options import Degradation

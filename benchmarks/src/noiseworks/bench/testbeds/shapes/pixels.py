@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from noiseworks.bench.testbeds.cards import CARD_SEED, Figure, figure
-from noiseworks.bench.testbeds.shapes.scenes import Split, render, sample_scenes
+from noiseworks.bench.testbeds.shapes.scenes import pixel_scenes
 from noiseworks.core.schedules import add_noise, table_schedule
 from noiseworks.kits.training import Average, warm_decay
 from torch import Tensor
@@ -28,18 +28,6 @@ ROWS = 30_000
 TRAIN_SEED = 0
 RATE = 2e-3
 LEVELS = (200, 500, 800)  # timesteps at which the card states how well the model denoises
-
-
-def pixel_scenes(n: int, seed: int, split: Split = "train") -> Tensor:
-    """Return scenes as images [n, 3, 16, 16] in [-1, 1].
-
-    Args:
-        n: Number of scenes.
-        seed: Seed within the split.
-        split: As in `sample_scenes`.
-    """
-    images = torch.from_numpy(render(sample_scenes(n, seed, split))).permute(0, 3, 1, 2)
-    return F.avg_pool2d(images, 2).mul(2).sub(1)
 
 
 def make_pixel_unet() -> "UNet2DModel":

@@ -7,11 +7,14 @@ or three equal objects. All of it is drawn from a seed; images are rendered with
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from noiseworks.core.checks import check_choice, check_number, check_seed
 from noiseworks.core.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Split = Literal["train", "test", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "test", "heldout")
@@ -230,6 +233,20 @@ def render(scenes: Sequence[Scene]) -> np.ndarray:
             color = np.array([COLORS[item.color] for _, item in part], np.float32)[:, None, None]
             images[where] += alpha * (color - images[where])
     return images
+
+
+def pixel_scenes(n: int, seed: int, split: Split = "train") -> "Tensor":
+    """Return scenes of half the side as images [n, 3, 16, 16] in [-1, 1], averaged over 2x2 pixels.
+
+    Args:
+        n: Number of scenes.
+        seed: Seed within the split.
+        split: As in `sample_scenes`.
+    """
+    import torch
+
+    images = torch.from_numpy(render(sample_scenes(n, seed, split))).permute(0, 3, 1, 2)
+    return torch.nn.functional.avg_pool2d(images, 2).mul(2).sub(1)
 
 
 def caption(scene: Scene) -> str:
