@@ -33,12 +33,27 @@ def made(tmp_path_factory):
 @pytest.fixture
 def desk(method, made, tmp_path):
     """A working folder, and the files that a contract's lines name."""
-    folder, files = made(method.folder)
-    (tmp_path / "work").mkdir()
-    shutil.copytree(folder, tmp_path / "files")
+    return laid(tmp_path, *made(method.folder))
+
+
+@pytest.fixture(scope="session")
+def refusing_desk(made, tmp_path_factory):
+    """Lays a desk for all lines of a package that must leave it as it is, once a run."""
+
+    @cache
+    def lay(package):
+        return laid(tmp_path_factory.mktemp("refusing"), *made(package))
+
+    return lay
+
+
+def laid(place, folder, files):
+    """Lay a working folder, and copies of the files that a contract's lines name."""
+    (place / "work").mkdir()
+    shutil.copytree(folder, place / "files")
     own = {name: Path(file) for name, file in files.items() if Path(file).is_relative_to(folder)}
-    return tmp_path / "work", files | {
-        name: tmp_path / "files" / file.relative_to(folder) for name, file in own.items()
+    return place / "work", files | {
+        name: place / "files" / file.relative_to(folder) for name, file in own.items()
     }
 
 
@@ -90,9 +105,9 @@ def test_line_that_works(method, good_line, desk):
     assert not [name for name in left if not any(fnmatch.fnmatch(name.split("/")[0], root) for root in roots)]
 
 
-def test_line_that_is_refused(method, bad_line, desk):
+def test_line_that_is_refused(method, bad_line, refusing_desk):
     """One line on stderr that names the mistake, exit status 2, nothing on stdout, nothing written."""
-    work, files = desk
+    work, files = refusing_desk(method.folder)
     line, part = bad_line
     before = written(work.parent)
     done = typed(app_of(method.folder.name), words_of(line, files), work)
