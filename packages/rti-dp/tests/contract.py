@@ -5,10 +5,11 @@ from pathlib import Path
 from noiseworks.kits.contracts import Contract
 
 SMALL = {"down_dims": (8, 16), "kernel_size": 3, "step_embed_dim": 8}
+SHORT = {"network": "transformer", "n_layer": 1, "n_head": 1, "n_emb": 8, "num_train_timesteps": 10}
 
 
 def files(folder: Path) -> dict[str, Path]:
-    """Make a policy, one whose weights are broken, episodes and a dataset."""
+    """Make a policy, one of few steps, one whose weights are broken, episodes and a dataset."""
     import numpy as np
     import torch
     from noiseworks.kits.policies import Episodes, NativePolicy, PolicyConfig
@@ -16,6 +17,7 @@ def files(folder: Path) -> dict[str, Path]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         policy = NativePolicy(PolicyConfig(**SMALL))
+        NativePolicy(PolicyConfig(**SHORT)).save_pretrained(folder / "short")
     policy.save_pretrained(folder / "policy")
     torch.nn.init.constant_(policy.net.final_conv[1].bias, float("nan"))
     policy.save_pretrained(folder / "broken")
@@ -25,7 +27,7 @@ def files(folder: Path) -> dict[str, Path]:
     Episodes(obs, actions, np.array([4, 8]), np.zeros(2, np.int64)).save(folder / "data.npz")
     (folder / "lerobot").mkdir()
     (folder / "lerobot" / "config.json").write_text('{"type": "diffusion"}')
-    return {name: folder / name for name in ("policy", "broken", "data.npz", "lerobot")}
+    return {name: folder / name for name in ("policy", "short", "broken", "data.npz", "lerobot")}
 
 
 MODEL = "--model {policy}"
@@ -35,9 +37,8 @@ CONTRACT = Contract(
     good={
         f"{EVAL} --steps 3,1,0 --discrete 2:clip:10 --initial-steps 5 "
         "--video film.webp --record episodes.npz": ("film.webp", "episodes.npz"),
-        f"compare {MODEL} --tasks 0 --episodes 1 --replans 1 --latency 1 --device cpu --video arms.webp": (
-            "arms.webp",
-        ),
+        "compare --model {short} --steps 3,1,0 --tasks 0 --episodes 1 --replans 1 --latency 1 --device cpu "
+        "--video arms.webp": ("arms.webp",),
         f"suggest {MODEL} --data {{data.npz}} --nfe 3 --pairs 2 --discrete 2:clip": (),
         "lerobot --model {lerobot} --out warm --steps 5,2,0": ("warm/config.json",),
         "scale-data {data.npz} scaled.npz --dims -1 --factor 5": ("scaled.npz",),
