@@ -6,6 +6,9 @@ files beside it: what one environment compiled, the next one finds, and what the
 the same files is there from the start.
 """
 
+import configparser
+import email
+import json
 import os
 import re
 import shutil
@@ -13,12 +16,22 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from closures import brought
+from members import Member, chosen, workspace
+from noiseworks.dev.warm import MODULES, Warm
+from packaging.markers import Marker
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 # `uv run` names its own executable in UV, also where no `uv` is on the path.
 UV = os.environ.get("UV") or shutil.which("uv")
+
+TEXTS = {".py", ".pyi", ".toml", ".md", ".lock", ""}  # what a member is built from, and a lone LICENSE
+SITE = Path("lib", f"python{sysconfig.get_python_version()}", "site-packages")
 
 pytestmark = [
     pytest.mark.slow,
@@ -55,18 +68,28 @@ def wheels(root, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def repository(root, tmp_path_factory):
-    """A git repository that holds the tracked files as they are now, committed or not."""
+    """A git repository that holds the tracked files as they are now, committed or not.
+
+    Weights and results of other members are left out, and nothing is packed tightly: git would spend its time on them.
+    """
     folder = tmp_path_factory.mktemp("repository")
     listed = subprocess.run(
         ["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True
     ).stdout
     for name in filter(None, listed.split("\0")):
-        if (root / name).exists():
+        needed = name.startswith(("shared/src", "packages/linear-ag/")) or (root / name).suffix in TEXTS
+        if needed and (root / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(root / name, folder / name)
-    identity = ("-c", "user.name=tests", "-c", "user.email=tests@localhost")
-    for words in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "-m", "Snapshot"]):
-        subprocess.run(["git", *identity, *words], cwd=folder, check=True, capture_output=True)
+    settings = {
+        "user.name": "tests",
+        "user.email": "tests@localhost",
+        "core.compression": "0",
+        "pack.window": "0",
+    }
+    git = [["init", "--quiet"], *(["config", *one] for one in settings.items())]
+    for words in (*git, ["add", "--all"], ["commit", "--quiet", "-m", "Snapshot"]):
+        subprocess.run(["git", *words], cwd=folder, check=True, capture_output=True)
     return folder
 
 
@@ -77,8 +100,7 @@ def place(tmp_path_factory):
         folder = tmp_path_factory.mktemp("installed")
         patch.setenv("PYTHONPYCACHEPREFIX", str(folder / "compiled"))
         patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
-        installed = Path("lib", f"python{sysconfig.get_python_version()}", "site-packages")
-        offer_compiled(folder / "compiled" / (folder / "environment" / installed).relative_to("/"))
+        offer_compiled(folder / "compiled" / (folder / "environment" / SITE).relative_to("/"))
         yield folder
 
 
@@ -132,21 +154,28 @@ def python(environment: Path, *words, cwd=None):
     )
 
 
-def assert_linear_ag_works(environment: Path):
-    done = python(
-        environment, "-c", "import noiseworks.linear_ag as m; print([getattr(m, n) for n in m.__all__])"
-    )
-    assert done.returncode == 0, done.stderr
+def assert_linear_ag_works(environment: Path, wheels: Path):
+    """The files of the wheels, which the tests above try, are there with all that they need, and help answers."""
+    for name in ("noiseworks_linear_ag", "noiseworks_core"):
+        (wheel,) = wheels.glob(f"{name}-*.whl")
+        packed = {
+            one for one in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in one and one[-1] != "/"
+        }
+        (folder,) = (environment / SITE).glob(f"{name}-*.dist-info")
+        listed = {line.split(",")[0] for line in (folder / "RECORD").read_text().splitlines()}
+        assert packed <= listed
+        assert not [one for one in packed if not (environment / SITE / one).is_file()]
+    uv("pip", "check", "--quiet", "--python", environment)
     done = subprocess.run(
         [str(environment / "bin" / "noiseworks-linear-ag"), "--help"], capture_output=True, check=False
     )
     assert done.returncode == 0, done.stderr
 
 
-def install(environment: Path, wheels: Path, constraints: Path, line: str) -> None:
-    """Install a wheel with what it depends on, from the folder of wheels and the versions of the lock."""
+def install(environment: Path, wheels: Path, constraints: Path, *lines: str) -> None:
+    """Install wheels with what they depend on, from the folder of wheels and the versions of the lock."""
     places = ("--python", environment, "--find-links", wheels, "-c", constraints)
-    uv("pip", "install", "--quiet", *places, *fresh(wheels), line)
+    uv("pip", "install", "--quiet", *places, *fresh(wheels), *lines)
 
 
 def fresh(wheels: Path) -> list[str]:
@@ -155,63 +184,167 @@ def fresh(wheels: Path) -> list[str]:
     return [word for name in names for word in ("--refresh-package", name)]
 
 
-# Imports modules with all their public names, then waits, and runs a script with what was installed meanwhile.
-NAMES_THEN_SCRIPT = """
-import importlib, runpy, sys
-for name in sys.argv[2:]:
+# What a process with one member and what it brings does: argument 1 is its job, a file of JSON.
+PROGRAM = """
+import importlib, json, os, runpy, sys
+from importlib.metadata import entry_points
+
+with open(sys.argv[1]) as file:
+    job = json.load(file)
+sys.path[:0] = job["path"]
+importlib.invalidate_caches()
+for words in job["help"]:
+    sys.argv = [*words, "--help"]
+    (entry,) = entry_points(group="console_scripts", name=words[0])
+    try:
+        entry.load()()
+    except SystemExit as leave:
+        assert not leave.code, words
+for name in job["modules"]:
     module = importlib.import_module(name)
     for public in getattr(module, "__all__", []):
         getattr(module, public)
-print("imported", flush=True)
-if sys.stdin.readline():
-    importlib.invalidate_caches()
-    runpy.run_path(sys.argv[1], run_name="__main__")
+if job["script"]:
+    sys.argv = [job["script"]]
+    runpy.run_path(job["script"], run_name="__main__")
+for name in job["claims"]:
+    (entry,) = entry_points(group="noiseworks.claims", name=name)
+    assert entry.load().method == name
+rooms = {name.split(".")[1] for name in sys.modules if name.startswith("noiseworks.")}
+assert rooms <= set(job["rooms"]), rooms
 """
 
 
-def test_wheel_brings_what_its_names_help_examples_and_claim_need(member, wheels, constraints, environment):
-    """Names and command line with the wheel alone, examples with the README's install line, the claim with its extra.
+@dataclass(frozen=True)
+class Job:
+    """A member as one of its install lines brings it, and what is done with it there."""
 
-    The names and the examples share a process, as importing the hosts costs more than the examples do. Where they
-    fail in it, because a library looks for another one only when it is imported, a new process decides.
+    member: Member
+    lines: tuple[str, ...]
+    is_readme: bool
+
+    @property
+    def brought(self) -> frozenset[str]:
+        """The distributions beside the member's own."""
+        return brought(*self.lines) - {self.member.name}
+
+
+def jobs_of(member) -> list[Job]:
+    """Return the jobs of a member: its README by the README's own lines, and its claim where those lack the bench."""
+    if not member.is_method:
+        return [Job(member, (member.name,), True)]
+    text = (member.folder / "README.md").read_text().partition("```python")[0]
+    lines = tuple(re.findall(r'^pip install "(noiseworks-[^"]+)"$', text, re.MULTILINE))
+    assert lines, f"a line that installs {member.name} stands above its first example"
+    readme, bench = Job(member, lines, True), Job(member, (f"{member.name}[bench]",), False)
+    return [readme] if "noiseworks-bench" in readme.brought else [readme, bench]
+
+
+def groups() -> dict[str, list[Job]]:
+    """Return all jobs by what they need installed; the name of a group is that of its first member and its size."""
+    by_need = {}
+    for job in [job for member in chosen() for job in jobs_of(member)]:
+        by_need.setdefault(job.brought, []).append(job)
+    return {f"{len(jobs)} as {jobs[0].lines[0]}": jobs for jobs in by_need.values()}
+
+
+def pytest_generate_tests(metafunc):
+    if "group" in metafunc.fixturenames:
+        found = groups()
+        metafunc.parametrize("group", list(found.values()), ids=list(found))
+
+
+def apart(environment: Path, group: list[Job]) -> dict[str, list[str]]:
+    """Move what uv installed of the workspace out of the environment, and return each member's path of imports.
+
+    On a path is the member, and the rest of the workspace that its line brings, as if nothing else were installed.
     """
-    install(environment, wheels, constraints, member.name)
-    helped = [[name, "--help"] for name in member.scripts]
-    helped += [["noiseworks", name, "--help"] for name in member.entry_points("noiseworks.commands")]
-    for program, *words in helped:
-        done = subprocess.run(
-            [str(environment / "bin" / program), *words], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-    script, log = environment / "readme.py", environment / "log.txt"
-    words = [environment / "bin" / "python", "-c", NAMES_THEN_SCRIPT, script, *member.modules]
-    with log.open("w") as errors:
-        process = subprocess.Popen(
-            words, cwd=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
-        )
+    installed = environment / SITE
+    rooms = {room: folder for folder in (installed / "noiseworks").iterdir() for room in [folder.name]}
+    shared = {name for name in group[0].brought if name.startswith("noiseworks-")}
+    paths = {}
+    for owner in workspace():
+        if owner.name not in shared and owner.name not in {job.member.name for job in group}:
+            continue
+        target = environment / ("beside" if owner.name in shared else owner.name)
+        (target / "noiseworks").mkdir(parents=True, exist_ok=True)
+        for module in owner.modules:
+            rooms[module.split(".")[1]].rename(target / "noiseworks" / module.split(".")[1])
+        (information,) = installed.glob(f"{owner.name.replace('-', '_')}-*.dist-info")
+        information.rename(target / information.name)
+        paths[owner.name] = [str(target)]
+    assert not [path.name for path in (installed / "noiseworks").iterdir()], (
+        "what nobody asked for was installed"
+    )
+    return {job.member.name: [*paths[job.member.name], str(environment / "beside")] for job in group}
+
+
+def test_what_a_readme_says_works_where_only_its_install_line_was_typed(
+    group, wheels, constraints, environment
+):
+    """Help, public names, examples and claim of each member, with the wheels that its line brings and no others.
+
+    Members whose lines bring the same distributions share an environment, and the import of the hosts: what loads them
+    once forks a process for each member, in which no other member can be imported.
+    """
+    install(environment, wheels, constraints, *[line for job in group for line in job.lines])
+    for job in group:
+        assert all((environment / "bin" / name).exists() for name in job.member.scripts)
+    paths = apart(environment, group)
+    program = environment / "program.py"
+    program.write_text(PROGRAM)
+    warm = Warm(environment, environment / "bin" / "python", MODULES if len(group) > 1 else ())
+    failed = {}
     try:
-        assert process.stdout.readline() == "imported\n", log.read_text()
-        if member.is_method:
-            text = (member.folder / "README.md").read_text()
-            lines = re.findall(
-                r'^pip install "(noiseworks-[^"]+)"$', text.partition("```python")[0], re.MULTILINE
-            )
-            assert lines, "a line that installs the method stands above its first example"
-            for line in lines:
-                install(environment, wheels, constraints, line)
-            script.write_text("\n\n".join(python_blocks(text)))
-            process.communicate("go on\n", timeout=300)
-            if process.returncode:
-                done = python(environment, str(script), cwd=environment)
-                assert done.returncode == 0, done.stderr
+        for job in group:
+            member, folder = job.member, environment / f"work-{job.member.name}"
+            folder.mkdir()
+            blocks = python_blocks((member.folder / "README.md").read_text()) if member.is_method else []
+            if job.is_readme and blocks:
+                (folder / "readme.py").write_text("\n\n".join(blocks))
+            verbs = [["noiseworks", name] for name in member.entry_points("noiseworks.commands")]
+            beside = {name for one in workspace() if one.name in job.brought for name in one.modules}
+            task = {
+                "path": paths[member.name],
+                "help": [[name] for name in member.scripts] + verbs if job.is_readme else [],
+                "modules": member.modules if job.is_readme else [],
+                "script": str(folder / "readme.py") if job.is_readme and blocks else None,
+                "claims": list(member.entry_points("noiseworks.claims"))
+                if "noiseworks-bench" in job.brought
+                else [],
+                "rooms": [name.split(".")[1] for name in (*member.modules, *beside)],
+            }
+            (folder / "job.json").write_text(json.dumps(task))
+            done = warm("python", program, folder / "job.json", cwd=folder)
+            if done.returncode:
+                failed[member.name] = done.stderr[-3000:]
     finally:
-        process.kill()
-        process.communicate()
-    if member.is_method:
-        install(environment, wheels, constraints, f"{member.name}[bench]")
-        done = python(environment, "-c", f"from {member.modules[0]}.claim import CLAIM; print(CLAIM.method)")
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.strip() == member.folder.name
+        warm.close()
+    assert not failed, "\n".join(f"{name}: {text}" for name, text in failed.items())
+
+
+def test_a_wheel_says_what_its_pyproject_says(member, wheels):
+    """What it needs, by extra, and its entry points: an installer reads nothing else."""
+    (wheel,) = wheels.glob(f"{member.name.replace('-', '_')}-*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        (folder,) = {name.split("/")[0] for name in file.namelist() if ".dist-info/" in name}
+        metadata = email.message_from_bytes(file.read(f"{folder}/METADATA"))
+        entries = configparser.ConfigParser(delimiters=("=",))
+        if f"{folder}/entry_points.txt" in file.namelist():
+            entries.read_string(file.read(f"{folder}/entry_points.txt").decode())
+    project = member.pyproject["project"]
+    needed = {Requirement(line) for line in project["dependencies"]}
+    for extra, lines in project.get("optional-dependencies", {}).items():
+        for one in map(Requirement, lines):
+            both = f"({one.marker}) and " if one.marker else ""
+            one.marker = Marker(f'{both}extra == "{extra}"')
+            needed.add(one)
+    assert {*map(Requirement, metadata.get_all("Requires-Dist"))} == needed
+    assert SpecifierSet(metadata["Requires-Python"]) == SpecifierSet(project["requires-python"])
+    groups = {"console_scripts": member.scripts, **project.get("entry-points", {})}
+    assert {name: dict(entries[name]) for name in entries.sections()} == {
+        k: v for k, v in groups.items() if v
+    }
 
 
 def test_wheel_holds_what_the_source_folder_holds(member, wheels, root):
@@ -232,17 +365,17 @@ def test_pip_installs_from_a_folder_of_wheels(wheels, environment_with_pip):
     words = ("install", "--no-index", "--find-links", str(wheels), "noiseworks-linear-ag")
     done = python(environment_with_pip, "-m", "pip", *words)
     assert done.returncode == 0, done.stderr
-    assert_linear_ag_works(environment_with_pip)
+    assert_linear_ag_works(environment_with_pip, wheels)
 
 
-def test_uv_pip_installs_from_a_subdirectory_of_the_repository(repository, constraints, environment):
+def test_uv_pip_installs_from_a_subdirectory_of_the_repository(repository, wheels, constraints, environment):
     """uv reads the workspace of the repository and takes noiseworks-core from there."""
     line = f"noiseworks-linear-ag @ git+{repository.as_uri()}#subdirectory=packages/linear-ag"
     uv("pip", "install", "--quiet", "--python", environment, "-c", constraints, line)
-    assert_linear_ag_works(environment)
+    assert_linear_ag_works(environment, wheels)
 
 
-def test_uv_adds_from_a_subdirectory_of_the_repository(repository, constraints, tmp_path):
+def test_uv_adds_from_a_subdirectory_of_the_repository(repository, wheels, constraints, tmp_path):
     project = tmp_path / "project"
     project.mkdir()
     (project / "pyproject.toml").write_text(
@@ -250,11 +383,11 @@ def test_uv_adds_from_a_subdirectory_of_the_repository(repository, constraints, 
     )
     line = f"noiseworks-linear-ag @ git+{repository.as_uri()}#subdirectory=packages/linear-ag"
     uv("add", "--quiet", "--python", sys.executable, "-c", constraints, line, cwd=project)
-    assert_linear_ag_works(project / ".venv")
+    assert_linear_ag_works(project / ".venv", wheels)
     shutil.rmtree(project / ".venv")
 
 
-def test_pip_installs_from_subdirectories_of_the_repository(repository, environment_with_pip):
+def test_pip_installs_from_subdirectories_of_the_repository(repository, wheels, environment_with_pip):
     """pip does not read workspaces: the core's subdirectory is named first, on the same line."""
     lines = [
         f"noiseworks-core @ git+{repository.as_uri()}#subdirectory=shared",
@@ -262,4 +395,4 @@ def test_pip_installs_from_subdirectories_of_the_repository(repository, environm
     ]
     done = python(environment_with_pip, "-m", "pip", "install", *lines)
     assert done.returncode == 0, done.stderr
-    assert_linear_ag_works(environment_with_pip)
+    assert_linear_ag_works(environment_with_pip, wheels)
