@@ -200,13 +200,3 @@ def test_packages_and_command_lines_import_without_torch(members, run):
     done = run("python", "-c", code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
-
-
-def test_core_loads_no_host_library_when_every_module_is_imported(members, run):
-    core = [
-        m.module_of(f) for m in members for f in m.sources if m.module_of(f).startswith("noiseworks.core")
-    ]
-    code = f"import sys, {', '.join(sorted(core))}; print([n for n in {sorted(HOSTS)} if n in sys.modules])"
-    done = run("python", "-c", code)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "[]"

@@ -279,6 +279,12 @@ def apart(environment: Path, group: list[Job]) -> dict[str, list[str]]:
     return {job.member.name: [*paths[job.member.name], str(environment / "beside")] for job in group}
 
 
+def imported(member: Member) -> list[str]:
+    """Return what is imported where only the member's line was typed: all of the core, which works without any host."""
+    modules = map(member.module_of, member.sources)
+    return member.modules + [name for name in modules if name.startswith("noiseworks.core.")]
+
+
 def test_what_a_readme_says_works_where_only_its_install_line_was_typed(
     group, wheels, constraints, environment
 ):
@@ -307,7 +313,7 @@ def test_what_a_readme_says_works_where_only_its_install_line_was_typed(
             task = {
                 "path": paths[member.name],
                 "help": [[name] for name in member.scripts] + verbs if job.is_readme else [],
-                "modules": member.modules if job.is_readme else [],
+                "modules": imported(member) if job.is_readme else [],
                 "script": str(folder / "readme.py") if job.is_readme and blocks else None,
                 "claims": list(member.entry_points("noiseworks.claims"))
                 if "noiseworks-bench" in job.brought
