@@ -285,6 +285,7 @@ def imported(member: Member) -> list[str]:
     return member.modules + [name for name in modules if name.startswith("noiseworks.core.")]
 
 
+@pytest.mark.timeout(1500)  # a dozen members
 def test_what_a_readme_says_works_where_only_its_install_line_was_typed(
     group, wheels, constraints, environment
 ):
