@@ -13,6 +13,7 @@ from diffusers import (
 )
 from noiseworks.core.errors import InputError, NonFiniteError
 from noiseworks.kits.image_tuning import (
+    InRandomOrder,
     PromptStatistics,
     Rollout,
     chain_of,
@@ -24,6 +25,7 @@ from noiseworks.kits.image_tuning import (
     preference_link,
     score,
     step_ratio_loss,
+    win_interval,
 )
 from noiseworks.kits.image_tuning.chain import sampling_scheduler
 from noiseworks.kits.image_tuning.preferences import kappa_of
@@ -261,3 +263,33 @@ def test_rewards_are_checked():
     for name in ("nothing:here", "math:nothing", "clip:missing"):
         with pytest.raises(InputError):
             named_reward(name, "x")
+
+
+def test_the_controls_rewards_are_the_images_own_in_another_order():
+    images = torch.linspace(0, 1, 8).view(8, 1, 1, 1).expand(8, 3, 4, 4)
+    told = InRandomOrder(named_reward("brightness", "x"), 3)
+    first, second = (score(told, images, "abcdefgh").flatten() for _ in range(2))
+    for found in (first, second):
+        torch.testing.assert_close(found.sort().values, images[:, 0, 0, 0], rtol=1e-6, atol=1e-6)
+    assert not torch.equal(first, second), "each call has an order of its own"
+    again = InRandomOrder(named_reward("brightness", "x"), 3)
+    assert torch.equal(score(again, images, "abcdefgh").flatten(), first)
+
+
+def test_the_interval_of_wins_is_as_wide_as_prompts_and_images_differ():
+    g = torch.Generator().manual_seed(0)
+    wins = (torch.rand(400, generator=g) < 0.6).double()
+    low, high = win_interval(wins, torch.zeros(400, dtype=torch.long))
+    width = 2 * 1.96 * math.sqrt(float(wins.var(correction=0)) / 400)
+    assert (low + high) / 2 == pytest.approx(float(wins.mean()), abs=0.01)
+    assert high - low == pytest.approx(width, rel=0.1)
+    # Wins that are the prompt's: as if there were as many images as prompts, however many of each were drawn.
+    groups = torch.arange(16).repeat(25)
+    low, high = win_interval((groups < 8).double(), groups)
+    assert high - low == pytest.approx(2 * 1.96 * 0.5 / 4, rel=0.1)
+    # Groups of different sizes: each image counts once, and no member of a small group is drawn for a large one.
+    groups = torch.arange(4).repeat_interleave(torch.tensor([1, 1, 1, 97]))
+    low, high = win_interval((groups == 3).double(), groups)
+    assert low == 0
+    assert high == pytest.approx(291 / 292)  # three of the four drawn are the large one
+    assert win_interval(torch.ones(5), torch.arange(5)) == (1, 1)

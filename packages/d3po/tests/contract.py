@@ -90,7 +90,7 @@ CONTRACT = Contract(
             "out/trial.json",
             "out/images.png",
         ),
-        f"compare {TINY} --batch-size 1 --max-steps 1 --per-prompt 1 --device cpu --out out": (
+        f"compare {TINY} --batch-size 1 --max-steps 1 --per-prompt 1 --control --device cpu --out out": (
             "out/trial.json",
             "out/images.png",
         ),

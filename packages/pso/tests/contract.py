@@ -20,7 +20,7 @@ CUSTOMIZE = (
 EVAL = "eval --model {model} --prompts {prompts.txt} --reward brightness --per-prompt 1 --device cpu --kind renoising"
 COMPARE = (
     f"compare --model {{model}} --prompts {{prompts.txt}} --reward brightness {FEW} --batch-size 2 --max-steps 1 "
-    "--per-prompt 1 --device cpu --out out"
+    "--per-prompt 1 --control --device cpu --out out"
 )
 LORA = ("run/lora/pytorch_lora_weights.safetensors", "run/metrics.csv")
 

@@ -10,7 +10,7 @@ from noiseworks.core.errors import InputError
 from noiseworks.core.options import Spread, Whole
 from noiseworks.kits.diffusers_hosts.options import Hardware
 from noiseworks.kits.image_tuning.evaluating import evaluate_adapter
-from noiseworks.kits.image_tuning.options import RewardChoice, Rollout, Subject, Trial
+from noiseworks.kits.image_tuning.options import Control, RewardChoice, Rollout, Subject, Trial
 from noiseworks.kits.training import check_run, open_run
 
 TRIAL = FolderKind("b2-diffurl/trial", ("*.png", "trial.json"), "trial.json")
@@ -125,6 +125,7 @@ def compare(
     rollout: Spread[Rollout] = Rollout(),
     training: Spread[Training] = Training(max_steps=14, batch_size=16, accumulate=8),
     trial: Spread[Trial] = Trial(),
+    control: Spread[Control] = Control(),
 ) -> dict[str, Any]:
     """Try it on your own model: B2-DiffuRL beside DDPO, at as many scored images.
 
@@ -137,20 +138,22 @@ def compare(
         rollout: How the pipeline draws.
         training: Both trainings.
         trial: How many images are tried.
+        control: Whether B2-DiffuRL on rewards in random order is tried too; nothing should be gained by it.
 
     Returns:
-        For each method mean reward and diversity, and the share of images that became better.
+        For each method mean reward and diversity, and the share of images that became better, with its 95 % interval.
     """
     stages.fits(rollout.num_inference_steps)
     check_folder(out, TRIAL, sources=(subject.model, subject.prompts))
     texts = subject.texts()
     from noiseworks.b2_diffurl.training import B2DiffuRL
-    from noiseworks.kits.image_tuning import DDPO, DDPOSettings, named_reward
+    from noiseworks.kits.image_tuning import DDPO, DDPOSettings, InRandomOrder, named_reward
     from noiseworks.kits.image_tuning.reports import report, tried
 
     reward, draws = named_reward(choice.reward, "b2-diffurl"), {}
-    for name in ("B2-DiffuRL", "DDPO"):
-        start = (training.pipeline(subject.model), texts, reward, training, rollout)
+    for name in ("B2-DiffuRL", "DDPO", *["control"] * control.control):
+        told = InRandomOrder(reward, training.seed) if name == "control" else reward
+        start = (training.pipeline(subject.model), texts, told, training, rollout)
         if name == "DDPO":
             trainer = DDPO(*start, DDPOSettings(copies=branching.branches, clip=branching.clip))
         else:

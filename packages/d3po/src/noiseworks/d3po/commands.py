@@ -13,7 +13,7 @@ from noiseworks.d3po.labels import agreement, merged, read_labels, read_samples
 from noiseworks.d3po.options import Preference, Source, Training
 from noiseworks.kits.diffusers_hosts.options import Hardware
 from noiseworks.kits.image_tuning.evaluating import evaluate_adapter
-from noiseworks.kits.image_tuning.options import RewardChoice, Rollout, Subject, Trial
+from noiseworks.kits.image_tuning.options import Control, RewardChoice, Rollout, Subject, Trial
 from noiseworks.kits.training import check_run, open_run
 
 SAMPLES = FolderKind("d3po/samples", ("*.png", "samples.json", "trajectories/*"), "samples.json")
@@ -187,6 +187,7 @@ def compare(
     rollout: Spread[Rollout] = Rollout(),
     training: Spread[Training] = Training(max_steps=20),
     trial: Spread[Trial] = Trial(),
+    control: Spread[Control] = Control(),
 ) -> dict[str, Any]:
     """Try it on your own model: D3PO beside DDPO, which is given the reward itself, at equal images and updates.
 
@@ -198,24 +199,26 @@ def compare(
         rollout: How the pipeline draws.
         training: Both trainings.
         trial: How many images are tried.
+        control: Whether D3PO on rewards in random order is tried too; nothing should be gained by it.
 
     Returns:
-        For each method mean reward, and the share of images that became better.
+        For each method mean reward, and the share of images that became better, with its 95 % interval.
     """
     check_folder(out, TRIAL, sources=(subject.model, subject.prompts))
     texts = subject.texts()
     from noiseworks.d3po.training import D3PO
-    from noiseworks.kits.image_tuning import DDPO, DDPOSettings, named_reward
+    from noiseworks.kits.image_tuning import DDPO, DDPOSettings, InRandomOrder, named_reward
     from noiseworks.kits.image_tuning.reports import report, tried
 
     reward, draws = named_reward(choice.reward, "d3po"), {}
     ddpo = replace(training, minibatch=training.minibatch * preference.copies)
-    for name in ("D3PO", "DDPO"):
-        pipe = training.pipeline(subject.model)
-        if name == "D3PO":
-            trainer = D3PO(pipe, texts, reward, training, rollout, preference)
+    for name in ("D3PO", "DDPO", *["control"] * control.control):
+        told = InRandomOrder(reward, training.seed) if name == "control" else reward
+        start = (training.pipeline(subject.model), texts, told)
+        if name == "DDPO":
+            trainer = DDPO(*start, ddpo, rollout, DDPOSettings(copies=preference.copies))
         else:
-            trainer = DDPO(pipe, texts, reward, ddpo, rollout, DDPOSettings(copies=preference.copies))
+            trainer = D3PO(*start, training, rollout, preference)
         trainer.fit()
         found = tried(trainer.policy, reward, trial)
         draws |= {"before": found["before"], name: found["after"]}

@@ -9,7 +9,7 @@ from noiseworks.core.errors import InputError
 from noiseworks.core.options import Spread
 from noiseworks.kits.diffusers_hosts.options import Hardware
 from noiseworks.kits.image_tuning.choices import read_choices
-from noiseworks.kits.image_tuning.options import LoraTuning, RewardChoice, Subject, Trial, Tuning
+from noiseworks.kits.image_tuning.options import Control, LoraTuning, RewardChoice, Subject, Trial, Tuning
 from noiseworks.kits.training import check_run, open_run
 from noiseworks.pso.options import (
     FAMILIES,
@@ -218,6 +218,7 @@ def compare(
     preference: Spread[Preference] = Preference(),
     training: Spread[Tuning] = replace(ONLINE, max_steps=20),
     trial: Spread[Trial] = Trial(),
+    control: Spread[Control] = Control(),
 ) -> dict[str, Any]:
     """Try it on your own model: PSO beside DDPO and the denoising loss, at equal images and updates.
 
@@ -231,23 +232,25 @@ def compare(
         preference: What PSO compares.
         training: All trainings; a round is of `batch_size` prompts.
         trial: How many images are tried.
+        control: Whether PSO on rewards in random order is tried too; nothing should be gained by it.
 
     Returns:
-        For each method mean reward and diversity, and the share of images that became better.
+        For each method mean reward and diversity, and the share of images that became better, with its 95 % interval.
     """
     check_folder(out, TRIAL, sources=(subject.model, subject.prompts))
     texts = subject.texts()
-    from noiseworks.kits.image_tuning import DDPO, BestOfTwo, DDPOSettings, named_reward
+    from noiseworks.kits.image_tuning import DDPO, BestOfTwo, DDPOSettings, InRandomOrder, named_reward
     from noiseworks.kits.image_tuning.reports import report, tried
     from noiseworks.pso.samplers import few_step
     from noiseworks.pso.training import OnlinePSO
 
     reward, draws = named_reward(choice.reward, "pso"), {}
     single = replace(training, minibatch=2 * training.minibatch)  # rows are images, not pairs
-    for name in ("PSO", "DDPO", "denoising loss"):
+    for name in ("PSO", "DDPO", "denoising loss", *["control"] * control.control):
         pipe = training.pipeline(subject.model, FAMILIES)
-        if name == "PSO":
-            trainer = OnlinePSO(pipe, texts, reward, training, sampler, preference)
+        if name in ("PSO", "control"):
+            told = reward if name == "PSO" else InRandomOrder(reward, training.seed)
+            trainer = OnlinePSO(pipe, texts, told, training, sampler, preference)
         else:
             start = few_step(pipe, sampler), texts, reward
             if name == "DDPO":

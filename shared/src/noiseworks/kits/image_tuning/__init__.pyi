@@ -15,10 +15,12 @@ from .denoising import DenoisingError as DenoisingError
 from .evaluation import Draws as Draws
 from .evaluation import diversity as diversity
 from .evaluation import draw_scored as draw_scored
+from .evaluation import win_interval as win_interval
 from .evaluation import win_rate as win_rate
 from .offline import DiffusionDPO as DiffusionDPO
 from .offline import OfflineTuner as OfflineTuner
 from .offline import Supervised as Supervised
+from .options import Control as Control
 from .options import LoraTuning as LoraTuning
 from .options import OfflineTuning as OfflineTuning
 from .options import PairLoss as PairLoss
@@ -35,6 +37,7 @@ from .preferences import dominance as dominance
 from .preferences import implicit_accuracy as implicit_accuracy
 from .preferences import preference_link as preference_link
 from .preferences import step_ratio_loss as step_ratio_loss
+from .rewards import InRandomOrder as InRandomOrder
 from .rewards import Reward as Reward
 from .rewards import named_reward as named_reward
 from .rewards import score as score

@@ -33,7 +33,8 @@ def evaluate_adapter(
         hardware: Where the model runs.
 
     Returns:
-        Mean reward and diversity before and after, and the share of images that became better (equal ones count half).
+        Reward (mean, median) and diversity before and after, and the share of images that became better (equal ones
+        count half) with its 95 % interval.
 
     Raises:
         InputError: When model, prompts, adapter or reward cannot be loaded, or the folder holds something else.

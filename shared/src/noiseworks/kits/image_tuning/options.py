@@ -207,3 +207,14 @@ class Trial(Options):
 
     per_prompt: Annotated[int, at_least(1)] = 4
     trial_seed: Annotated[int, at_least(0)] = 1_000_000
+
+
+@dataclass(frozen=True)
+class Control(Options):
+    """What shows how far a training drifts when there is nothing to learn.
+
+    Attributes:
+        control: Whether the method is also trained on its rewards in random order, for as long again.
+    """
+
+    control: bool = False

@@ -9,7 +9,7 @@ from noiseworks.core.output import results
 from noiseworks.kits.diffusers_hosts import load_pipeline
 from noiseworks.kits.diffusers_hosts.options import Hardware
 from noiseworks.kits.image_tuning.adapters import load_lora, reference
-from noiseworks.kits.image_tuning.evaluation import Draws, diversity, draw_scored, win_rate
+from noiseworks.kits.image_tuning.evaluation import Draws, diversity, draw_scored, win_interval, win_rate
 from noiseworks.kits.image_tuning.options import FAMILIES, Rollout, Subject, Trial
 from noiseworks.kits.image_tuning.policy import Policy
 from noiseworks.kits.image_tuning.rewards import Reward
@@ -47,9 +47,10 @@ def tried(policy: Policy, reward: Reward, trial: Trial) -> dict[str, Draws]:
 def report(
     draws: Mapping[str, Draws], out: Path | None, kind: FolderKind, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return mean rewards and diversity, and of all but the first the share of images better than the first one's.
+    """Return rewards (mean, median) and diversity, and of all but the first the share of images that beat its own.
 
-    Diversity is the mean distance between images of a prompt, where there are several of each.
+    The share of several images has a 95 % interval, by a bootstrap over prompts and their images. Diversity is the mean
+    distance between images of a prompt, where there are several of each.
 
     Args:
         draws: Name -> images, what is compared with first.
@@ -59,11 +60,15 @@ def report(
     """
     first, found = next(iter(draws.values())), {}
     for name, one in draws.items():
-        found[name] = {"reward": float(one.rewards[:, 0].mean())}
+        values = one.rewards[:, 0]
+        found[name] = {"reward": float(values.mean()), "median": float(values.quantile(0.5))}
         if int(one.prompt_ids.bincount().min()) > 1:
             found[name]["diversity"] = float(diversity(one.images, one.prompt_ids).mean())
         if one is not first:
-            found[name]["win_rate"] = float(win_rate(one.rewards[:, 0], first.rewards[:, 0]).mean())
+            wins = win_rate(values, first.rewards[:, 0])
+            found[name]["win_rate"] = float(wins.mean())
+            if len(wins) > 1:
+                found[name]["win_interval"] = win_interval(wins, one.prompt_ids)
     if out is not None:
         with results(out, kind, {**settings, "figures": found}) as folder:
             rows = {name: to_pixels(one.images[:SHOWN]) for name, one in draws.items()}

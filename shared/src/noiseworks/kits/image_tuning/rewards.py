@@ -116,6 +116,22 @@ class Weighted:
         return columns if self.weights is None else columns @ torch.tensor(self.weights, dtype=columns.dtype)
 
 
+class InRandomOrder:
+    """A reward's scores, each given to another image of its call: the control, from which nothing can be learned.
+
+    Args:
+        reward: The reward.
+        seed: Of the orders; each call has the next one.
+    """
+
+    def __init__(self, reward: Reward, seed: int) -> None:
+        self.reward, self.generator = reward, torch.Generator().manual_seed(seed)
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Return the scores in random order [B] or [B, m]."""
+        return self.reward(images, prompts)[torch.randperm(len(images), generator=self.generator)]
+
+
 class ClipScore:
     """Cosine of image and prompt under a CLIP model, times 100 (also PickScore's formula, with its weights).
 
