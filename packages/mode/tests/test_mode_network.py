@@ -142,6 +142,18 @@ def test_the_balancing_loss_is_two_at_even_use_and_four_for_one_fixed_pair(balan
     assert float(load_balance(one, balance)) == pytest.approx(4.0)
 
 
+def test_only_the_softmax_s_balance_reaches_experts_that_likeliest_routing_leaves_out():
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]], requires_grad=True)
+    probs = probabilities(logits)
+    routing = Routing(logits, probs, *select_experts(probs, 2))
+    masked, full = (
+        torch.autograd.grad(load_balance(routing, balance), logits, retain_graph=True)[0][0]
+        for balance in ("masked", "softmax")
+    )
+    torch.testing.assert_close(masked[2:], torch.zeros(2), atol=1e-6, rtol=0)
+    assert bool((full[2:] < -0.05).all())  # a step down the loss makes them likelier
+
+
 def test_the_z_loss_is_the_squared_log_partition():
     logits = torch.tensor([[0.0, 0.0], [1.0, 2.0]])
     routing = Routing(logits, logits, torch.zeros(2, 1, dtype=torch.int64), torch.ones(2, 1))

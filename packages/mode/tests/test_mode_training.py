@@ -1,5 +1,7 @@
 """Training: the loss, frozen routers, the rate, optimizers, and runs from the data to a policy."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -93,9 +95,12 @@ def test_an_expert_that_nobody_uses_is_warned_of(data, monkeypatch):
     routing = Routing(torch.zeros(1, 3), torch.zeros(1, 3), ids, torch.zeros(300, 2))
     module.watch([routing])
     monkeypatch.setattr(MoDEModule, "global_step", 999)
-    with pytest.warns(UserWarning, match=r"expert 2 of layer 0 took 0\.00% of the tokens"):
+    with pytest.warns(UserWarning, match=r"expert 2 of layer 0 took 0\.00% of the tokens .*: raise gamma"):
         module.watch([routing])
     assert int(module.used.sum()) == 0
+    module.host.config = replace(module.host.config, argmax_routing=True)
+    with pytest.warns(UserWarning, match="balance by the softmax"):
+        module.watch([routing])
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
