@@ -10,7 +10,7 @@ from noiseworks.bench.testbeds.maze import record
 from noiseworks.bench.testbeds.maze.environment import MazeEnv, MazeVectorEnv
 from noiseworks.core.errors import ArtifactError, InputError, NonFiniteError
 from noiseworks.dsrl import training
-from noiseworks.dsrl.decoder import check_decoder, noise_dim, untie
+from noiseworks.dsrl.decoder import check_decoder, noise_dim, sensitivity, untie
 from noiseworks.dsrl.hosts import HostDecoder
 from noiseworks.dsrl.latent_env import LatentNoiseVecEnv
 from noiseworks.dsrl.noise_aliasing import DSRLNA, make_learner, sac_settings
@@ -276,6 +276,19 @@ def test_tied_noise_is_the_same_at_every_step():
     assert torch.equal(untie(noise, (4, 2), "repeat"), noise[:, None].expand(5, 4, 2))
     assert (noise_dim((4, 2), "repeat"), noise_dim((4, 2), "none")) == (2, 8)
     assert torch.equal(untie(torch.arange(8.0)[None], (4, 2), "none")[0, 1], torch.tensor([2.0, 3.0]))
+
+
+def test_what_noise_decides_is_told_for_each_observation():
+    class Half(Identity):  # half the noise where the first number is 1, nothing of it where it is 0
+        def decode(self, obs, noise):
+            return 0.5 * noise * torch.as_tensor(obs["x"][:, :1, None])
+
+    seen = {"x": np.array([[1.0], [0.0]], np.float32)}
+    found = sensitivity(Half(), seen, draws=400)
+    torch.testing.assert_close(found.slope, torch.tensor([0.5, 0.0]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.spread, torch.tensor([0.5, 0.0]), atol=0.03, rtol=0)
+    tied = sensitivity(Linear(), np.zeros((1, 4), np.float32), draws=50, tie="repeat")
+    assert tied.slope.item() == pytest.approx(0.5 * math.sqrt(CHUNK), abs=1e-4)
 
 
 class Random(Identity):

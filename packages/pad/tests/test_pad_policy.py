@@ -12,7 +12,7 @@ from noiseworks.pad.model import Future
 from noiseworks.pad.options import Following
 from noiseworks.pad.policy import PosePlanner
 from noiseworks.pad.training import PADModule, pose_scales
-from noiseworks.pad.windows import Mixed, Windows, future, window_starts
+from noiseworks.pad.windows import Mixed, Windows, future, shifted, window_starts
 
 # --- Windows ---
 
@@ -50,6 +50,28 @@ def test_video_is_a_fixed_share_and_has_no_poses():
     assert found["labelled"].tolist() == [True, False]
     assert not found["poses"][1].any()
     assert found["frames"][1, 0, 0, 0] > found["image"][1, 0, 0, 0]
+
+
+def test_pictures_of_a_sample_are_shifted_alike_and_nothing_else_is():
+    assert shifted(0) is None
+    ramp = torch.arange(16.0).expand(40, 3, 16, 16)  # a pixel's value is its column
+    batch = {
+        "image": ramp,
+        "frames": ramp.mT.repeat(1, 2, 1, 1),
+        "goal": torch.zeros(40, 1),
+        "pose": torch.ones(40, 1),
+    }
+    found = shifted(2)(batch, torch.Generator().manual_seed(0))
+    across = found["image"][:, 0, 8, 8] - 8
+    down = found["frames"][:, 5, 8, 8] - 8
+    expected = (torch.arange(16.0) + across[:, None]).clamp(0, 15)
+    assert torch.equal(found["image"], expected[:, None, None].expand(-1, 3, 16, -1))
+    expected = (torch.arange(16.0) + down[:, None]).clamp(0, 15)
+    assert torch.equal(found["frames"], expected[:, None, :, None].expand(-1, 6, -1, 16))
+    assert {*across.tolist()} == {*down.tolist()} == {-2, -1, 0, 1, 2}
+    assert len({*zip(across.tolist(), down.tolist(), strict=True)}) > 15
+    assert found["goal"] is batch["goal"]
+    assert found["pose"] is batch["pose"]
 
 
 def test_a_recording_on_disk_shares_no_memory_with_tensors(tmp_path):

@@ -1,5 +1,6 @@
 from .decoder import NoiseDecoder as NoiseDecoder
 from .decoder import check_decoder as check_decoder
+from .decoder import sensitivity as sensitivity
 from .hosts import HostDecoder as HostDecoder
 from .latent_env import LatentNoiseVecEnv as LatentNoiseVecEnv
 from .noise_aliasing import DSRLNA as DSRLNA

@@ -91,12 +91,14 @@ def evaluate(
         paths: Picture of the first episodes' paths in a maze, .png or .webp.
 
     Returns:
-        Mean return with its interval, success, chunks an episode, and milliseconds of a decision, steered and not.
+        Mean return with its interval, success, chunks an episode, milliseconds of a decision, steered and not, and how
+        much noise decides at a start: how far a chunk moves for a unit of noise, and an action's deviation over noise.
     """
     shown = check_paths(paths, world.env)
     resolve_model(model)
     from noiseworks.core.timing import in_turns, work_clock
     from noiseworks.dsrl import training
+    from noiseworks.dsrl.decoder import sensitivity
     from noiseworks.dsrl.steering import SteeredPolicy
     from noiseworks.kits.rl.sources import make_env, write_paths
 
@@ -113,9 +115,12 @@ def evaluate(
     one = make_env(world, 1, needs="dsrl", chunk=decoder.chunk).reset(seed=0)[0]
     arms = {"base": lambda turn: frozen.act(one), "policy": lambda turn: policy.act(one)}
     times = in_turns(arms, 20, clock=work_clock("cpu"))
+    decided = sensitivity(decoder, one, tie=policy.decoding.tie, seed=seed)
     return found.summary() | {
         "milliseconds": 1e3 * times["policy"].median,
         "base_milliseconds": 1e3 * times["base"].median,
+        "noise_slope": float(decided.slope),
+        "noise_spread": float(decided.spread),
     }
 
 

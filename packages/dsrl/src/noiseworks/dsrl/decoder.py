@@ -1,7 +1,7 @@
 """A frozen policy as a function of its initial noise, a = f(s, w) (section 4)."""
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 Observation = np.ndarray | Mapping[str, np.ndarray]
 REPEATS_TO = 1e-5
+PROBE = 1e-2  # length of a finite difference, in deviations of the noise
 
 
 class NoiseDecoder(Protocol):
@@ -53,6 +54,48 @@ def check_decoder(decoder: NoiseDecoder, obs: Observation) -> None:
             f"the decoder is not deterministic: the same noise gave actions {difference:.2g} apart; sample with DDIM "
             "and eta 0, in evaluation mode"
         )
+
+
+class Sensitivity(NamedTuple):
+    """How steerable a frozen policy is, observation by observation.
+
+    Attributes:
+        slope: How far a chunk moves for a unit of noise in a random direction, root mean square, [B].
+        spread: Deviation of an action over normal noise, [B]; where it is 0, noise decides nothing.
+    """
+
+    slope: Tensor
+    spread: Tensor
+
+
+def sensitivity(
+    decoder: NoiseDecoder, obs: Observation, *, draws: int = 32, tie: str = "none", seed: int = 0
+) -> Sensitivity:
+    """Return how much the noise decides, by finite differences, so that the decoder may be a black box.
+
+    Args:
+        decoder: The decoder.
+        obs: Some observations [B, ...].
+        draws: Noises for each.
+        tie: `repeat` asks for noise that all positions share.
+        seed: Of the draws.
+    """
+
+    def repeated(value: np.ndarray) -> np.ndarray:
+        return np.repeat(value, draws, axis=0)
+
+    many = {k: repeated(v) for k, v in obs.items()} if isinstance(obs, Mapping) else repeated(obs)
+    rows = len(next(iter(many.values())) if isinstance(many, Mapping) else many)
+    size = (rows, noise_dim(decoder.noise_shape, tie))
+    generator = torch.Generator().manual_seed(seed)
+    noise, direction = (torch.randn(size, generator=generator) for _ in range(2))
+    moved = noise + PROBE * direction / direction.norm(dim=1, keepdim=True)
+    first, second = (
+        decoder.decode(many, untie(value, decoder.noise_shape, tie)).reshape(rows // draws, draws, -1)
+        for value in (noise, moved)
+    )
+    slope = (second - first).norm(dim=-1).square().mean(1).sqrt() / PROBE
+    return Sensitivity(slope, first.std(1).square().mean(1).sqrt())
 
 
 def untie(noise: Tensor, shape: tuple[int, ...], tie: str) -> Tensor:

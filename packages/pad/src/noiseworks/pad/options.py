@@ -140,6 +140,8 @@ class Fitting(Fit):
         learning_rate: Of both, without weight decay.
         cosine: Whether the rate falls to 0 along a cosine, or is constant as the paper's.
         ema: Largest decay of the average of the weights, which starts lower and rises; 0 for none.
+        shift: Pixels by which a sample's pictures are moved at random, all alike, with repeated edges; 0 for none. Few
+            demonstrations are then harder to learn by heart: where things are has to be seen.
         image_weight: Weight of the image loss.
         action_weight: Weight of the pose loss, and of depth's.
         ramp: How those weights come in: step, from 0 at once at ramp_steps; or linear, up to ramp_steps.
@@ -154,6 +156,7 @@ class Fitting(Fit):
     learning_rate: Annotated[float, above(0)] = 2e-3
     cosine: bool = True
     ema: Annotated[float, at_least(0), below(1)] = 0.999
+    shift: Annotated[int, at_least(0)] = 0
     image_weight: Annotated[float, at_least(0)] = 1.0
     action_weight: Annotated[float, at_least(0)] = 2.0
     ramp: Literal["step", "linear"] = "linear"

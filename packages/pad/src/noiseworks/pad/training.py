@@ -11,7 +11,7 @@ from noiseworks.kits.training import Average, Batches, MuonWithAdamW, Run, fit, 
 from noiseworks.pad.diffusion import STEPS
 from noiseworks.pad.model import PAD, Shapes
 from noiseworks.pad.options import Architecture, Fitting, Video, Window
-from noiseworks.pad.windows import Mixed, Recording, Windows
+from noiseworks.pad.windows import Mixed, Recording, Windows, shifted
 from torch import Tensor
 
 
@@ -177,6 +177,6 @@ def fit_pad(
         torch.manual_seed(options.seed)
         scales = pose_scales(recording, window, shapes.pose_dim)
         module = PADModule(PAD(architecture, window, shapes, *scales), options)
-        batches = Batches(rows, options.batch_size, seed=options.seed)
+        batches = Batches(rows, options.batch_size, seed=options.seed, transform=shifted(options.shift))
         fit(module, batches, run=run, options=options, clip=1.0, progress=progress)
     return module.trained.eval().requires_grad_(False)

@@ -6,12 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from noiseworks.core.errors import InputError
+from noiseworks.kits.training import Rows
+from noiseworks.kits.training.batches import Transform
 from noiseworks.pad.options import Window
 from torch import Tensor
 from torch.utils.data import Dataset
 
 ARRAYS = ("frames", "poses", "goals", "ends", "depth")
+PICTURES = ("image", "frames", "depth", "depths")  # of a batch
 
 
 @dataclass(frozen=True)
@@ -187,6 +191,31 @@ def as_values(images: np.ndarray) -> Tensor:
     """Return uint8 images as float32 in [-1, 1]; latents as float32."""
     found = torch.from_numpy(np.ascontiguousarray(images))
     return found.float().div_(127.5).sub_(1) if found.dtype == torch.uint8 else found.float()
+
+
+def shifted(reach: int) -> Transform | None:
+    """Return a transform that moves each sample's pictures, all alike, by up to `reach` pixels along both axes.
+
+    Edges are repeated (Kostrikov et al. 2021). Poses stay: motions from the present one are the same wherever the
+    camera looks. None for a reach of 0.
+    """
+    if not reach:
+        return None
+
+    def transform(batch: dict, generator: torch.Generator) -> dict:
+        own = Rows.of(len(batch["goal"]))
+        moves = own.draw(lambda rows: torch.randint(2 * reach + 1, (rows, 2), generator=generator))
+        return batch | {name: _cut(batch[name], reach, moves) for name in PICTURES if name in batch}
+
+    return transform
+
+
+def _cut(pictures: Tensor, reach: int, moves: Tensor) -> Tensor:
+    """Return pictures [B, C, S, S] whose corners lie at moves [B, 2], 0 to 2 reach, of themselves with wider edges."""
+    wide, side = F.pad(pictures, (reach,) * 4, mode="replicate"), pictures.shape[-1]
+    return torch.stack(
+        [one[:, y : y + side, x : x + side] for one, (y, x) in zip(wide, moves.tolist(), strict=True)]
+    )
 
 
 class Mixed(Dataset):
