@@ -128,7 +128,8 @@ CLAIM = Claim(
         "quick": Scale(
             (500,), 120, _sizes(20, 2, 2, 40, video=5, batch=16, width=32, held_out=1, max_steps=40)
         ),
-        "laptop": Scale((1000, 1001, 1002), 3600, _sizes(1000, 10, 50, 200)),
+        # Ten demonstrations of each task do not hold them: even on true states a policy solves a tenth of new scenes.
+        "laptop": Scale((1000, 1001, 1002), 3600, _sizes(1000, 50, 50, 200)),
     },
     prepare=prepare,
     run=run,
