@@ -63,7 +63,7 @@ CLAIM = Claim(
         "quick": Scale((500,), 120, {"images": 2, "steps": 4, "pool": 4, "edit_steps": 8, "purifiers": 0}),
         # 64 steps are 16 of the differentiable sampler, which use the budget up.
         "laptop": Scale(
-            (1000, 1001, 1002), 900, {"images": 4, "steps": 64, "pool": 16, "edit_steps": 10, "purifiers": 3}
+            (1000, 1001, 1002), 3600, {"images": 4, "steps": 64, "pool": 16, "edit_steps": 10, "purifiers": 3}
         ),
         "full": Scale(
             (1000, 1001, 1002),
