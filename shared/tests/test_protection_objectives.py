@@ -173,6 +173,40 @@ def test_only_the_full_gradient_runs_backward_through_the_denoiser(pipes, family
         assert kept["ScoreDistillation"] < full
 
 
+def held(run):
+    """Return what a call gives, and the most numbers that autograd held at once."""
+    now, most = [0], [0]
+
+    class Kept:
+        def __init__(self, tensor):
+            self.tensor = tensor
+            now[0] += tensor.numel()
+            most[0] = max(most[0], now[0])
+
+        def __del__(self):
+            now[0] -= self.tensor.numel()
+
+    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+        return run(), most[0]
+
+
+def test_two_stages_give_the_gradient_of_one_and_hold_less():
+    pipe = tiny_pipeline("sd-inpaint")
+    for module in (pipe.unet, pipe.vae, pipe.text_encoder):
+        module.double()
+    images, mask = torch.rand(2, 3, 16, 16, generator=fresh()[0]).double(), torch.zeros(2, 1, 16, 16)
+    mask[..., 8:] = 1
+    with host_of(pipe) as host:
+        (one, whole), (two, least) = (
+            held(lambda n=n: Semantic(host, 1, stripes(16, 16), mask=mask, two_stages=n)(images, fresh()))
+            for n in (False, True)
+        )
+        _, encoder = held(lambda: TargetLatent(host, mask=mask)(images, fresh()))
+    torch.testing.assert_close(two[0], one[0], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(two[1], one[1])
+    assert least < whole - 0.9 * encoder  # the smaller of the two graphs is never held beside the larger one
+
+
 @pytest.mark.parametrize("family", ["sd", "sd-inpaint", "sdxl"])
 def test_every_objective_runs_on_every_family_and_leaves_the_host_as_it_was(pipes, family):
     pipe = pipes[family]

@@ -135,15 +135,17 @@ def test_the_norm_rises_and_an_image_does_not_depend_on_its_batch(pipe, case):
     assert change.abs().sum() > 0
 
 
-def test_the_run_equals_a_plain_loop_over_the_masked_image(case):
+@pytest.mark.parametrize("two_stages", [False, True])
+def test_the_run_equals_a_plain_loop_over_the_masked_image(case, two_stages):
     """The released code's loop: the masked image is the leaf, its gradient is cut at the mask, then sign and clips."""
     images, masks = (part[:1].double() for part in case)
     pipe = tiny_pipeline("sd-inpaint")
     for module in (pipe.unet, pipe.vae, pipe.text_encoder):
         module.double()
-    budget = Budget(6, 1, 8, seed=4)
+    budget = Budget(6, 1, 7, seed=4)
     with host_of(pipe) as host:
-        found = DiffusionGuard(host, budget, Guard(contours="single")).protect(images, masks)
+        guard = Guard(contours="single", two_stages=two_stages)
+        found = DiffusionGuard(host, budget, guard).protect(images, masks)
         shape, scale = host.latent_shape(images), pipe.vae.config.scaling_factor
         (generator,) = streams(budget, 1)
         small = torch.nn.functional.interpolate(masks, size=shape[1:])

@@ -13,7 +13,7 @@ import torch
 from noiseworks.core.errors import UnsupportedHostError
 from noiseworks.kits.protection.engine import draw_normal
 from noiseworks.kits.protection.hosts import Host
-from noiseworks.kits.protection.objectives import masked_image
+from noiseworks.kits.protection.objectives import through_encoder
 from torch import Tensor
 
 Norm = Literal["l2", "l2sq", "l1"]
@@ -57,6 +57,7 @@ class EarlyStage:
         timestep: t*.
         norm: Of the predicted noise.
         sample: Whether the posterior is sampled, as in the released code, or its mean taken.
+        two_stages: Whether the U-Net's graph is freed before the encoder's is built.
     """
 
     host: Host
@@ -64,6 +65,7 @@ class EarlyStage:
     timestep: int
     norm: Norm = "l2"
     sample: bool = True
+    two_stages: bool = False
 
     def __post_init__(self) -> None:
         check_inpaints(self.host)
@@ -73,13 +75,14 @@ class EarlyStage:
         count = self.pools.shape[1]
         picks = [int(torch.randint(count, (1,), generator=g)) if count > 1 else 0 for g in generators]
         mask = torch.stack([pool[pick] for pool, pick in zip(self.pools, picks, strict=True)]).to(images)
-        images = images.detach().requires_grad_()
         shape = self.host.latent_shape(images)
         spread = draw_normal(generators, shape, images) if self.sample else None
-        masked = self.host.encode(masked_image(images, mask), spread)
         start = draw_normal(generators, shape, images) * _init_sigma(self.host)
-        value = -noise_norms(self.host.predict(start, self.timestep, masked, mask), self.norm)
-        return torch.autograd.grad(value.sum(), images)[0], value
+
+        def loss(masked: Tensor) -> Tensor:
+            return -noise_norms(self.host.predict(start, self.timestep, masked, mask), self.norm)
+
+        return through_encoder(self.host, images, mask, spread, loss, self.two_stages)
 
 
 def _init_sigma(host: Host) -> float:

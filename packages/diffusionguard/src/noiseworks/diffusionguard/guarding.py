@@ -66,7 +66,11 @@ class DiffusionGuard:
             else self.pools(masks, seeds)
         )
         objective: Gradient = EarlyStage(
-            self.host, pools, self.host.first_timestep(self.guard.early_steps), self.guard.noise_norm
+            self.host,
+            pools,
+            self.host.first_timestep(self.guard.early_steps),
+            self.guard.noise_norm,
+            two_stages=self.guard.two_stages,
         )
         if self.guard.hardened:
             objective = Transformed(objective, parse_transforms(self.guard.hardened))

@@ -34,6 +34,8 @@ class Guard(Options):
         pool: Shrunk masks that are made for an image and drawn from.
         hardened: Transformations that gradients are averaged over, commas between: none, jpeg, resize, blur, noise;
             empty as in the paper.
+        two_stages: Whether the U-Net's graph is freed before the encoder's is built: the larger of the two is held in
+            memory instead of both, for one more pass of the encoder.
     """
 
     early_steps: Annotated[int, at_least(1), at_most(1000)] = 4
@@ -44,6 +46,7 @@ class Guard(Options):
     smoothness: Annotated[float, at_least(0)] = 0.1
     pool: Annotated[int, at_least(1)] = 64
     hardened: str = ""
+    two_stages: bool = False
 
     def check(self) -> None:
         """Refuse unknown transformations.

@@ -12,7 +12,7 @@ the images and the objective [B]; the engine minimises. With a mask (1 where the
 image with grey in the repainted region, as an inpainting pipeline does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +24,39 @@ from torch import Tensor
 def masked_image(images: Tensor, mask: Tensor | None) -> Tensor:
     """Return images with mid-grey, which is 0 to the model, where the mask is 1."""
     return images if mask is None else torch.where(mask < 0.5, images, 0.5)
+
+
+def through_encoder(
+    host: Host,
+    images: Tensor,
+    mask: Tensor | None,
+    spread: Tensor | None,
+    loss: Callable[[Tensor], Tensor],
+    two_stages: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Return the gradient [B, 3, H, W] of a loss of the masked images' latents, and the loss [B].
+
+    In two stages the loss's graph is freed before the encoder's is built, so that the larger of the two is held instead
+    of both, for one more pass of the encoder. The gradient is the same.
+
+    Args:
+        host: The pipeline.
+        images: [B, 3, H, W] in [0, 1].
+        mask: [B, 1, H, W], 1 where the editor repaints, or None.
+        spread: Noise of the posterior's sample, [B, C, h, w]; None takes the mean.
+        loss: Latents [B, C, h, w] -> [B].
+        two_stages: Whether to do so.
+    """
+    images = images.detach().requires_grad_()
+    if not two_stages:
+        value = loss(host.encode(masked_image(images, mask), spread))
+        return torch.autograd.grad(value.sum(), images)[0], value
+    with torch.no_grad():
+        latents = host.encode(masked_image(images, mask), spread)
+    value = loss(latents.requires_grad_())
+    (at_latent,) = torch.autograd.grad(value.sum(), latents)
+    again = host.encode(masked_image(images, mask), spread)
+    return torch.autograd.grad(again, images, at_latent)[0], value
 
 
 def stripes(height: int, width: int, period: int = 8) -> Tensor:
@@ -90,6 +123,7 @@ class Semantic:
         rate: Weight of the denoising loss beside the textural term.
         mask: [B, 1, H, W], 1 where the editor repaints.
         sample: Whether the posterior is sampled, or its mean taken.
+        two_stages: Whether memory is saved by `through_encoder`.
     """
 
     host: Host
@@ -98,6 +132,7 @@ class Semantic:
     rate: float = 1e4
     mask: Tensor | None = None
     sample: bool = True
+    two_stages: bool = False
 
     def __post_init__(self) -> None:
         self._latent = None
@@ -107,15 +142,18 @@ class Semantic:
 
     def __call__(self, images: Tensor, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
         """Return the gradient and the objective."""
-        images = images.detach().requires_grad_()
-        latents = _latents(self.host, masked_image(images, self.mask), generators, self.sample)
-        steps, noise = _level(self.host, latents, generators)
-        noisy = self.host.noised(latents, noise, steps)
-        predicted = self.host.predict(noisy, steps, latents, self.mask)
-        value = -self.direction * semantic_loss(predicted, noise)
-        if self._latent is not None:
-            value = textural_loss(latents, self._latent) + self.rate * value
-        return torch.autograd.grad(value.sum(), images)[0], value
+        spread = _spread(self.host, images, generators, self.sample)
+        shape = self.host.latent_shape(images)
+        steps = draw_steps(generators, 0, len(self.host.alphas_cumprod), images)
+        noise = draw_normal(generators, shape, images)
+
+        def loss(latents: Tensor) -> Tensor:
+            noisy = self.host.noised(latents, noise.to(latents), steps)
+            predicted = self.host.predict(noisy, steps, latents, self.mask)
+            value = -self.direction * semantic_loss(predicted, noise.to(latents))
+            return value if self._latent is None else textural_loss(latents, self._latent) + self.rate * value
+
+        return through_encoder(self.host, images, self.mask, spread, loss, self.two_stages)
 
 
 @dataclass
@@ -204,9 +242,12 @@ class SampledImage:
         return torch.autograd.grad(value.sum(), images)[0], value
 
 
+def _spread(host: Host, images: Tensor, generators: Sequence[torch.Generator], sample: bool) -> Tensor | None:
+    return draw_normal(generators, host.latent_shape(images), images) if sample else None
+
+
 def _latents(host: Host, images: Tensor, generators: Sequence[torch.Generator], sample: bool) -> Tensor:
-    noise = draw_normal(generators, host.latent_shape(images), images) if sample else None
-    return host.encode(images, noise)
+    return host.encode(images, _spread(host, images, generators, sample))
 
 
 def _level(host: Host, latents: Tensor, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
