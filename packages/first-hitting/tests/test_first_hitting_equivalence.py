@@ -48,7 +48,7 @@ def canvas(rows: int) -> torch.Tensor:
 
 @cache
 def ancestral_counts() -> torch.Tensor:
-    settings = AncestralSettings(MASK, 4096, method="gumbel64")
+    settings = AncestralSettings(MASK, 1024, method="gumbel64")
     generator = torch.Generator().manual_seed(0)
     return counts(ancestral_sample(perfect_denoiser(), canvas(ROWS), settings, generator=generator).tokens)
 
@@ -66,8 +66,8 @@ def p_value(found: torch.Tensor, p: torch.Tensor) -> float:
 def test_first_hitting_and_ancestral_sampling_draw_from_the_source():
     """Chi-square tests of all 81 texts of four tokens at level 0.001, exact source against both samplers.
 
-    First-hitting is tested with 40,000 samples, ancestral sampling (T = 4096, float64 Gumbel, every mask drawn at
-    every step) with 4,000; its own error, two tokens in one step, has a probability of 6 / 4096. Power with 4,000
+    First-hitting is tested with 40,000 samples, ancestral sampling (T = 1024, float64 Gumbel, every mask drawn at
+    every step) with 4,000; its own error, two tokens in one step, has a probability of 6 / 1024. Power with 4,000
     samples, by the noncentral chi-square law: above 0.99 against next-token distributions at temperature 0.85.
     With 40,000 the same holds from 0.94 on. That two tokens a call are told apart is the next test.
     """
