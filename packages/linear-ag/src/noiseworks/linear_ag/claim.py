@@ -2,6 +2,9 @@
 
 What is drawn and measured stands in `evidence`. Version 4 adds the arm that keeps the last difference after
 convergence, an extra beyond the paper, with the same two targets as the paper's arm, and new judging seeds.
+Version 5 adds a second extra, which measures the difference at every fifth step after a guided quarter and reuses it in
+between, with the same two targets and one against full guidance in 15 steps; LinearAG at every second step draws all
+prompts and gets the two targets too. New judging seeds.
 """
 
 from typing import TYPE_CHECKING
@@ -27,6 +30,7 @@ ARMS = (
     Arm("cond", "conditional only", "naive"),
     Arm("ag", "Adaptive Guidance", "method"),
     Arm("ag_kept", "Adaptive Guidance, difference kept", "method"),
+    Arm("reused", "difference of every fifth step reused", "method"),
     Arm("linear_25", "LinearAG, 25 calls", "method"),
     Arm("linear_30", "LinearAG, every second step", "method"),
     Arm("first_half", "CFG in the first half", "reference"),
@@ -64,6 +68,17 @@ CLAIM = Claim(
         no_worse("score", "ag", "cfg", by=0.01, name="oracle score within 1 point"),
         at_most("calls", "ag_kept", "cfg", ratio=0.75, name="network calls, difference kept"),
         no_worse("score", "ag_kept", "cfg", by=0.01, name="oracle score within 1 point, difference kept"),
+        at_most("calls", "reused", "cfg", ratio=0.75, name="network calls, difference reused"),
+        no_worse("score", "reused", "cfg", by=0.01, name="oracle score within 1 point, difference reused"),
+        at_least(
+            "score",
+            "reused",
+            "fewer_steps",
+            difference=0.0,
+            name="oracle score over 15 steps, difference reused",
+        ),
+        at_most("calls", "linear_30", "cfg", ratio=0.75, name="network calls, LinearAG"),
+        no_worse("score", "linear_30", "cfg", by=0.01, name="oracle score within 1 point, LinearAG"),
         at_least(
             "score", "ag", "cond", difference=0.05, name="oracle score above conditional only", guard=True
         ),
@@ -72,7 +87,7 @@ CLAIM = Claim(
     scales={
         "smoke": Scale((500,), 300, {"prompts": 2, "others": 2, "calibration": 2}),
         "quick": Scale((500,), 120, {"prompts": 18, "others": 8, "calibration": 12}),
-        "laptop": Scale((3000, 3001, 3002), 600, {"prompts": 192, "others": 32, "calibration": 96}),
+        "laptop": Scale((4000, 4001, 4002), 3600, {"prompts": 192, "others": 32, "calibration": 96}),
         "full": Scale(
             (1000, 1001, 1002, 1003, 1004), 36_000, {"prompts": 200, "others": 200, "calibration": 200}
         ),
@@ -96,5 +111,5 @@ CLAIM = Claim(
             against="cond",
         ),
     ),
-    version=4,
+    version=5,
 )
