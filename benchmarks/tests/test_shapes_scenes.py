@@ -180,12 +180,13 @@ def test_token_ids_are_the_same_in_every_process():
         "from noiseworks.bench.testbeds.shapes.architectures import make_tokenizer\n"
         "print(make_tokenizer()('a red circle left of a blue square on a gray background')['input_ids'])"
     )
-    for seed in ("1", "2"):
-        environment = os.environ | {"PYTHONHASHSEED": seed}
-        run = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
-        )
-        assert run.stdout.strip() == str(ids)
+    # Another order of sets than here, whatever it is here.
+    seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+    environment = os.environ | {"PYTHONHASHSEED": seed}
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    assert run.stdout.strip() == str(ids)
 
 
 def test_digits_are_in_range_and_split_once():

@@ -1,6 +1,7 @@
 """Triton kernels against their eager definitions: on a GPU, or interpreted on the CPU."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -54,8 +55,13 @@ def weighted(weights, outputs):
 # --- gumbel_argmax_conf
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(1, 1), (3, 255), (4, 1001), (2, 2048)])
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [  # one token, less than a chunk, full chunks alone, and full ones with a rest, which every dtype has to read
+        *(((rows, size), torch.float32) for rows, size in ((1, 1), (3, 255), (2, 512))),
+        *(((4, 600), dtype) for dtype in DTYPES),
+    ],
+)
 def test_draws_equal_the_eager_draws_and_scores_the_float64_scores(device, dtype, shape):
     logits = logits_of(device, *shape, dtype)
     keys = noise.SeedSpec(1).keys(range(shape[0]), device)
@@ -82,10 +88,10 @@ def test_the_kernel_runs_from_the_public_function_with_mask_and_nucleus(device):
 
 
 def test_a_draw_is_bitwise_the_same_in_any_batch_on_the_kernel(device):
-    logits = logits_of(device, 6, 900, torch.float32)
-    keys = noise.SeedSpec(3).keys(range(6), device)
+    logits = logits_of(device, 3, 600, torch.float32)
+    keys = noise.SeedSpec(3).keys(range(3), device)
     whole = gumbel.gumbel_argmax_conf(logits, keys)
-    for row in (0, 4):
+    for row in (0, 2):
         alone = gumbel.gumbel_argmax_conf(logits[row : row + 1], keys[row : row + 1])
         for a, b in zip(alone, whole, strict=True):
             assert torch.equal(a[0], b[row])
@@ -201,10 +207,14 @@ def adaln_case(device, dtype, shape, per_token, gated):
     return [torch.randn(size, generator=generator).to(dtype).to(device).requires_grad_() for size in sizes]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("norm", adaln.NORMS)
-@pytest.mark.parametrize("per_token", [False, True])
-@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "norm", "per_token", "gated"),
+    [
+        *product([torch.float32], adaln.NORMS, [False, True], [False, True]),
+        *product([torch.bfloat16], ["rms"], [False, True], [False, True]),
+        (torch.float16, "layer", True, True),
+    ],
+)
 def test_modulation_and_its_gradients_equal_float64_autograd(device, dtype, norm, per_token, gated):
     shape = (2, adaln.ROWS + 3, 37)  # the second block of tokens is not full
     inputs = adaln_case(device, dtype, shape, per_token, gated)
@@ -253,8 +263,9 @@ def blocks_case(device, dtype, heads, key_heads, lengths):
     return q.to(dtype).to(device), k, v, table.to(device), torch.tensor(lengths, device=device)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("heads", "key_heads"), [(2, 2), (6, 2)])
+@pytest.mark.parametrize(
+    ("dtype", "heads", "key_heads"), [(torch.float32, 2, 2), *((dtype, 6, 2) for dtype in DTYPES)]
+)
 def test_attention_over_blocks_equals_float64(device, dtype, heads, key_heads):
     q, k, v, table, lengths = blocks_case(device, dtype, heads, key_heads, (77, 0, 16))
     table[2, 1:] = -1
@@ -268,7 +279,7 @@ def test_attention_over_blocks_equals_float64(device, dtype, heads, key_heads):
 
 
 def test_attention_over_blocks_runs_from_the_public_function_bitwise_alike_in_any_batch(device):
-    q, k, v, table, lengths = blocks_case(device, torch.float32, 4, 2, (80, 33, 5))
+    q, k, v, table, lengths = blocks_case(device, torch.float32, 2, 1, (80, 33, 5))
     whole = attention.block_gather_attention(q, k, v, table, lengths)
     for row in range(3):
         one = slice(row, row + 1)
