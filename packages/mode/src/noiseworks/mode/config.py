@@ -49,8 +49,8 @@ class Architecture(Options):
             classifier-free guidance needs.
         residual: normed goes on from the normalised stream, as the authors' code does; prenorm is the usual.
         routing: What routers see: noise (the level), goal (that plus the goal) or token (the token itself).
-        argmax_routing: Whether training takes the k likeliest experts too, and does not draw them. Balance it by the
-            softmax: the masked form leaves experts that are not chosen without a gradient, and so unused.
+        argmax_routing: Whether training takes the k likeliest experts too, and does not draw them. The masked
+            balance then sends no gradient to experts that are not chosen, and some stay unused; softmax reaches them.
         shared_expert: Whether one of the experts is used by all tokens; the router chooses k - 1 of the others.
         identity_expert: Whether the last expert passes its input on unchanged.
         noise_token: Whether the noise level is also a token.
