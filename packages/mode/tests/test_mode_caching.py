@@ -48,14 +48,14 @@ def test_cached_steps_equal_routed_ones_at_every_batch_size(form, changes):
     model = make_model(**changes)
     policy = EDMPolicy(model)
     policy.cache_experts(form=form)
-    for batch in (1, 5):
+    for batch in (1, 2, 5, 16):
         cond = model.encode(observations(batch))
         x = torch.randn(batch, 10, 3, generator=torch.Generator().manual_seed(batch))
         for sigma in policy.sigmas[:-1]:
             routed = model.denoise(x, torch.full((batch,), sigma, dtype=torch.float64), cond)
             torch.testing.assert_close(policy.denoise(x, sigma, cond), routed, atol=1e-6, rtol=1e-6)
     report = policy.cache.report()
-    assert (report.hits, report.misses, report.hit_rate) == (20, 0, 1.0)
+    assert (report.hits, report.misses, report.hit_rate) == (40, 0, 1.0)
 
 
 @pytest.mark.parametrize("rows", [1, 7, 64])
