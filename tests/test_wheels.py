@@ -260,7 +260,7 @@ def apart(environment: Path, group: list[Job]) -> dict[str, list[str]]:
     On a path is the member, and the rest of the workspace that its line brings, as if nothing else were installed.
     """
     installed = environment / SITE
-    rooms = {room: folder for folder in (installed / "noiseworks").iterdir() for room in [folder.name]}
+    rooms = {folder.name: folder for folder in (installed / "noiseworks").iterdir()}
     shared = {name for name in group[0].brought if name.startswith("noiseworks-")}
     paths = {}
     for owner in workspace():

@@ -99,7 +99,7 @@ def test_an_expert_that_nobody_uses_is_warned_of(data, monkeypatch):
         module.watch([routing])
     assert int(module.used.sum()) == 0
     module.host.config = replace(module.host.config, argmax_routing=True)
-    with pytest.warns(UserWarning, match="balance by the softmax"):
+    with pytest.warns(UserWarning, match="only the softmax's balance reaches it"):
         module.watch([routing])
 
 

@@ -151,7 +151,7 @@ def compare(
     from noiseworks.kits.image_tuning.reports import report, tried
 
     reward, draws = named_reward(choice.reward, "b2-diffurl"), {}
-    for name in ("B2-DiffuRL", "DDPO", *["control"] * control.control):
+    for name in ("B2-DiffuRL", "DDPO", *(["control"] if control.control else [])):
         told = InRandomOrder(reward, training.seed) if name == "control" else reward
         start = (training.pipeline(subject.model), texts, told, training, rollout)
         if name == "DDPO":

@@ -212,7 +212,7 @@ def compare(
 
     reward, draws = named_reward(choice.reward, "d3po"), {}
     ddpo = replace(training, minibatch=training.minibatch * preference.copies)
-    for name in ("D3PO", "DDPO", *["control"] * control.control):
+    for name in ("D3PO", "DDPO", *(["control"] if control.control else [])):
         told = InRandomOrder(reward, training.seed) if name == "control" else reward
         start = (training.pipeline(subject.model), texts, told)
         if name == "DDPO":

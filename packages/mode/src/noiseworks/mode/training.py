@@ -123,7 +123,7 @@ class MoDEModule(PolicyTrainer):
         share = self.used / self.used.sum(dim=1, keepdim=True)
         config = self.host.config
         stuck = config.argmax_routing and config.balance == "masked"  # no gradient reaches what is not chosen
-        advice = "balance by the softmax" if stuck else "raise gamma, or train fewer experts"
+        advice = "only the softmax's balance reaches it" if stuck else "raise gamma, or train fewer experts"
         for layer, expert in (share < LEAST_USE).nonzero().tolist():
             warnings.warn(
                 f"expert {expert} of layer {layer} took {float(share[layer, expert]):.2%} of the tokens in the last "

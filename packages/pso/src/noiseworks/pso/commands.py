@@ -246,7 +246,7 @@ def compare(
 
     reward, draws = named_reward(choice.reward, "pso"), {}
     single = replace(training, minibatch=2 * training.minibatch)  # rows are images, not pairs
-    for name in ("PSO", "DDPO", "denoising loss", *["control"] * control.control):
+    for name in ("PSO", "DDPO", "denoising loss", *(["control"] if control.control else [])):
         pipe = training.pipeline(subject.model, FAMILIES)
         if name in ("PSO", "control"):
             told = reward if name == "PSO" else InRandomOrder(reward, training.seed)

@@ -143,9 +143,7 @@ class Semantic:
     def __call__(self, images: Tensor, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
         """Return the gradient and the objective."""
         spread = _spread(self.host, images, generators, self.sample)
-        shape = self.host.latent_shape(images)
-        steps = draw_steps(generators, 0, len(self.host.alphas_cumprod), images)
-        noise = draw_normal(generators, shape, images)
+        steps, noise = _level(self.host, images, generators)
 
         def loss(latents: Tensor) -> Tensor:
             noisy = self.host.noised(latents, noise.to(latents), steps)
@@ -191,7 +189,8 @@ class ScoreDistillation:
         images = images.detach().requires_grad_()
         latents = _latents(self.host, masked_image(images, self.mask), generators, self.sample)
         with torch.no_grad():
-            steps, noise = _level(self.host, latents, generators)
+            steps, noise = _level(self.host, images, generators)
+            noise = noise.to(latents)
             noisy = self.host.noised(latents, noise, steps)
             predicted = self.host.predict(noisy, steps, latents, self.mask)
             at_latent = -self.direction * (predicted - noise)
@@ -250,6 +249,6 @@ def _latents(host: Host, images: Tensor, generators: Sequence[torch.Generator], 
     return host.encode(images, _spread(host, images, generators, sample))
 
 
-def _level(host: Host, latents: Tensor, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
-    steps = draw_steps(generators, 0, len(host.alphas_cumprod), latents)
-    return steps, draw_normal(generators, latents.shape[1:], latents)
+def _level(host: Host, images: Tensor, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
+    steps = draw_steps(generators, 0, len(host.alphas_cumprod), images)
+    return steps, draw_normal(generators, host.latent_shape(images), images)
