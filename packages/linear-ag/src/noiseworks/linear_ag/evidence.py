@@ -41,8 +41,8 @@ TARGET_NFE = 29.2
 CALIBRATION_SEED, HELD_OUT_SEED = 7, 8
 # Chosen on seeds 200 and 201 among 0.5, 0.7, 0.85 and 1; 0.7 and 0.85 were alike.
 DECAY = 0.8
-# 28 calls. Chosen by tuning seeds 210 and 211 among eleven patterns of 27 to 30 calls, of which most were drawn on one of
-# them only; there they lost between 0 and 0.7 points.
+# 28 calls. Chosen by tuning seeds 210 and 211 among eleven patterns of 27 to 30 calls, most of them drawn on one seed
+# only; there they lost between 0 and 0.7 points.
 EVERY, WARM = 5, 0.25
 MAIN = ("cfg", "ag", "ag_kept", "reused", "linear_30", "fewer_steps", "cond")
 STRIP = 8
