@@ -32,7 +32,7 @@ def heed_ctrl_c():
 
 def wait_for_worker(pid_file):
     """Return the process that runs seed 501 of the gated claim, once seed 500 has ended."""
-    wait_for(lambda: pid_file.exists() and pid_file.read_text())
+    wait_for(pid_file.exists)
     wait_for(lambda: list(pid_file.parent.glob("out/tasks/fake-gated/quick-500-*/result.json")))
     return int(pid_file.read_text())
 

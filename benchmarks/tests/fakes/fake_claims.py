@@ -62,9 +62,12 @@ def slow(arm, shared, context):
 def gated(arm, shared, context):
     """Seed 501 waits for a file, and says which process waits."""
     gate = Path(os.environ["FAKES_GATE"])
-    while shared[1] == 501 and not gate.exists():
-        gate.with_suffix(".pid").write_text(str(os.getpid()))
-        time.sleep(0.05)
+    if shared[1] == 501:
+        waiting = gate.with_suffix(f".{os.getpid()}")
+        waiting.write_text(str(os.getpid()))
+        waiting.replace(gate.with_suffix(".pid"))  # whole at any moment that somebody reads it
+        while not gate.exists():
+            time.sleep(0.05)
     return steady(arm, shared, context)
 
 
