@@ -2,19 +2,18 @@
 
 import os
 import re
-import resource
-import time
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from noiseworks.dev.warm import Warm
+from noiseworks.dev.warm import Warm, cpu_seconds
 
 MOST_WORKERS = 4  # each may hold two gigabytes
 BUDGET, BUDGET_TOGETHER = 20, 45  # CPU seconds of a package's own tests, and with those of tests/ about it
 ROOT = Path(__file__).parent
 SLUGS = sorted((path.parent.name for path in ROOT.glob("packages/*/pyproject.toml")), key=len, reverse=True)
 spent: dict[tuple[str, str], float] = defaultdict(float)
+started: list[Warm] = []
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Before anything imports torch: more threads than cores make everything slower.
@@ -31,22 +30,22 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def warm(tmp_path_factory):
     """Run a program in a process forked from one that has torch and the hosts loaded, or in several at once."""
     programs = Warm(tmp_path_factory.mktemp("warm"))
+    started.append(programs)
     yield programs
     programs.close()
 
 
-def cpu_seconds() -> float:
-    """Return the CPU seconds of this process and of its children that have ended."""
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime
+def spent_so_far() -> float:
+    """Return the CPU seconds of this process, of its children that have ended, and of the programs run warm."""
+    return cpu_seconds() + sum(programs.seconds for programs in started)
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_protocol(item: pytest.Item):
     """Note what a test cost, with the set-up that it was the first to need."""
-    before = cpu_seconds()
+    before = spent_so_far()
     yield
-    item.config.stash.setdefault(COSTS, defaultdict(float))[room_of(item.nodeid)] += cpu_seconds() - before
+    item.config.stash.setdefault(COSTS, defaultdict(float))[room_of(item.nodeid)] += spent_so_far() - before
 
 
 COSTS = pytest.StashKey[dict[tuple[str, str], float]]()

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -67,19 +66,11 @@ torch.save(state, {out!r} + "-" + str(torch.distributed.get_rank()))
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path):
-    """DDP on gloo: each process has half of every batch, and the first one keeps the run."""
+def test_two_processes_train_as_one(tmp_path, warm):
+    """DDP on gloo: the first process starts the second; each has half of every batch, and the first keeps the run."""
     script, out = tmp_path / "together.py", tmp_path / "run"
     script.write_text(TOGETHER.format(tests=os.path.dirname(__file__), out=str(out)))
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = warm("python", script, cwd=tmp_path, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr[-4000:]
     first, second = (torch.load(f"{out}-{rank}", weights_only=True) for rank in (0, 1))
     for name, value in train(tmp_path / "whole", Sure, EXACT).items():

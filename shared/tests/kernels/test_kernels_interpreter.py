@@ -33,10 +33,8 @@ def test_triton_kernels_pass_their_tests_in_the_interpreter():
     assert "skipped" not in done.stdout
 
 
-def test_triton_kernels_compile_for_a_hopper_gpu_without_one(tmp_path):
-    environment = {**os.environ, "NOISEWORKS_KERNELS": "triton", "TRITON_CACHE_DIR": str(tmp_path)}
-    environment.pop("TRITON_INTERPRET", None)
-    command = [sys.executable, str(HERE / "compile_for_hopper.py")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+def test_triton_kernels_compile_for_a_hopper_gpu_without_one(warm, tmp_path):
+    settings = {"TRITON_INTERPRET": "0", "NOISEWORKS_KERNELS": "triton", "TRITON_CACHE_DIR": str(tmp_path)}
+    done = warm("python", HERE / "compile_for_hopper.py", cwd=tmp_path, **settings)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert done.stdout.count("compiled") >= 15

@@ -1,17 +1,20 @@
 """Runs programs in processes forked from one that has torch and the hosts loaded, where a process is the point.
 
 `Warm` is the side of the tests. Run as a program, the file is the other side: a request is a line of JSON on standard
-input, the programs that it names run beside each other, and the answer is their exit codes. The other side has one
-thread whenever it forks, loads nothing of the workspace, and needs nothing but Python: any environment can run it.
+input, the programs that it names run beside each other, and the answer is their exit codes and the CPU seconds that
+all of it took since the start. The other side has one thread whenever it forks, loads nothing of the workspace, and
+needs nothing but Python: any environment can run it.
 """
 
 import json
 import os
+import resource
 import runpy
 import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -34,7 +37,12 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "COLUMNS": "200"}
 
 
 class Warm:
-    """Starts programs: installed commands by their name, or `python FILE`, in an environment that has them."""
+    """Starts programs: installed commands by their name, or `python FILE`, in an environment that has them.
+
+    Attributes:
+        seconds: CPU seconds of the process that forks and of what it ran, until that process is closed and counts
+            as a child of this one.
+    """
 
     def __init__(
         self, folder: Path, python: Path | str = sys.executable, modules: Iterable[str] = MODULES
@@ -47,6 +55,7 @@ class Warm:
             modules: What it loads before it forks; names that the environment lacks are passed over.
         """
         self._folder = folder
+        self.seconds = 0.0
         self._process = subprocess.Popen(
             [str(python), "-P", __file__, *modules],
             stdin=subprocess.PIPE,
@@ -84,7 +93,7 @@ class Warm:
         ]
         self._process.stdin.write(json.dumps(requests) + "\n")
         self._process.stdin.flush()
-        codes = json.loads(self._process.stdout.readline())
+        codes, self.seconds = json.loads(self._process.stdout.readline())
         return [
             subprocess.CompletedProcess(
                 request["words"], code, Path(request["out"]).read_text(), Path(request["error"]).read_text()
@@ -100,6 +109,13 @@ class Warm:
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+        self.seconds = 0.0
+
+
+def cpu_seconds() -> float:
+    """Return the CPU seconds of this process and of its children that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def serve(modules: Iterable[str]) -> None:
@@ -122,7 +138,8 @@ def serve(modules: Iterable[str]) -> None:
             if codes[ended]:  # the others would wait for it
                 for child in set(children) - set(codes):
                     os.kill(child, signal.SIGKILL)
-        os.write(answers, f"{[codes[child] for child in children]}\n".encode())
+        answer = [[codes[child] for child in children], cpu_seconds()]
+        os.write(answers, f"{json.dumps(answer)}\n".encode())
 
 
 def work(request: dict) -> None:

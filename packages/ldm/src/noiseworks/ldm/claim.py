@@ -162,7 +162,7 @@ CLAIM = Claim(
         at_least("score", "latent", "pixels", difference=0.0, guard=True, name="score after equal time"),
     ),
     scales={
-        "smoke": Scale((500,), 300, {"seconds": 0.5, "scenes": 128, "prompts": 4}),
+        "smoke": Scale((500,), 300, {"seconds": 0.5, "scenes": 64, "prompts": 1}),
         "quick": Scale((500,), 120, {"prompts": 32}),
         "laptop": Scale((1000, 1001, 1002), 1800, {"seconds": 100.0, "scenes": 6000, "prompts": 96}),
     },

@@ -85,7 +85,7 @@ CLAIM = Claim(
         at_most("seconds", "ag", "cfg", ratio=0.80, name="wall-clock", guard=True),
     ),
     scales={
-        "smoke": Scale((500,), 300, {"prompts": 2, "others": 2, "calibration": 2}),
+        "smoke": Scale((500,), 300, {"prompts": 1, "others": 1, "calibration": 1}),
         "quick": Scale((500,), 120, {"prompts": 18, "others": 8, "calibration": 12}),
         "laptop": Scale((4000, 4001, 4002), 3600, {"prompts": 192, "others": 32, "calibration": 96}),
         "full": Scale(

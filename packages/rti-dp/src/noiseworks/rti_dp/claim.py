@@ -164,7 +164,7 @@ CLAIM = Claim(
         at_least("success_disturbed", "rti", "full", difference=0.0, name="success, disturbed"),
     ),
     scales={
-        "smoke": Scale((500,), 300, sizes(1, 1, 2, max_steps=6, film=False)),
+        "smoke": Scale((500,), 300, sizes(1, 1, 1, max_steps=3, film=False)),
         "quick": Scale(
             # Arms without a target are only timed: network calls take the time, and these make the most of them.
             (500,),

@@ -78,7 +78,8 @@ def prepare(seed: int, context: Context) -> Shared:
     shared = Shared(host, tuned, seed, {})
     policies = {arm.name: shared.policy(arm.name, 1) for arm in ARMS}
     # The first cycles fill the streams' tables.
-    shared.seconds = time_in_turns(policies, TabletopBatch(1), turns=settings["rounds"], warmup=4)
+    warmup = settings.get("warmup", 4)
+    shared.seconds = time_in_turns(policies, TabletopBatch(1), turns=settings["rounds"], warmup=warmup)
     return shared
 
 
@@ -177,7 +178,7 @@ CLAIM = Claim(
         ),
     ),
     scales={
-        "smoke": Scale((500,), 300, sizes(1, 1, 2, tasks=(8,), max_steps=6)),
+        "smoke": Scale((500,), 300, sizes(1, 1, 1, tasks=(8,), max_steps=3) | {"warmup": 1}),
         "quick": Scale((500,), 300, sizes(2, 1, 2, max_steps=56) | {"video": False}),
         "laptop": Scale((1000, 1001, 1002), 1800, sizes(23, 4, 10)),
         "full": Scale((1000, 1001, 1002), 36_000, sizes(50, 50, 40, train_steps=20_000)),
