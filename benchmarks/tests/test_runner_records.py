@@ -12,6 +12,7 @@ from noiseworks.bench.runner.records import (
     measurement_record,
     targets_of,
 )
+from noiseworks.bench.runner.tasks import RESULT_NAME, read_result
 from noiseworks.core.errors import InputError, NonFiniteError
 
 
@@ -20,6 +21,17 @@ def claim(fakes):
     import fake_claims
 
     return fake_claims.STEADY
+
+
+def test_a_result_is_used_again_for_the_settings_that_it_was_measured_with_alone(tmp_path):
+    """A task's folder is named by a short digest, which does not decide alone."""
+    assert read_result(tmp_path, {"seed": 1}) is None
+    result = {"fingerprint": {"seed": 1, "sizes": [2, 3]}, "arms": {}}
+    (tmp_path / RESULT_NAME).write_text(json.dumps(result))
+    assert read_result(tmp_path, {"seed": 1, "sizes": (2, 3)}) == result
+    assert read_result(tmp_path, {"seed": 2, "sizes": (2, 3)}) is None
+    (tmp_path / RESULT_NAME).write_text(json.dumps(result)[:-5])
+    assert read_result(tmp_path, {"seed": 1, "sizes": (2, 3)}) is None
 
 
 def test_claim_survives_as_json(claim):

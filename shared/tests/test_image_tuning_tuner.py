@@ -103,8 +103,10 @@ def test_steps_one_after_the_other_add_up_to_the_gradient_of_the_mean():
 
 
 def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path):
+    remembering = DDPOSettings(copies=2, clip=0.2, min_count=2)
+
     def train(folder):
-        trained = tuner(timestep_fraction=0.7, pictures_every=2)
+        trained = tuner(settings=remembering, timestep_fraction=0.7, pictures_every=2)
         with open_run(folder, {"options": trained.options}) as run:
             trained.fit(run, progress=False)
         assert (folder / "lora" / "pytorch_lora_weights.safetensors").is_file()

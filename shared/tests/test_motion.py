@@ -22,7 +22,7 @@ from noiseworks.kits.motion import (
 )
 from noiseworks.kits.motion.body import PARENTS
 from noiseworks.kits.motion.files import mesh_scene, save_room
-from noiseworks.kits.motion.measures import acceleration
+from noiseworks.kits.motion.measures import acceleration, penetration
 from noiseworks.kits.motion.rotations import (
     continuous,
     matrices_of,
@@ -336,6 +336,13 @@ def test_scenes_are_read_by_path_and_bad_ones_refused(tmp_path):
         GridScene(-grid.grid, grid.centre, grid.scale)
     with pytest.raises(InputError, match="scale"):
         GridScene(grid.grid, grid.centre, 0 * grid.scale)
+
+
+def test_penetration_sums_what_is_inside_over_markers_and_leaves_out_the_rest():
+    scene = room((0.0, 0.0, 0.5, 0.5, 0.5, 0.5, 0.0), extent=(3.0, 3.0))
+    above, beside, free = (0.0, 0.0, 0.9), (0.4, 0.0, 0.5), (0.0, 1.5, 1.0)
+    mean, most = penetration(torch.tensor([[[above, beside], [above, free], [free, free]]]), scene)
+    assert (float(mean), float(most)) == pytest.approx((10, 20), abs=1e-4)
 
 
 def test_ways_go_round_and_goals_inside_are_refused():

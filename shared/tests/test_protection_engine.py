@@ -33,11 +33,15 @@ def test_the_papers_budget_is_used_up_at_step_sixteen_and_the_range_stops_it_ear
     assert float((2 * (found - images)).abs().max()) == pytest.approx(0.1254902, abs=1e-7)
 
 
+@pytest.mark.parametrize("columns", [4, 1])
 @pytest.mark.parametrize(("eps", "step"), [(16, 5), (3, 5)])
-def test_the_first_step_under_l2_has_the_steps_norm_or_the_budgets(eps, step):
+def test_the_first_step_under_l2_has_the_steps_norm_or_the_budgets(eps, step, columns):
+    """Also where only some columns may be changed, which the gradient of the others must not shorten."""
     images = torch.full((2, 3, 4, 4), 0.5, dtype=torch.float64)
     direction = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = projected_gradient(images, linear(direction), Budget(eps, step, 1, norm="l2"))
+    support = (torch.arange(4) < columns).double().expand(2, 1, 4, 4)
+    budget = Budget(eps, step, 1, norm="l2")
+    found = projected_gradient(images, linear(direction), budget, support=support)
     norms = (found.images - images).flatten(1).norm(dim=1)
     torch.testing.assert_close(norms, torch.full_like(norms, min(eps, step) / 255), rtol=1e-8, atol=0)
 

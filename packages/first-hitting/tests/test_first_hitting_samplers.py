@@ -55,6 +55,30 @@ def test_mean_times_of_the_linear_schedule():
     assert times.mean(dim=0).tolist() == pytest.approx([0.8, 0.6, 0.4, 0.2], abs=2e-3)
 
 
+def constant_denoiser(p: torch.Tensor):
+    """A denoiser that says the same of every position of every canvas."""
+    return from_callable(lambda tokens, times: p.log().expand(*tokens.shape, -1), MASK)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_tokens_are_drawn_from_the_tempered_distribution(temperature):
+    p = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    settings = Settings(MASK, temperature=temperature)
+    found = fhs_sample(constant_denoiser(p), masks(8000, 1), settings, seeds=range(8000)).tokens
+    expected = p ** (1 / temperature)
+    counts = found.flatten().bincount(minlength=3)
+    assert chisquare(counts, 8000 * expected / expected.sum()).pvalue > 1e-3
+
+
+def test_every_block_has_a_clock_of_its_own():
+    settings = Settings(MASK, block_length=2)
+    denoiser = constant_denoiser(torch.full((3,), 1 / 3, dtype=torch.float64))
+    times = fhs_sample(denoiser, masks(2000, 4), settings, seeds=range(2000)).times
+    first, second = times[:, :2].amax(1), times[:, 2:].amax(1)
+    assert abs(float(torch.stack([first, second]).corrcoef()[0, 1])) < 0.1
+    assert first.mean() == pytest.approx(float(second.mean()), abs=0.03)
+
+
 @pytest.mark.parametrize("schedule", [linear(), cosine()])
 def test_unordered_times_are_uniform_in_the_masked_share(schedule):
     times = hitting_times(5, schedule, 4000, torch.Generator().manual_seed(1))

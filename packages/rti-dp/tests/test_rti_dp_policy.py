@@ -258,6 +258,16 @@ def test_a_state_goes_on_to_the_same_actions():
         iterating(host, num_envs=2).load_state_dict(state)
 
 
+def test_a_state_knows_how_far_off_the_next_refresh_is():
+    policy, other = (iterating(make_host(), refresh_every=2) for _ in range(2))
+    for step in range(2):
+        policy.act(observe(step, [0]))
+    other.load_state_dict(policy.state_dict())
+    for step in range(2, 4):
+        other.act(observe(step, [0]))
+    assert other.stats.nfes == [3, FULL]
+
+
 def test_predicting_a_chunk_reads_and_changes_no_guess():
     policy = iterating(make_host(), num_envs=2)
     policy.act(observe(0, [0, 1]))
