@@ -146,6 +146,21 @@ def test_two_processes_have_the_loss_and_gradient_of_one(mixture):
         torch.testing.assert_close((first + second) / 2, one, atol=1e-12, rtol=1e-9)
 
 
+def test_noise_counts_where_patches_are_seen_clean_images_where_they_are_not_and_time_0_is_of_clean_ones():
+    model, x, told = UMD(CONFIG), images(4000), []
+
+    def predict(patches, times, labels, masks):
+        told.append(times)
+        wrong = 100 * masks.removed[..., None].to(patches)
+        return (100 - wrong).expand_as(patches), wrong.expand_as(patches)
+
+    with torch.random.fork_rng(devices=[]), patch.object(model, "predict", predict):
+        torch.manual_seed(0)
+        found = mixture_loss(model, x, None, Mixture("maskdit"), COSINE)["loss"]
+    assert float(found) == pytest.approx((1 + float(x.square().mean())) / 2, rel=0.01)
+    assert (int(told[0].min()), int(told[0].max())) == (1, COSINE.num_steps)
+
+
 def test_an_unmasked_noisy_loss_is_taken_everywhere():
     model, x = UMD(CONFIG), images(4000)
     for layer in (model.to_x0, model.to_epsilon):
