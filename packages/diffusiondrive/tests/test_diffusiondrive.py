@@ -7,13 +7,22 @@ import numpy as np
 import pytest
 import torch
 from noiseworks.core.errors import ArtifactError, InputError
-from noiseworks.diffusiondrive import Architecture, Denoising, Normalizer, Plans, diversity, fit_anchors
+from noiseworks.diffusiondrive import (
+    Architecture,
+    Denoising,
+    Fitting,
+    Normalizer,
+    Plans,
+    diversity,
+    fit_anchors,
+)
 from noiseworks.diffusiondrive.baselines import with_headings
 from noiseworks.diffusiondrive.data import read_anchors
 from noiseworks.diffusiondrive.decoder import DecoderLayer, Scene, embed_points
 from noiseworks.diffusiondrive.evaluation import any_route
 from noiseworks.diffusiondrive.losses import agent_loss, focal_loss, plan_loss, positive_mode
-from noiseworks.diffusiondrive.planner import Planner
+from noiseworks.diffusiondrive.planner import Planner, joint_loss
+from noiseworks.diffusiondrive.training import fit_planners
 from noiseworks.diffusiondrive.truncation import (
     alphas_cumprod,
     check_anchors,
@@ -202,6 +211,19 @@ def test_with_heads_of_zero_the_plans_are_the_noisy_anchors(scene):
     assert 0.5 < float(noisy[..., 0].std()) < 1.3  # 0.90 m
 
 
+def test_a_learned_share_of_the_points_is_all_of_them_at_first(scene):
+    layer = DecoderLayer(16, 8, 32.0, learned_skip=True).eval()
+    torch.nn.init.zeros_(layer.plan[-1].weight)
+    torch.nn.init.zeros_(layer.plan[-1].bias)
+    queries, points, level = torch.randn(2, 3, 16), torch.randn(2, 3, 8, 2), torch.randn(2, 16)
+    poses, _ = layer(queries, points, layer.hoist(scene), level)
+    assert torch.equal(poses[..., :2], points)
+    torch.nn.init.normal_(layer.skip.weight)
+    poses, _ = layer(queries, points, layer.hoist(scene), level)
+    share = 1 + level @ layer.skip.weight[0]  # a number for each scene's level
+    assert torch.allclose(poses[..., :2], share[:, None, None, None] * points, atol=1e-5)
+
+
 def test_the_second_layer_does_not_teach_the_first_through_its_points(scene):
     head = planner().head.requires_grad_(True)
     points = head.anchors.expand(2, -1, -1, -1)
@@ -340,6 +362,23 @@ def test_every_design_plans_trains_and_is_saved(design, tmp_path):
     again = Planner.from_pretrained(tmp_path / "planner")
     assert torch.allclose(again.plan(view, status).poses, made.plan(view, status).poses, atol=1e-4)
     assert all(torch.equal(value, made.state_dict()[name]) for name, value in again.state_dict().items())
+
+
+def test_planners_that_learn_together_share_a_backbone_and_add_their_losses():
+    rng = torch.Generator().manual_seed(3)
+    table = {
+        "view": torch.randint(-127, 128, (8, 7, 64, 64), generator=rng, dtype=torch.int8),
+        "status": torch.randn(8, 8, generator=rng),
+        "plan": torch.randn(8, 8, 3, generator=rng),
+        "agents": torch.zeros(8, 12, 6),
+    }
+    sizes = [Architecture(design=design, width=16, modes=3) for design in ("regression", "anchors")]
+    made = fit_planners(table, sizes, Fitting(max_steps=1, batch_size=4, device="cpu"), progress=False)
+    assert made[0].backbone is made[1].backbone
+    given = table["view"] / 127, table["status"], table["plan"], table["agents"]
+    together, alone = joint_loss(made, *given), [one.loss(*given) for one in made]
+    expected = 12 * (alone[0]["regression"] + alone[1]["anchors"]) + alone[0]["agents"]
+    assert float(together["loss"]) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_what_does_not_fit_is_refused():

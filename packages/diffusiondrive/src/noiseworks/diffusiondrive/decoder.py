@@ -119,10 +119,19 @@ class DecoderLayer(nn.Module):
         extent: Metres of the view to each side.
         looks: Whether queries look at the view along their plans; the authors' ablation leaves it out.
         ffn_residual: Whether the feed-forward block adds its input.
+        learned_skip: Whether plans are offsets to a learned share of the points, 1 at first, a number for each level;
+            else to the points.
     """
 
     def __init__(
-        self, width: int, points: int, extent: float, *, looks: bool = True, ffn_residual: bool = False
+        self,
+        width: int,
+        points: int,
+        extent: float,
+        *,
+        looks: bool = True,
+        ffn_residual: bool = False,
+        learned_skip: bool = False,
     ) -> None:
         super().__init__()
         self.points, self.ffn_residual = points, ffn_residual
@@ -133,6 +142,10 @@ class DecoderLayer(nn.Module):
         self.dropout = nn.Dropout(0.1)
         self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width))
         self.modulation = nn.Sequential(nn.Mish(), nn.Linear(width, 2 * width))
+        self.skip = nn.Linear(width, 1) if learned_skip else None
+        if self.skip is not None:
+            nn.init.zeros_(self.skip.weight)
+            nn.init.ones_(self.skip.bias)
         self.score = mlp(width, width, width, 1, norm=True)
         self.plan = mlp(width, width, width, 3 * points)
         nn.init.constant_(self.score[-1].bias, -math.log((1 - PRIOR) / PRIOR))
@@ -153,7 +166,7 @@ class DecoderLayer(nn.Module):
 
         Args:
             queries: [B, N, C].
-            points: Metres, [B, N, T, 2]; the poses are offsets to them.
+            points: Metres, [B, N, T, 2]; the poses are offsets to them, see `learned_skip`.
             hoisted: From `hoist`.
             level: Embedded, [B, C].
         """
@@ -166,7 +179,8 @@ class DecoderLayer(nn.Module):
         q = q * (1 + scale) + shift
         poses = self.plan(q).unflatten(-1, (self.points, 3))
         heading = math.pi * poses[..., 2:].tanh()
-        return torch.cat((poses[..., :2] + points, heading), dim=-1), self.score(q)[..., 0]
+        kept = points if self.skip is None else self.skip(level)[:, None, None] * points
+        return torch.cat((poses[..., :2] + kept, heading), dim=-1), self.score(q)[..., 0]
 
     def _attend_agents(self, queries: Tensor, hoisted: Hoisted) -> Tensor:
         query = _project(self.agents, queries, 0)
@@ -187,6 +201,7 @@ class CascadeDecoder(nn.Module):
         layers: Their number.
         looks: See `DecoderLayer`.
         ffn_residual: See `DecoderLayer`.
+        learned_skip: See `DecoderLayer`.
     """
 
     def __init__(
@@ -198,6 +213,7 @@ class CascadeDecoder(nn.Module):
         layers: int = 2,
         looks: bool = True,
         ffn_residual: bool = False,
+        learned_skip: bool = False,
     ) -> None:
         super().__init__()
         self.width = width
@@ -206,7 +222,10 @@ class CascadeDecoder(nn.Module):
         )
         self.level = nn.Sequential(nn.Linear(width, 4 * width), nn.Mish(), nn.Linear(4 * width, width))
         self.layers = nn.ModuleList(
-            DecoderLayer(width, points, extent, looks=looks, ffn_residual=ffn_residual) for _ in range(layers)
+            DecoderLayer(
+                width, points, extent, looks=looks, ffn_residual=ffn_residual, learned_skip=learned_skip
+            )
+            for _ in range(layers)
         )
 
     def hoist(self, scene: Scene) -> list[Hoisted]:

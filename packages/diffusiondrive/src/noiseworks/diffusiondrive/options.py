@@ -23,6 +23,9 @@ class Architecture(Options):
         modes: Anchors N.
         layers: Cascaded decoder layers.
         ffn_residual: Whether the decoder's feed-forward blocks add their input, which the authors' do not.
+        learned_skip: Whether a decoder layer's plan is an offset to a learned share of its noisy points, where the
+            authors' is to all of them. The noise on an anchor says nothing about the plan: short trainings that need
+            not take it off point by point learn to plan sooner.
         draws: Noisy plans of each scene that a training step of a diffusion design regresses, the authors' 1. More of
             them have the same expectation and less noise, and share the scene's part.
     """
@@ -32,6 +35,7 @@ class Architecture(Options):
     modes: Annotated[int, at_least(2), at_most(256)] = 20
     layers: Annotated[int, at_least(1), at_most(4)] = 2
     ffn_residual: bool = False
+    learned_skip: bool = False
     draws: Annotated[int, at_least(1)] = 1
 
     def check(self) -> None:
@@ -42,6 +46,11 @@ class Architecture(Options):
         """
         if self.width % 8:
             raise InputError(f"width must be a multiple of 8, got {self.width}")
+
+
+def architecture_of(design: Design, width: int, draws: int) -> Architecture:
+    """Return the sizes of one of the designs that the claim trains together."""
+    return Architecture(design=design, width=width, learned_skip=True, draws=draws)
 
 
 @dataclass(frozen=True)

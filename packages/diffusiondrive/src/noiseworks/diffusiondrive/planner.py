@@ -1,5 +1,6 @@
 """The planner: a backbone, anchors and a decoder, trained as one and run in a few network calls."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ class TruncatedHead(nn.Module):
             layers=architecture.layers if cascade else 1,
             looks=cascade,
             ffn_residual=architecture.ffn_residual,
+            learned_skip=architecture.learned_skip,
         )
 
     def loss(self, scene: Scene, target: Tensor) -> Tensor:
@@ -136,17 +138,8 @@ class Planner(nn.Module):
             self.head = TruncatedHead(architecture, anchors, normalizer, extent)
 
     def loss(self, view: Tensor, status: Tensor, plan: Tensor, agents: Tensor) -> dict[str, Tensor]:
-        """Return the losses of a batch, and their sum `loss`.
-
-        Args:
-            view: [B, channels, size, size] in [-1, 1].
-            status: [B, 8].
-            plan: The expert's, [B, 8, 3].
-            agents: x, y, heading, length, width and whether there is one, [B, K, 6].
-        """
-        scene = self.backbone(view, status)
-        plans, seen = self.head.loss(scene, plan), agent_loss(*self.backbone.agents(scene), agents)
-        return {"loss": PLAN * plans + seen, "plan": plans, "agents": seen}
+        """Return the losses of a batch, and their sum `loss`; the arguments are those of `joint_loss`."""
+        return joint_loss([self], view, status, plan, agents)
 
     @torch.no_grad()
     def plan(
@@ -217,3 +210,22 @@ class Planner(nn.Module):
             )
             made.load_state_dict(tensors)
         return made.eval().requires_grad_(False)
+
+
+def joint_loss(
+    planners: Sequence[Planner], view: Tensor, status: Tensor, plan: Tensor, agents: Tensor
+) -> dict[str, Tensor]:
+    """Return the losses of planners that share the first one's backbone, by design, and their sum `loss`.
+
+    Args:
+        planners: Of different designs.
+        view: [B, channels, size, size] in [-1, 1].
+        status: [B, 8].
+        plan: The expert's, [B, 8, 3].
+        agents: x, y, heading, length, width and whether there is one, [B, K, 6].
+    """
+    backbone = planners[0].backbone
+    scene = backbone(view, status)
+    plans = {planner.architecture.design: planner.head.loss(scene, plan) for planner in planners}
+    seen = agent_loss(*backbone.agents(scene), agents)
+    return {"loss": PLAN * torch.stack([*plans.values()]).sum() + seen, **plans, "agents": seen}

@@ -1,45 +1,50 @@
 """Training of planners on recorded scenes."""
 
 import math
+from collections.abc import Sequence
 
 import lightning as L  # noqa: TID253
 import numpy as np
 import torch
 from noiseworks.diffusiondrive.options import Architecture, Fitting
-from noiseworks.diffusiondrive.planner import Planner
+from noiseworks.diffusiondrive.planner import Planner, joint_loss
 from noiseworks.diffusiondrive.truncation import Normalizer, fit_anchors
 from noiseworks.kits.driving import Scenes
 from noiseworks.kits.driving.scenes import NOTHING
 from noiseworks.kits.training import Batches, Run, fit
-from torch import Tensor
+from torch import Tensor, nn
 
 WARM_UP, LAST_RATE, WEIGHT_DECAY = 0.03, 1e-6, 1e-4
 AGENTS = 12
 
 
 class PlannerModule(L.LightningModule):
-    """The planner's losses, AdamW, and a rate that rises and falls along a cosine.
+    """The losses of planners that share a backbone, AdamW, and a rate that rises and falls along a cosine.
 
     Args:
-        planner: What is trained.
+        planners: What is trained.
         options: Length and rate.
     """
 
-    def __init__(self, planner: Planner, options: Fitting) -> None:
+    def __init__(self, planners: Sequence[Planner], options: Fitting) -> None:
         super().__init__()
-        self.planner, self.total, self.rate = planner, options.max_steps, options.learning_rate
+        self.planners = nn.ModuleList(planners)
+        self.total, self.rate = options.max_steps, options.learning_rate
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         """Return the loss of a batch; views are int8 in units of 1/127."""
         view = batch["view"].float() / 127
-        losses = self.planner.loss(view, batch["status"], batch["plan"], batch["agents"])
+        losses = joint_loss(self.planners, view, batch["status"], batch["plan"], batch["agents"])
         for name, value in losses.items():
             self.log(name, value, prog_bar=name == "loss")
         return losses["loss"]
 
     def configure_optimizers(self) -> dict:
         """Return AdamW with the rate of `share_of_rate`."""
-        optimizer = torch.optim.AdamW(self.planner.parameters(), self.rate, weight_decay=WEIGHT_DECAY)
+        # One fused step: of hundreds of small tensors, a loop over them takes as long as the planners.
+        optimizer = torch.optim.AdamW(
+            self.planners.parameters(), self.rate, weight_decay=WEIGHT_DECAY, fused=True
+        )
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: share_of_rate(step, self.total, self.rate)
         )
@@ -76,11 +81,24 @@ def fit_planner(
     anchors: Tensor | None = None,
     progress: bool = True,
 ) -> Planner:
-    """Return a planner trained on scenes.
+    """Return a planner trained on scenes; the arguments are those of `fit_planners`."""
+    return fit_planners(table, [architecture], options, run, anchors=anchors, progress=progress)[0]
+
+
+def fit_planners(
+    table: dict[str, Tensor],
+    architectures: Sequence[Architecture],
+    options: Fitting,
+    run: Run | None = None,
+    *,
+    anchors: Tensor | None = None,
+    progress: bool = True,
+) -> list[Planner]:
+    """Return planners trained on scenes at once: they have one backbone, which learns from all of them.
 
     Args:
         table: `view` int8 [B, C, S, S], `status` [B, 8], `plan` [B, 8, 3], `agents` [B, 12, 6].
-        architecture: Design and sizes.
+        architectures: Designs, all different, of one width and number of modes.
         options: Length and bookkeeping.
         run: The open run, None to keep nothing on the way.
         anchors: Of the user's, [N, 8, 2]; by default the means of clusters of the plans.
@@ -91,15 +109,16 @@ def fit_planner(
         NonFiniteError: When the loss is not finite.
     """
     plans = table["plan"].numpy()
-    anchors = fit_anchors(plans, architecture.modes, seed=0) if anchors is None else anchors
+    anchors = fit_anchors(plans, architectures[0].modes, seed=0) if anchors is None else anchors
     channels, size = table["view"].shape[1:3]
+    normalizer = Normalizer.fit(np.concatenate((plans[..., :2], anchors.numpy())))
+    about = {"scenes": len(plans), "steps": options.max_steps}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         view = (channels, size, size / 2)
-        normalizer = Normalizer.fit(np.concatenate((plans[..., :2], anchors.numpy())))
-        planner = Planner(
-            architecture, anchors, normalizer, view, {"scenes": len(plans), "steps": options.max_steps}
-        )
+        planners = [Planner(one, anchors, normalizer, view, dict(about)) for one in architectures]
+        for planner in planners[1:]:
+            planner.backbone = planners[0].backbone
         batches = Batches(table, options.batch_size, seed=options.seed)
-        fit(PlannerModule(planner, options), batches, run=run, options=options, clip=None, progress=progress)
-    return planner.eval().requires_grad_(False)
+        fit(PlannerModule(planners, options), batches, run=run, options=options, clip=None, progress=progress)
+    return [planner.eval().requires_grad_(False) for planner in planners]
