@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from noiseworks.bench.claims import (
     Arm,
+    Ceiling,
     Claim,
     Context,
     Floor,
@@ -168,11 +169,16 @@ CLAIM = Claim(
     scales={
         "smoke": Scale((500,), 300, sizes((2, 8, 2, 16), train=40, test=16, turns=1, diverse=1)),
         "quick": Scale((500,), 120, sizes(None, test=160, turns=2, diverse=6)),
-        "laptop": Scale((1000, 1001, 1002), 900, sizes(None, test=400, turns=10, diverse=24)),
+        "laptop": Scale((1000, 1001, 1002), 900, sizes(None, test=300, turns=5, diverse=12)),
     },
     prepare=prepare,
     run=run,
-    preconditions=(Floor("diffusiondrive", "pdms", 0.3, "the planner's PDM score is only {:.2f}"),),
+    preconditions=(
+        Floor("diffusiondrive", "pdms", 0.3, "the planner's PDM score is only {:.2f}"),
+        Ceiling(
+            "regression", "any_route", 0.92, "one regressed plan scores {:.2f} where several routes are right"
+        ),
+    ),
     units="scene",
     columns={
         "any_route": "PDM score, several routes",

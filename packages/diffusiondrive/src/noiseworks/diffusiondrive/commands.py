@@ -66,9 +66,9 @@ def make(
     *,
     out: Path,
     width: Whole = 48,
-    draws: Whole = 8,
-    scenes: Spread[SceneSet] = SceneSet(scenes=12000),
-    fitting: Spread[Fitting] = Fitting(max_steps=6000, batch_size=32, learning_rate=1.5e-3),
+    draws: Whole = 4,
+    scenes: Spread[SceneSet] = SceneSet(scenes=4000),
+    fitting: Spread[Fitting] = Fitting(max_steps=1200, batch_size=32, learning_rate=1.5e-3),
 ) -> dict[str, Any]:
     """Train all designs at once on one backbone; with the defaults on a CPU, the planners that this package ships.
 

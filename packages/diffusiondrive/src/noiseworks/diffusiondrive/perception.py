@@ -41,7 +41,7 @@ class ViewEncoder(nn.Module):
 
     def forward(self, view: Tensor, status: Tensor) -> Scene:
         """Return the scene of views [B, channels, size, size] in [-1, 1] and status [B, 8]."""
-        fine = self.fine(self.stem(view))
+        fine = self.fine(self.stem(view.contiguous(memory_format=torch.channels_last)))
         coarse = self.coarse(fine)
         tokens = torch.cat((coarse.flatten(2).mT, self.status(status)[:, None]), dim=1) + self.positions
         queries = self.decoder(self.queries.expand(len(view), -1, -1), tokens)
