@@ -2,11 +2,9 @@
 
 On scenes of `drive` where junctions and blocked lanes leave several routes open and nothing says which: there the score
 is judged twice, with progress along whichever admissible route a plan follows, and along the one that the expert
-happened to take. All planners were trained at once on one backbone. Planners without anchored diffusion are the paper's
-baselines; anchors that are only chosen, and a decoder without its cascade, are its ablations.
-
-At the quick and laptop scales they are the ones that the package ships (`noiseworks-diffusiondrive make` trains them):
-seeds differ in scenes and noise.
+happened to take. All planners of a seed are trained at once, on one backbone that learns from all of them. Planners
+without anchored diffusion are the paper's baselines; anchors that are only chosen, and a decoder without its cascade,
+are its ablations.
 """
 
 from dataclasses import dataclass
@@ -30,7 +28,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PACKAGE = "noiseworks.diffusiondrive"
-TRAIN_SEED = 0  # no scale tests on it
+TRAIN_SEED = 0  # all judging seeds learn from the same scenes; test scenes are the seed's own
+RATE = 1.5e-3
 BATCHED = 64  # scenes that are planned at once, for the second of the two times
 ARMS = (
     Arm("regression", "regression, one plan", "baseline"),
@@ -56,19 +55,39 @@ class Shared:
 
 def prepare(seed: int, context: Context) -> Shared:
     """Train the planners, or load the shipped ones; make the test scenes; time plans, arms in turn."""
+    from noiseworks.bench import shipped
     from noiseworks.core.timing import in_turns
     from noiseworks.diffusiondrive.data import plan_all, scenes_of
     from noiseworks.diffusiondrive.options import Fitting, SceneSet, architecture_of
     from noiseworks.diffusiondrive.training import fit_planners
+    from noiseworks.kits.training import open_run
 
     sizes = context.settings
     if sizes["fit"]:
         context.progress(0, 1, "train")
         _, table = scenes_of(SceneSet(scenes=sizes["train"], scene_seed=TRAIN_SEED))
-        fitting = Fitting(max_steps=sizes["fit"], batch_size=sizes["batch"], seed=seed, device="cpu")
+        fitting = Fitting(
+            max_steps=sizes["fit"],
+            batch_size=sizes["batch"],
+            learning_rate=RATE,
+            seed=seed,
+            device="cpu",
+            checkpoint_every=1.0,
+        )
         architectures = [architecture_of(design, sizes["width"], sizes["draws"]) for design in DESIGNS]
-        made = fit_planners(table, architectures, fitting, progress=False)
+        # What was stopped goes on: the folder is this seed's and these settings' own.
+        which = {name: sizes[name] for name in ("train", "width", "draws")}
+        with open_run(context.folder / "training", which | {"fit": fitting}) as opened:
+            made = fit_planners(table, architectures, fitting, opened, progress=False)
         planners = dict(zip(DESIGNS, made, strict=True))
+        for design, planner in planners.items():
+            tensors = planner.state_dict().items()
+            own = {
+                name: value
+                for name, value in tensors
+                if design == DESIGNS[0] or not name.startswith("backbone.")
+            }
+            shipped.save(context.folder, design, planner.config(), own)
     else:
         planners = shipped_planners()
     labelled, table = scenes_of(SceneSet(scenes=sizes["test"], scene_seed=seed))
@@ -169,7 +188,11 @@ CLAIM = Claim(
     scales={
         "smoke": Scale((500,), 300, sizes((2, 8, 2, 16), train=40, test=16, turns=1, diverse=1)),
         "quick": Scale((500,), 120, sizes(None, test=160, turns=2, diverse=6)),
-        "laptop": Scale((1000, 1001, 1002), 900, sizes(None, test=300, turns=5, diverse=12)),
+        "laptop": Scale(
+            (1000, 1001, 1002),
+            1800,
+            sizes((1200, 32, 4, 48), train=4000, test=300, turns=5, diverse=12),
+        ),
     },
     prepare=prepare,
     run=run,

@@ -31,15 +31,20 @@ def write_folder(
         count: Number of scenes.
         jobs: Processes.
         progress: Called with (scenes made, all that were missing).
+
+    Raises:
+        InputError: When the folder holds files of the seed's that another count wrote: their scenes would come twice.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    work = []
-    for start in range(0, count, SHARD):
-        size = min(SHARD, count - start)
-        path = folder / f"scenes_{seed}_{start:06d}_{size}.npz"
-        if not path.exists():
-            work.append((path, seed, start, size))
+    sizes = {start: min(SHARD, count - start) for start in range(0, count, SHARD)}
+    paths = {start: folder / f"scenes_{seed}_{start:06d}_{size}.npz" for start, size in sizes.items()}
+    others = sorted({*folder.glob(f"scenes_{seed}_*.npz")} - {*paths.values()})
+    if others:
+        raise InputError(
+            f"{others[0]} is of another count than {count}: give that one, or name another folder"
+        )
+    work = [(path, seed, start, sizes[start]) for start, path in paths.items() if not path.exists()]
     made, missing = 0, sum(size for *_, size in work)
     several = jobs > 1 and len(work) > 1
     with ProcessPoolExecutor(jobs, get_context("spawn")) if several else nullcontext() as pool:
