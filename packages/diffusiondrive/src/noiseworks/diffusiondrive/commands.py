@@ -70,7 +70,7 @@ def make(
     scenes: Spread[SceneSet] = SceneSet(scenes=4000),
     fitting: Spread[Fitting] = Fitting(max_steps=1200, batch_size=32, learning_rate=1.5e-3),
 ) -> dict[str, Any]:
-    """Train all designs at once on one backbone; with the defaults on a CPU, the planners that this package ships.
+    """Train all designs at once on one backbone, as the claim does.
 
     Args:
         out: Folder of the run and of the planners, one a design. The same command goes on with what was stopped.
