@@ -187,7 +187,7 @@ CLAIM = Claim(
     ),
     scales={
         "smoke": Scale((500,), 300, sizes((2, 8, 2, 16), train=40, test=16, turns=1, diverse=1)),
-        "quick": Scale((500,), 120, sizes(None, test=160, turns=2, diverse=6)),
+        "quick": Scale((500,), 120, sizes(None, test=64, turns=1, diverse=4)),
         "laptop": Scale(
             (1000, 1001, 1002),
             1800,
