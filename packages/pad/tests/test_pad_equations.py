@@ -130,6 +130,30 @@ def test_the_present_beside_what_is_noisy_is_one_map_of_both():
         torch.testing.assert_close(parts, whole + layer.positions)
 
 
+def test_a_stem_sees_around_each_patch_and_the_whole_picture_for_vectors():
+    parts = world(frames=1, patch=4, image=(3, 32), pose=(4, 2), depth=(32, 8))
+    net = opened(PADTransformer(parts, width=16, depth=1, heads=2, text_width=5, stem=2))
+    noisy, clean, t, text = inputs(net)
+    before = net.embed(clean)
+    picture = clean["rgb"].clone()
+    picture[:, :, 0, 0] += 1
+    with torch.no_grad():
+        net.embedders["rgb"].proj.weight.zero_()  # what is left of the picture came through the stem
+        changed = [net.embed(clean | {"rgb": one})["rgb"] for one in (clean["rgb"], picture)]
+    moved = (changed[0] - changed[1]).abs().amax(2)[0].unflatten(0, (8, 8)) > 0
+    assert moved[:2, :2].all()
+    assert not moved[3:].any()
+    assert not moved[:, 3:].any()
+    after = net.embed(clean | {"rgb": picture})
+    assert not torch.equal(before["action"], after["action"])
+    assert torch.equal(before["depth"], after["depth"])
+    found = net(noisy, clean, t, text)
+    other = net(noisy | {"action": noisy["action"] + 1}, clean | {"action": clean["action"] + 1}, t, text)
+    assert torch.equal(found["rgb"].value, other["rgb"].value)
+    with pytest.raises(InputError, match="multiple of 4, got 2"):
+        network(stem=2)
+
+
 def test_tokens_that_a_sample_lacks_are_seen_by_none():
     net = opened(network(DEPTH, isolated=False))
     noisy, clean, t, text = inputs(net)

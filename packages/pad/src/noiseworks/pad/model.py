@@ -106,6 +106,7 @@ class PAD(nn.Module):
             zero_heads=architecture.zero_heads,
             small_start=architecture.small_start,
             prediction=architecture.prediction,
+            stem=architecture.stem,
         )
 
     # --- What a replanning policy asks (a `DenoiserHost` without a scheduler) ---

@@ -30,6 +30,8 @@ class Architecture(DiTArchitecture):
             models learn sooner what the text says.
         prediction: epsilon, the noise, as published; or sample, what is clean: a token narrower than what it denoises
             cannot hold noise, but pictures.
+        stem: Channels of convolutions that look at the whole present picture, where no frozen encoder did; their
+            result is added to the tokens. 0 for none, as published.
     """
 
     depth: Annotated[int, at_least(1)] = 4
@@ -41,6 +43,7 @@ class Architecture(DiTArchitecture):
     zero_heads: bool = True
     small_start: bool = False
     prediction: Target = "epsilon"
+    stem: Annotated[int, at_least(0)] = 0
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,43 @@ class Embedding(nn.Module):
         return F.linear(values.unflatten(1, (self.modality.split, -1)), weight)
 
 
+class Stem(nn.Module):
+    """Convolutions that look at the whole present picture before it is cut into patches.
+
+    They stand in for a frozen encoder. Image tokens get what is seen around their patch, tokens of vectors a summary of
+    the whole picture, as policies on pictures have it; images see no poses by that.
+
+    Args:
+        image: The image's modality, whose patch is a multiple of 4.
+        width: Channels of a token.
+        channels: Of the first convolution; the next ones have twice as many.
+
+    Raises:
+        InputError: When the patch is no multiple of 4.
+    """
+
+    def __init__(self, image: Modality, width: int, channels: int) -> None:
+        super().__init__()
+        if image.patch % 4:
+            raise InputError(f"a stem needs a patch that is a multiple of 4, got {image.patch}")
+        self.layers = nn.Sequential(
+            nn.Conv2d(image.clean, channels, 5, stride=2, padding=2),
+            nn.SiLU(),
+            nn.Conv2d(channels, 2 * channels, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(2 * channels, 2 * channels, 3, stride=2, padding=1),
+            nn.SiLU(),
+        )
+        quarter = image.patch // 4
+        self.tokens = nn.Conv2d(2 * channels, width, quarter, stride=quarter)
+        self.summary = nn.Linear(2 * channels * (image.size // 4) ** 2, width)
+
+    def forward(self, picture: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a picture's [B, C, S, S] share of image tokens [B, N, D] and of each vector's tokens [B, 1, D]."""
+        seen = self.layers(picture)
+        return self.tokens(seen).flatten(2).transpose(1, 2), self.summary(seen.flatten(1))[:, None]
+
+
 class Modulation(NamedTuple):
     """What the condition does in every block and head, for one or several steps.
 
@@ -162,6 +199,7 @@ class PADTransformer(nn.Module):
         zero_heads: Whether the heads of all modalities begin at zero; the reference has only the image's so.
         small_start: Whether the embedders of timestep and text begin at DiT's deviation of 0.02, or at He et al.'s.
         prediction: `epsilon`, the noise, or `sample`, what is clean.
+        stem: Channels of convolutions that look at the present picture; 0 for none, as published.
 
     Attributes:
         gradient_checkpointing: Whether blocks are computed again in the backward pass instead of kept.
@@ -183,6 +221,7 @@ class PADTransformer(nn.Module):
         zero_heads: bool = True,
         small_start: bool = True,
         prediction: Target = "epsilon",
+        stem: int = 0,
     ) -> None:
         super().__init__()
         check_modalities(modalities)
@@ -193,6 +232,7 @@ class PADTransformer(nn.Module):
         self.embedders = nn.ModuleDict(
             {one.name: Embedding(one, width, _positions(one, modalities, width)) for one in modalities}
         )
+        self.stem = Stem(modalities[0], width, stem) if stem else None
         self.t_embedder, self.text_embedder = TimestepEmbedder(width), nn.Linear(text_width, width)
         self.blocks = nn.ModuleList(JointBlock(width, heads, int(mlp * width), groups) for _ in range(depth))
         outputs = 2 if learn_sigma else 1
@@ -273,7 +313,14 @@ class PADTransformer(nn.Module):
 
     def embed(self, clean: Values) -> dict[str, Tensor]:
         """Return the present's share of all tokens, which no step of a plan changes."""
-        return {name: layer.clean(clean.get(name)) for name, layer in self.embedders.items()}
+        found = {name: layer.clean(clean.get(name)) for name, layer in self.embedders.items()}
+        if self.stem is not None:
+            image = self.modalities[0].name
+            around, whole = self.stem(clean[image])
+            for one in self.modalities:
+                if one.name == image or one.kind == "vector":
+                    found[one.name] = found[one.name] + (around if one.name == image else whole)
+        return found
 
     def modulation(self, t: Tensor, text: Tensor) -> Modulation:
         """Return every block's and head's modulation for timesteps [B] or [S, 1], and texts [B, text_width]."""
