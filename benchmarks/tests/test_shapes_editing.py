@@ -12,8 +12,8 @@ from noiseworks.bench.testbeds.shapes.editing import (
     kept_region,
     sample_edits,
 )
+from noiseworks.bench.testbeds.shapes.protection import EDITORS, originals_of, photograph_crops, try_editor
 from noiseworks.core.errors import InputError
-from noiseworks.core.models import resolve_model
 
 EDITS = sample_edits(12, 5)
 
@@ -48,14 +48,43 @@ def test_an_edit_comes_out_only_with_its_object_on_its_background():
     assert not edit_success(render(others), EDITS).any()
 
 
-def test_the_shipped_editor_edits_as_its_card_says():
+@pytest.mark.parametrize("model", EDITORS)
+def test_the_shipped_editors_edit_as_their_cards_say(model):
     from noiseworks.bench.testbeds.shapes.inpaint_training import edited
     from noiseworks.kits.diffusers_hosts import load_pipeline
 
-    (card,) = [card for card in list_cards() if card["name"] == "shapes-inpaint"]
+    (card,) = [card for card in list_cards() if f"testbed:{card['name']}" == model]
     share = card["quality"]["edits that come out, mask seen"]["value"]
-    found = edit_success(
-        edited(load_pipeline("testbed:shapes-inpaint"), sample_edits(24, 6), "seen", 6), sample_edits(24, 6)
-    )
+    found = edit_success(edited(load_pipeline(model), sample_edits(24, 6), "seen", 6), sample_edits(24, 6))
     assert abs(found.mean() - share) < 0.25  # 24 edits: the standard error of a share is about 0.1
-    assert resolve_model("testbed:shapes-inpaint")
+
+
+def test_the_second_editor_shares_no_weights_with_the_first():
+    from noiseworks.kits.diffusers_hosts import load_pipeline
+
+    first, second = (load_pipeline(model) for model in EDITORS)
+    for part in ("vae", "unet", "text_encoder"):
+        sizes = [sum(p.numel() for p in getattr(pipe, part).parameters()) for pipe in (first, second)]
+        assert sizes[1] < 0.5 * sizes[0]
+    assert first.scheduler.config.prediction_type != second.scheduler.config.prediction_type
+
+
+def test_another_picture_is_told_from_the_original_and_the_original_is_not():
+    edits = EDITS[:2]
+    originals = originals_of(edits)
+    same, other = try_editor(
+        EDITORS[1], edits, {"same": originals, "other": 255 - originals}, seed=1, steps=2
+    )
+    assert same["feature_distance"] == same["fail_when_protected"] == 0
+    assert other["feature_distance"] > 0.01
+    assert same["originals_right"] == other["originals_right"]
+
+
+def test_parts_of_photographs_are_disjoint_and_no_more_than_there_are():
+    crops = photograph_crops(12, 64)
+    assert crops.shape == (12, 64, 64, 3)
+    assert np.array_equal(crops[:4], photograph_crops(4, 64))
+    assert len({crop.tobytes() for crop in crops}) == 12
+    assert crops.std(axis=(1, 2, 3)).mean() > 20  # pictures of something
+    with pytest.raises(InputError, match="count"):
+        photograph_crops(1000)

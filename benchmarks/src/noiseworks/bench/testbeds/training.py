@@ -230,9 +230,10 @@ def train_testbed(
 
     Args:
         name: `shapes-vae`, `shapes`, `shapes-sd3` or `shapes-dit` (the last three use the shipped
-            `shapes-vae`), `shapes-inpaint` or `shapes-few` (of the shipped `shapes`), `shapes-pixels`,
-            `shapes-clip`, `digits-pixels`; `countdown`, `countdown-dream` or `countdown-ar`; `tabletop-unet`,
-            `tabletop-unet-scaled` or `tabletop-transformer`; `maze-routes` or `maze-routes-slow`.
+            `shapes-vae`), `shapes-inpaint` or `shapes-few` (of the shipped `shapes`), `shapes-vae-narrow` or
+            `shapes-inpaint-narrow` (which uses it), `shapes-pixels`, `shapes-clip`, `digits-pixels`; `countdown`,
+            `countdown-dream` or `countdown-ar`; `tabletop-unet`, `tabletop-unet-scaled` or
+            `tabletop-transformer`; `maze-routes` or `maze-routes-slow`.
         budget: Minutes of training in all; data preparation and evaluation are not counted.
         out: The run's folder, by default `testbeds/<name>` in the current folder; the model is `<out>/model`.
         device: `auto`, `cpu` or `cuda`.

@@ -20,17 +20,22 @@ if TYPE_CHECKING:
 MAX_TOKENS = 20
 T5_TOKENS = 20  # `max_sequence_length` of `shapes-sd3`; longer ones work as well
 TEXT_WIDTH = 64
+NARROW_TEXT_WIDTH = 32
+NARROW_VAE, NARROW_UNET = (
+    (16, 16, 48),
+    (32, 64),
+)  # the second pair, to which protections made on the first transfer
 CLASSES = tuple(f"{color} {shape}" for shape in SHAPES for color in COLORS)
 NULL_CLASS = 1000  # what `DiTPipeline` uses whatever the number of classes
 
 
-def make_vae() -> "AutoencoderKL":
-    """Return the untrained first stage: 32x32x3 images to 8x8x4 latents, 0.92 M parameters."""
+def make_vae(widths: tuple[int, int, int] = (32, 64, 64)) -> "AutoencoderKL":
+    """Return an untrained first stage: 32x32x3 images to 8x8x4 latents; 0.92 M parameters at these widths."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
         latent_channels=4,
-        block_out_channels=(32, 64, 64),
+        block_out_channels=widths,
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
         layers_per_block=1,
@@ -96,11 +101,11 @@ def _text_config(tokenizer: "CLIPTokenizer", width: int, layers: int):
     )
 
 
-def make_text_encoder(tokenizer: "CLIPTokenizer") -> "CLIPTextModel":
-    """Return the untrained text encoder of `shapes`: two layers of width 64."""
+def make_text_encoder(tokenizer: "CLIPTokenizer", width: int = TEXT_WIDTH) -> "CLIPTextModel":
+    """Return an untrained text encoder of two layers, of width 64 in `shapes`."""
     from transformers import CLIPTextModel
 
-    return CLIPTextModel(_text_config(tokenizer, TEXT_WIDTH, 2))
+    return CLIPTextModel(_text_config(tokenizer, width, 2))
 
 
 def make_projected_text_encoder(tokenizer: "CLIPTokenizer") -> "CLIPTextModelWithProjection":
@@ -142,21 +147,30 @@ def make_t5_encoder(tokenizer: "T5Tokenizer") -> "T5EncoderModel":
     return T5EncoderModel(config)
 
 
-def make_unet() -> "UNet2DConditionModel":
-    """Return the untrained U-Net of `shapes` for 8x8x4 latents, 1.8 M parameters.
+def make_unet(
+    widths: tuple[int, int] = (48, 96), text_width: int = TEXT_WIDTH, in_channels: int = 4
+) -> "UNet2DConditionModel":
+    """Return an untrained U-Net for 8x8x4 latents; with the defaults that of `shapes`, 1.8 M parameters.
 
     Captions enter by cross-attention and, pooled, beside the time, as in pipelines of two text paths; with the
     second path places and relations are learned several times faster.
+
+    Args:
+        widths: Channels at 8x8 and 4x4.
+        text_width: Of the text encoder.
+        in_channels: 4, or 9 for inpainting.
     """
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
         sample_size=8,
-        block_out_channels=(48, 96),
+        in_channels=in_channels,
+        out_channels=4,
+        block_out_channels=widths,
         layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=TEXT_WIDTH,
+        cross_attention_dim=text_width,
         attention_head_dim=4,
         norm_num_groups=8,
         addition_embed_type="text",

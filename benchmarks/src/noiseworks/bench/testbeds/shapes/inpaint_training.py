@@ -1,5 +1,8 @@
 """Training of `shapes-inpaint`: the shipped U-Net with five more channels, mask and masked image's latent.
 
+`shapes-inpaint-narrow` is a second editor with a first stage of its own, trained from nothing. It predicts the
+velocity, which is -x0 where noise is highest, so that colours of what is kept are learned there without a weight.
+
 The masked image shows the object on its old background and the target shows it on a new one, so that the editor
 follows the prompt and not the rim of old background that a loose mask leaves.
 """
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     import lightning as L
     from diffusers import DiffusionPipeline, UNet2DConditionModel
 
-ROWS, RATE = 12_000, 1.5e-3
+ROWS, RATE, NARROW_RATE = 12_000, 1.5e-3, 2e-3
 FULL_CAPTIONS = 0.1  # the others name shape and background only
 MOST, KEPT = 20.0, 3.0  # of the weights of the loss
 STEPS, GUIDANCE = 20, 2.0
@@ -45,12 +48,20 @@ class InpaintConditioner(TextConditioner):
 
 def prepare_edits(captions: str, rows: int | None) -> dict[str, torch.Tensor]:
     """Return posteriors of targets, masks with masked latents, and caption ids."""
+    return _edits(rows or ROWS, shared.TRAIN_SEED, "shapes-vae")
+
+
+def prepare_narrow_edits(captions: str, rows: int | None) -> dict[str, torch.Tensor]:
+    """Return the same of other scenes, in the latents of the second first stage."""
+    return _edits(rows or ROWS, shared.NARROW_SEED, "shapes-vae-narrow")
+
+
+def _edits(count: int, seed: int, first_stage: str) -> dict[str, torch.Tensor]:
     from noiseworks.bench.testbeds.shapes import architectures as nets
 
-    count = rows or ROWS
-    drawn = sample_scenes(2 * count + 16, shared.TRAIN_SEED)
+    drawn = sample_scenes(2 * count + 16, seed)
     targets = [scene for scene in drawn if scene.kind == "single"][:count]
-    rng = np.random.default_rng([shared.TRAIN_SEED, 9])
+    rng = np.random.default_rng([seed, 9])
     names = tuple(BACKGROUNDS)
     sources = [replace(scene, background=names[int(rng.integers(len(names)))]) for scene in targets]
     kinds = rng.integers(len(editing.MASK_KINDS), size=len(targets))
@@ -60,8 +71,9 @@ def prepare_edits(captions: str, rows: int | None) -> dict[str, torch.Tensor]:
     texts = [_caption(scene, rng) for scene in targets]
     ids = nets.make_tokenizer()(texts, padding="max_length", return_tensors="pt")["input_ids"]
     keep = torch.from_numpy(kept)[:, None].float()
-    table = shared.encode_scenes(targets)
-    return table | {"maps": _maps(shared.to_tensor(render(sources)), keep), "input_ids": ids}
+    table = shared.encode_scenes(targets, first_stage)
+    maps = _maps(shared.to_tensor(render(sources)), keep, first_stage)
+    return table | {"maps": maps, "input_ids": ids}
 
 
 def _caption(scene: Scene, rng: np.random.Generator) -> str:
@@ -71,8 +83,8 @@ def _caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 @torch.no_grad()
-def _maps(images: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-    vae = shared.shipped_vae()
+def _maps(images: torch.Tensor, keep: torch.Tensor, first_stage: str) -> torch.Tensor:
+    vae = shared.shipped_vae(first_stage)
     masked = [
         vae.encode(part * kept).latent_dist.mean
         for part, kept in zip(images.split(256), keep.split(256), strict=True)
@@ -101,12 +113,14 @@ class InpaintTrainer(LatentDiffusionTrainer):
     """The latent diffusion loss, counted as what the object's colour is learned from.
 
     The colour of what is kept is settled at high noise, where the error of a noise prediction is the latent's error
-    divided by the noise-to-signal ratio and so hardly counts.
+    divided by the noise-to-signal ratio and so hardly counts. That of a velocity counts there already.
     """
 
     def weighted(self, error: torch.Tensor, abar: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
-        """Return the errors times the noise-to-signal ratio within [1, `MOST`], and more in the region that is kept."""
+        """Return the errors, more in the kept region; those of noise times its ratio to the signal in [1, `MOST`]."""
         ratio = ((1 - abar) / abar).clamp(1, MOST)[:, None, None, None]
+        if self.prediction_type == "v_prediction":
+            ratio = torch.ones_like(ratio)
         return error * ratio * (1 + KEPT * (1 - batch["maps"][:, :1].float()))
 
 
@@ -123,6 +137,25 @@ def build_inpainting(data: dict[str, torch.Tensor]) -> "L.LightningModule":
         pipe.scheduler,
         learning_rate=RATE,
         scale_factor=pipe.vae.config.scaling_factor,
+        ema_decay=0.99,
+    )
+
+
+def build_narrow_inpainting(data: dict[str, torch.Tensor]) -> "L.LightningModule":
+    """Return a second editor under the same loss, of a velocity; its text encoder trains along."""
+    from noiseworks.bench.testbeds.shapes import architectures as nets
+    from noiseworks.ldm.diffusion.trainer import make_scheduler
+
+    torch.manual_seed(shared.NARROW_SEED)
+    tokenizer, vae = nets.make_tokenizer(), shared.shipped_vae("shapes-vae-narrow")
+    encoder = nets.make_text_encoder(tokenizer, nets.NARROW_TEXT_WIDTH)
+    return InpaintTrainer(
+        nets.make_unet(nets.NARROW_UNET, nets.NARROW_TEXT_WIDTH, in_channels=9),
+        vae,
+        InpaintConditioner(encoder, tokenizer),
+        make_scheduler(beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction"),
+        learning_rate=NARROW_RATE,
+        scale_factor=vae.config.scaling_factor,
         ema_decay=0.99,
     )
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 VAE_ROWS, ROWS = 20_000, 48_000
 TRAIN_SEED = 0
+NARROW_SEED = 1  # of data and weights of the second pair
 VAE_RATE, SD_RATE, FLOW_RATE, DIT_RATE = 1e-3, 2e-3, 2e-3, 2e-3
 EMA_DECAY = 0.999
 
@@ -35,9 +36,14 @@ def to_tensor(images: np.ndarray) -> torch.Tensor:
 # --- training sets ------------------------------------------------------------------------------------------
 
 
-def prepare_images(captions: Captions, rows: int | None) -> dict[str, torch.Tensor]:
+def prepare_images(captions: Captions, rows: int | None, seed: int = TRAIN_SEED) -> dict[str, torch.Tensor]:
     """Return training images; the first stage sees no captions."""
-    return {"image": to_tensor(render(sample_scenes(rows or VAE_ROWS, TRAIN_SEED)))}
+    return {"image": to_tensor(render(sample_scenes(rows or VAE_ROWS, seed)))}
+
+
+def prepare_narrow_images(captions: Captions, rows: int | None) -> dict[str, torch.Tensor]:
+    """Return training images of the second first stage: other scenes."""
+    return prepare_images(captions, rows, NARROW_SEED)
 
 
 def prepare_captioned(captions: Captions, rows: int | None) -> dict[str, torch.Tensor]:
@@ -61,9 +67,9 @@ def prepare_labelled(captions: Captions, rows: int | None) -> dict[str, torch.Te
 
 
 @torch.no_grad()
-def encode_scenes(scenes: Sequence[Scene]) -> dict[str, torch.Tensor]:
-    """Return `mean` and `logvar` [n, 4, 8, 8] of the shipped first stage's posteriors of rendered scenes."""
-    vae = shipped_vae()
+def encode_scenes(scenes: Sequence[Scene], first_stage: str = "shapes-vae") -> dict[str, torch.Tensor]:
+    """Return `mean` and `logvar` [n, 4, 8, 8] of a shipped first stage's posteriors of rendered scenes."""
+    vae = shipped_vae(first_stage)
     means, logvars = [], []
     for start in range(0, len(scenes), 256):
         posterior = vae.encode(to_tensor(render(scenes[start : start + 256]))).latent_dist
@@ -72,11 +78,11 @@ def encode_scenes(scenes: Sequence[Scene]) -> dict[str, torch.Tensor]:
     return {"mean": torch.cat(means), "logvar": torch.cat(logvars)}
 
 
-def shipped_vae() -> "AutoencoderKL":
-    """Return the shipped first stage."""
+def shipped_vae(name: str = "shapes-vae") -> "AutoencoderKL":
+    """Return a shipped first stage."""
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL.from_pretrained(resolve_model("testbed:shapes-vae")).eval().requires_grad_(False)
+    return AutoencoderKL.from_pretrained(resolve_model(f"testbed:{name}")).eval().requires_grad_(False)
 
 
 # --- modules ------------------------------------------------------------------------------------------------
@@ -84,13 +90,21 @@ def shipped_vae() -> "AutoencoderKL":
 
 def build_first_stage(data: dict[str, torch.Tensor]) -> "L.LightningModule":
     """Return the first stage under absolute and squared error and a small KL term, without an adversary."""
+    return _first_stage(nets.make_vae())
+
+
+def build_narrow_first_stage(data: dict[str, torch.Tensor]) -> "L.LightningModule":
+    """Return the second first stage, from other weights, under the same loss."""
+    torch.manual_seed(NARROW_SEED)
+    return _first_stage(nets.make_vae(nets.NARROW_VAE))
+
+
+def _first_stage(vae: "AutoencoderKL") -> "L.LightningModule":
     from noiseworks.ldm.first_stage.losses import PerceptualAdversarialLoss
     from noiseworks.ldm.first_stage.trainer import FirstStageTrainer
 
     loss = PerceptualAdversarialLoss("kl", SquaredError(), kl_weight=1e-6)
-    return FirstStageTrainer(
-        nets.make_vae(), loss, learning_rate=VAE_RATE, betas=(0.9, 0.99), ema_decay=0.995
-    )
+    return FirstStageTrainer(vae, loss, learning_rate=VAE_RATE, betas=(0.9, 0.99), ema_decay=0.995)
 
 
 class SquaredError(torch.nn.Module):
@@ -282,6 +296,23 @@ RECIPES = {
             "data": {"captions": "none"},
         },
     ),
+    "shapes-vae-narrow": Recipe(
+        prepare=prepare_narrow_images,
+        build=build_narrow_first_stage,
+        publish=publish_first_stage,
+        tune=evaluation.tune_vae,
+        measure=evaluation.measure_vae,
+        learning_rate=VAE_RATE,
+        batch_size=16,
+        rows=VAE_ROWS,
+        about={
+            "name": "shapes-vae-narrow",
+            "class": "AutoencoderKL",
+            "about": "A second first stage of the same latents' size, narrower and from other weights and scenes: what "
+            "is made for `shapes-vae` is tried on it.",
+            "data": {"captions": "none"},
+        },
+    ),
     "shapes": Recipe(
         prepare=prepare_captioned,
         build=build_text_to_image,
@@ -314,6 +345,27 @@ RECIPES = {
             "class": "StableDiffusionInpaintPipeline",
             "about": "Inpainting of scenes with one object: the U-Net of `shapes` with five more channels, tuned to "
             "repaint the background that a prompt names around the object that a mask keeps.",
+            "data": {
+                "captions": "right; 90 % name the shape and the background only",
+                "captions dropped for guidance": 0.1,
+            },
+        },
+    ),
+    "shapes-inpaint-narrow": Recipe(
+        prepare=_deferred("inpaint_training", "prepare_narrow_edits"),
+        build=_deferred("inpaint_training", "build_narrow_inpainting"),
+        publish=_deferred("inpaint_training", "publish_inpainting"),
+        tune=_deferred("inpaint_training", "tune_inpainting"),
+        measure=_deferred("inpaint_training", "measure_inpainting"),
+        learning_rate=2e-3,
+        batch_size=32,
+        rows=12_000,
+        about={
+            "name": "shapes-inpaint-narrow",
+            "class": "StableDiffusionInpaintPipeline",
+            "about": "A second editor of the same task, for protections that do not know it: first stage "
+            "(`shapes-vae-narrow`), text encoder and U-Net are narrower and trained from other weights and scenes; the "
+            "U-Net predicts the velocity.",
             "data": {
                 "captions": "right; 90 % name the shape and the background only",
                 "captions dropped for guidance": 0.1,
