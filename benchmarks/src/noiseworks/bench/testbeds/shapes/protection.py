@@ -71,7 +71,8 @@ def try_editor(
 def photograph_crops(count: int = 12, side: int = 64) -> np.ndarray:
     """Return square parts of the two photographs that scikit-learn bundles, uint8 [count, side, side, 3].
 
-    The photographs are halved and cut along a grid, in turns; the same arguments always give the same parts.
+    The photographs are halved and cut along a grid, and parts of the two taken in turns from all over them; the same
+    arguments always give the same parts.
 
     Args:
         count: Number of parts.
@@ -88,7 +89,8 @@ def photograph_crops(count: int = 12, side: int = 64) -> np.ndarray:
         blocks = photograph[:height, :width].reshape(height // SHRINK, SHRINK, width // SHRINK, SHRINK, 3)
         small = np.round(blocks.mean(axis=(1, 3))).astype(np.uint8)
         rows, columns = (range(0, size - side + 1, side) for size in small.shape[:2])
-        parts.append([small[y : y + side, x : x + side] for y in rows for x in columns])
+        grid = [small[y : y + side, x : x + side] for y in rows for x in columns]
+        parts.append([grid[i] for i in np.random.default_rng(0).permutation(len(grid))])
     turns = [part for pair in zip(*parts, strict=True) for part in pair]
     check_number("count", count, low=1, high=len(turns), integer=True)
     return np.stack(turns[:count])
