@@ -48,6 +48,7 @@ class Recipe:
         rows: Rows that `prepare` draws unless told otherwise.
         captioned: Whether rows have noisy and clean captions.
         about: Facts for the card: name, class, what it is, data.
+        seed: Of the weights that `build` starts from.
     """
 
     prepare: Callable[[Captions, int | None], dict[str, torch.Tensor]]
@@ -62,6 +63,7 @@ class Recipe:
     precision: str = "32-true"
     warmup_steps: int = 100
     about: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
 
 
 class Budget(L.Callback):
@@ -291,7 +293,7 @@ def train_testbed(
     )
     trainer = _trainer(folder, recipe, budget_callback, device, processes)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(recipe.seed)
         module = recipe.build(load_file(data))
     loader = Rows(data, recipe.batch_size)
     trainer.fit(module, datamodule=loader, ckpt_path=last if last.exists() else None, weights_only=True)

@@ -146,7 +146,6 @@ def build_narrow_inpainting(data: dict[str, torch.Tensor]) -> "L.LightningModule
     from noiseworks.bench.testbeds.shapes import architectures as nets
     from noiseworks.ldm.diffusion.trainer import make_scheduler
 
-    torch.manual_seed(shared.NARROW_SEED)
     tokenizer, vae = nets.make_tokenizer(), shared.shipped_vae("shapes-vae-narrow")
     encoder = nets.make_text_encoder(tokenizer, nets.NARROW_TEXT_WIDTH)
     return InpaintTrainer(

@@ -95,7 +95,6 @@ def build_first_stage(data: dict[str, torch.Tensor]) -> "L.LightningModule":
 
 def build_narrow_first_stage(data: dict[str, torch.Tensor]) -> "L.LightningModule":
     """Return the second first stage, from other weights, under the same loss."""
-    torch.manual_seed(NARROW_SEED)
     return _first_stage(nets.make_vae(nets.NARROW_VAE))
 
 
@@ -305,6 +304,7 @@ RECIPES = {
         learning_rate=VAE_RATE,
         batch_size=16,
         rows=VAE_ROWS,
+        seed=NARROW_SEED,
         about={
             "name": "shapes-vae-narrow",
             "class": "AutoencoderKL",
@@ -360,6 +360,7 @@ RECIPES = {
         learning_rate=2e-3,
         batch_size=32,
         rows=12_000,
+        seed=NARROW_SEED,
         about={
             "name": "shapes-inpaint-narrow",
             "class": "StableDiffusionInpaintPipeline",
