@@ -106,7 +106,7 @@ CLAIM = Claim(
         no_worse("accuracy_long", "both", "full", by=0.01, name="accuracy of both, 1024"),
     ),
     scales={
-        "smoke": Scale((500,), 300, sizes(2, 1, 1, 2, 64)),
+        "smoke": Scale((500,), 300, sizes(4, 2, 2, 2, 64)),
         "quick": Scale((500,), 120, sizes(3, 1, 1, 3)),
         "laptop": Scale((1100, 1101, 1102), 1800, sizes(40, 8, 8, 8)),  # version 2 was judged on 1000 to 1002
         "full": Scale((1000, 1001, 1002), 36_000, sizes(200, 64, 64, 8, block=32, length=256)),
