@@ -14,11 +14,18 @@ knows and of the other one, and what purifiers leave of the first.
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from noiseworks.bench.testbeds.shapes.editing import sample_edits
-from noiseworks.bench.testbeds.shapes.protection import EDITORS, originals_of, photograph_crops, try_editor
+from noiseworks.bench.testbeds.shapes.protection import (
+    EDITORS,
+    kept_pictures,
+    originals_of,
+    photograph_crops,
+    try_editor,
+)
 from noiseworks.diff_protect.claim import ARMS
 from noiseworks.diff_protect.evidence import PROMPT
 from noiseworks.diff_protect.methods import protect_with
@@ -48,12 +55,9 @@ def scenes(options: argparse.Namespace) -> None:
     originals, pipe, protected = originals_of(edits), load_pipeline(KNOWN, families=("sd", "sdxl")), {}
     for name in options.methods:
         path = options.keep / f"{name}-{options.images}-{options.steps}-{options.seed}.npz"
-        if not path.is_file():
-            with host_of(pipe, PROMPT) as host:
-                pixels = protect(name, host, originals, options)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.savez_compressed(path, pixels=pixels)
-        protected[name] = np.load(path)["pixels"]
+        with host_of(pipe, PROMPT) as host:
+            make = partial(protect, name, host, originals, options)
+            protected[name] = kept_pictures(path, make)
     for editor in options.editors:
         for row in try_editor(editor, edits, protected, 1000 * options.seed, options.edit_steps):
             print(json.dumps(row), flush=True)

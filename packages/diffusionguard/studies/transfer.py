@@ -10,12 +10,18 @@ pictures are kept in a folder, and used again by the next call.
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from noiseworks.bench.testbeds.shapes.editing import edit_masks, sample_edits
-from noiseworks.bench.testbeds.shapes.protection import EDITORS, originals_of, try_editor
+from noiseworks.bench.testbeds.shapes.protection import (
+    EDITORS,
+    kept_pictures,
+    originals_of,
+    try_editor,
+)
 from noiseworks.diffusionguard.claim import ARMS
 from noiseworks.diffusionguard.contours import ContourShrink
 from noiseworks.diffusionguard.evidence import SHRINK_SIZE, steps_of
@@ -23,9 +29,19 @@ from noiseworks.diffusionguard.methods import protect_with
 from noiseworks.diffusionguard.options import Guard, Strength
 from noiseworks.kits.diffusers_hosts import load_pipeline
 from noiseworks.kits.protection.files import to_tensor, within_budget
-from noiseworks.kits.protection.hosts import host_of
+from noiseworks.kits.protection.hosts import Host, host_of
 
 DEFENCES = tuple(arm.name for arm in ARMS if arm.name != "unprotected")
+
+
+def protect(
+    name: str, host: Host, originals: np.ndarray, masks: torch.Tensor, options: argparse.Namespace
+) -> np.ndarray:
+    """Return pictures uint8 [n, 32, 32, 3] under a defence at the claim's budget."""
+    strength = Strength(16, 1, steps_of(name, options.steps), seed=1000 * options.seed)
+    shrink = ContourShrink(size=SHRINK_SIZE)
+    found = protect_with(name, host, to_tensor(originals), masks, strength, Guard(pool=16), shrink=shrink)
+    return within_budget(found.images, originals, strength.eps_255)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -47,16 +63,9 @@ def main(arguments: list[str] | None = None) -> None:
     pipe, protected = load_pipeline(EDITORS[0], families=("sd", "sdxl")), {}
     for name in options.defences:
         path = options.keep / f"{name}-{options.images}-{options.steps}-{options.seed}.npz"
-        if not path.is_file():
-            strength = Strength(16, 1, steps_of(name, options.steps), seed=1000 * options.seed)
-            with host_of(pipe) as host:
-                found = protect_with(
-                    name, host, to_tensor(originals), masks, strength, Guard(pool=16),
-                    shrink=ContourShrink(size=SHRINK_SIZE),
-                )  # fmt: skip
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.savez_compressed(path, pixels=within_budget(found.images, originals, strength.eps_255))
-        protected[name] = np.load(path)["pixels"]
+        with host_of(pipe) as host:
+            make = partial(protect, name, host, originals, masks, options)
+            protected[name] = kept_pictures(path, make)
     for editor in options.editors:
         for row in try_editor(editor, edits, protected, 1000 * options.seed, options.edit_steps):
             print(json.dumps(row), flush=True)

@@ -20,11 +20,8 @@ if TYPE_CHECKING:
 MAX_TOKENS = 20
 T5_TOKENS = 20  # `max_sequence_length` of `shapes-sd3`; longer ones work as well
 TEXT_WIDTH = 64
-NARROW_TEXT_WIDTH = 32
-NARROW_VAE, NARROW_UNET = (
-    (16, 16, 48),
-    (32, 64),
-)  # the second pair, to which protections made on the first transfer
+# Of the second pair, which protections that are made on the first one do not know.
+NARROW_VAE, NARROW_UNET, NARROW_TEXT_WIDTH = (16, 16, 48), (32, 64), 32
 CLASSES = tuple(f"{color} {shape}" for shape in SHAPES for color in COLORS)
 NULL_CLASS = 1000  # what `DiTPipeline` uses whatever the number of classes
 

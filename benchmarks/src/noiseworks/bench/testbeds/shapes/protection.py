@@ -5,12 +5,15 @@ edits of the second editor fail too: `shapes-inpaint-narrow` has a first stage, 
 narrower and trained from other weights and scenes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from noiseworks.bench.testbeds.shapes import render
 from noiseworks.bench.testbeds.shapes.editing import MASK_KINDS, Edit, edit_masks, edit_success
+from noiseworks.core.artifacts import atomic_write
 from noiseworks.core.checks import check_number
 
 EDITORS = ("testbed:shapes-inpaint", "testbed:shapes-inpaint-narrow")
@@ -21,6 +24,15 @@ SHRINK = 2  # photographs are halved before they are cut
 def originals_of(edits: Sequence[Edit]) -> np.ndarray:
     """Return the pictures that edits start from, uint8 [n, 32, 32, 3]."""
     return np.round(render([edit.scene for edit in edits]) * 255).astype(np.uint8)
+
+
+def kept_pictures(path: Path, protect: Callable[[], np.ndarray]) -> np.ndarray:
+    """Return a .npz file's pictures, uint8 [n, H, W, 3]; where it is missing, what `protect` makes is kept there."""
+    if not path.is_file():
+        written = BytesIO()
+        np.savez_compressed(written, pixels=protect())
+        atomic_write(path, written.getvalue())
+    return np.load(path)["pixels"]
 
 
 def try_editor(
