@@ -39,9 +39,21 @@ def standalone(claim: Mapping[str, Any]) -> str:
     arms = [arm for arm in claim["arms"] if metric in claim["summary"].get(arm["name"], {})]
     label, height = claim["columns"].get(metric, metric), ROW * len(arms) + BOTTOM
     inner = metric_plot(claim, metric, label, arms).split(">", 1)[1]
+    heading = f'<text x="{LABELS}" y="-10">{escape(label)}</text>'
+    return svg_file(f"0 -{ROW} {WIDTH} {height + ROW}", heading + inner)
+
+
+def standalone_curve(claim: Mapping[str, Any], name: str) -> str:
+    """Return the curve `name` of a claim's arms as an SVG file, light or dark as the screen is."""
+    head, inner = curve_plot(claim, name).split(">", 1)
+    return svg_file(head.split('viewBox="')[1].split('"')[0], inner)
+
+
+def svg_file(view: str, inner: str) -> str:
+    """Return what a drawing holds, up to its closing tag, as a file with a style of its own."""
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="640" viewBox="0 -{ROW} {WIDTH} {height + ROW}" role="img">'
-        f'<style>{ALONE}</style><text x="{LABELS}" y="-10">{escape(label)}</text>{inner}\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="640" viewBox="{view}" role="img">'
+        f"<style>{ALONE}</style>{inner}\n"
     )
 
 
