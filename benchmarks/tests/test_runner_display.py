@@ -2,13 +2,14 @@
 
 import io
 import re
+from xml.etree import ElementTree
 
 import pytest
 from noiseworks.bench.claims import Target
 from noiseworks.bench.runner.discovery import Source
 from noiseworks.bench.runner.display import Display, decided_by, headline, passed_text, time_left
 from noiseworks.bench.runner.forest import forest, share_of_promise
-from noiseworks.bench.runner.plots import Axis
+from noiseworks.bench.runner.plots import Axis, standalone_curve
 from noiseworks.bench.runner.tasks import Outcome, Task
 from noiseworks.bench.runner.verdicts import deciding_target
 from rich.console import Console
@@ -121,3 +122,21 @@ def test_ticks_are_few_and_round_and_inside(low, high):
     ticks = axis.ticks()
     assert 1 <= len(ticks) <= 6
     assert all(0 <= axis.place(tick) <= 100 for tick in ticks)
+
+
+def test_a_curve_that_stands_alone_is_an_svg_file_that_names_every_colour_it_uses():
+    claim = {
+        "arms": [{"name": "few", "label": "fewer <steps>"}, {"name": "all", "label": "all steps"}],
+        "measurements": {
+            "few": [{"series": {"score": ([20, 30], [0.8, 0.9])}}],
+            "all": [{"series": {"score": ([40], [0.9])}}],
+        },
+    }
+    drawing = standalone_curve(claim, "score")
+    root = ElementTree.fromstring(drawing)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert {"fewer <steps>", "all steps"} <= {node.text for node in root.iter() if node.tag.endswith("text")}
+    assert sum(node.tag.endswith("polyline") for node in root.iter()) == 1
+    used, named = set(re.findall(r"var\((--[\w-]+)\)", drawing)), set(re.findall(r"(--[\w-]+):", drawing))
+    assert used
+    assert used <= named
