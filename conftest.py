@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from noiseworks.dev.warm import Warm, cpu_seconds
 
 MOST_WORKERS = 4  # each may hold two gigabytes
 BUDGET, BUDGET_TOGETHER = 20, 45  # CPU seconds of a package's own tests, and with those of tests/ about it
+SEED = 67280421310721  # what torch begins with
 ROOT = Path(__file__).parent
 SLUGS = sorted((path.parent.name for path in ROOT.glob("packages/*/pyproject.toml")), key=len, reverse=True)
 spent: dict[tuple[str, str], float] = defaultdict(float)
@@ -38,6 +40,12 @@ def warm(tmp_path_factory):
 def spent_so_far() -> float:
     """Return the CPU seconds of this process, of its children that have ended, and of the programs run warm."""
     return cpu_seconds() + sum(programs.seconds for programs in started)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let a test draw what it would draw alone in a fresh process, whatever ran before it."""
+    if torch := sys.modules.get("torch"):
+        torch.default_generator.manual_seed(SEED)
 
 
 @pytest.hookimpl(hookwrapper=True)
