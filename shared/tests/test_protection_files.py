@@ -151,6 +151,21 @@ def test_purifiers_have_their_identities_and_clean():
         purify("bleach", flat[None])
 
 
+def test_adverse_cleaner_is_opencvs():
+    y, x = np.indices((12, 12))
+    plain = np.stack([8 * x + 8 * y, 90 + 40 * (x > 5) + 0 * y, 200 - 5 * x * (y % 3)], -1)
+    grain = (7 * x * x + 13 * y + 5 * x * y) % 33 - 16
+    picture = np.clip(plain + grain[..., None] * [1, -1, 1], 0, 255).astype(np.uint8)
+    # A row of what OpenCV 5's bilateralFilter, 64 times, and ximgproc.guidedFilter, 4 times, leave of it.
+    wanted = [
+        [55, 79, 210], [62, 81, 202], [53, 96, 177], [55, 102, 164], [69, 97, 162], [68, 106, 144],
+        [81, 136, 135], [102, 124, 140], [108, 126, 129], [125, 118, 131], [127, 124, 115], [140, 120, 112],
+    ]  # fmt: skip
+    found = purify("adverse-cleaner", picture[None])[0, 5].astype(int)
+    assert np.abs(found - picture[5]).max() > 5
+    assert np.abs(found - wanted).max() <= 1
+
+
 def test_similarity_of_flat_pictures_is_the_closed_form():
     flat = [torch.full((1, 3, 16, 16), value) for value in (0.5, 0.6)]
     assert float(visibility(*flat)["ssim"]) == pytest.approx(0.9836092, abs=1e-6)
