@@ -192,6 +192,19 @@ def test_without_a_mask_the_model_is_conditioned_on_the_whole_image(pipe, case):
     torch.testing.assert_close(value, -predicted.flatten(1).norm(dim=1))
 
 
+def test_half_precision_takes_nearly_the_same_signs(case):
+    images, masks = case
+    changes = []
+    for dtype in (torch.float32, torch.float16):
+        pipe = tiny_pipeline("sd-inpaint")
+        for module in (pipe.unet, pipe.vae, pipe.text_encoder):
+            module.to(dtype)
+        with host_of(pipe) as host:
+            found = DiffusionGuard(host, Budget(16, 1, 10), Guard(contours="single")).protect(images, masks)
+        changes.append((found.images.float() - images)[(masks == 0).expand_as(images)])
+    assert (changes[0].sign() == changes[1].sign()).float().mean() >= 0.95
+
+
 @pytest.mark.parametrize("name", ["random", "no-augmentation", *METHODS])
 def test_every_defence_keeps_the_budget_the_support_and_its_count_of_passes(pipe, case, name):
     images, masks = case
