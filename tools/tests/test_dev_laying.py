@@ -31,6 +31,9 @@ def test_package_has_every_room_and_no_place_left_open(workspace):
         assert "<<" not in (workspace / name).read_text()
     project = tomllib.loads((workspace / "packages/two-words/pyproject.toml").read_text())["project"]
     assert project["name"] == "noiseworks-two-words"
+    assert project["keywords"] == ["images", "training-free"]
+    cli = (workspace / "packages/two-words/src/noiseworks/two_words/cli.py").read_text()
+    assert '"compare": Command(' in cli, "what needs no training has this verb, see tests/test_package_rooms.py"
     root = tomllib.loads((workspace / "pyproject.toml").read_text())
     assert "noiseworks-two-words[bench]" in root["dependency-groups"]["dev"]
     assert root["tool"]["uv"]["sources"]["noiseworks-two-words"] == {"workspace": True}
