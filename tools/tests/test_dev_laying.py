@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from noiseworks.core.errors import InputError
+from noiseworks.dev.checking import check
 from noiseworks.dev.laying import new
 from noiseworks.dev.workspace import with_member
 
@@ -33,7 +34,9 @@ def test_package_has_every_room_and_no_place_left_open(workspace):
     assert project["name"] == "noiseworks-two-words"
     assert project["keywords"] == ["images", "training-free"]
     cli = (workspace / "packages/two-words/src/noiseworks/two_words/cli.py").read_text()
-    assert '"compare": Command(' in cli, "what needs no training has this verb, see tests/test_package_rooms.py"
+    assert '"compare": Command(' in cli, (
+        "what needs no training has this verb, see tests/test_package_rooms.py"
+    )
     root = tomllib.loads((workspace / "pyproject.toml").read_text())
     assert "noiseworks-two-words[bench]" in root["dependency-groups"]["dev"]
     assert root["tool"]["uv"]["sources"]["noiseworks-two-words"] == {"workspace": True}
@@ -63,3 +66,10 @@ def test_taken_slugs_and_papers_without_a_number_are_refused(workspace):
         new("other", family="pictures", paper=PAPER)
     with pytest.raises(InputError, match="arXiv"):
         new("other", family="images", paper="A Paper")
+
+
+def test_what_is_left_of_a_package_is_none_to_check(workspace):
+    (workspace / "packages/gone/src/__pycache__").mkdir(parents=True)
+    for slug in ("gone", "never"):
+        with pytest.raises(InputError, match=f"no package {slug}"):
+            check(slug)

@@ -47,14 +47,16 @@ def check(slug: str) -> Checked:
     check_slug(slug)
     root = root_of(Path.cwd())
     package = root / "packages" / slug
-    if not package.is_dir():
+    if not (package / "pyproject.toml").is_file():
         raise InputError(f"no package {slug} below {root / 'packages'}; lay one with noiseworks-dev new")
     python = (sys.executable, "-m")
     own = sorted(str(path) for path in (package / "tests").glob("test_*.py"))
     steps = {
         "style": (*python, "ruff", "check", str(package)),
         "format": (*python, "ruff", "format", "--check", str(package)),
-        "own tests": (*python, "pytest", "-q", "-n", "0", *own),
+        **(
+            {"own tests": (*python, "pytest", "-q", "-n", "0", *own)} if own else {}
+        ),  # no file means all of them
         "tests of the workspace": (
             *(*python, "pytest", "-q", "-n", "0", "-k", slug),
             *(str(root / "tests" / name) for name in TESTS),
