@@ -260,17 +260,17 @@ def _contacts(ego: np.ndarray, boxes: np.ndarray, kinds: np.ndarray) -> tuple[np
     """Return indices (scene, proposal, object, time) of ego boxes [B, P, T, 5] that meet objects' [B, M, T, 5]."""
     reach = np.hypot(ego[0, 0, 0, 3], ego[0, 0, 0, 4]) + np.hypot(boxes[:, :, 0, 3], boxes[:, :, 0, 4])
     reach = np.where(kinds == NOTHING, -1.0, reach)
-    # First the objects that come near any proposal at all, then the times.
     inside = np.ones(boxes.shape[:3], bool)
     for axis in (0, 1):
         here, centre = ego[..., axis], boxes[..., axis]
-        inside &= centre > (here.min(axis=(1, 2))[:, None] - reach)[..., None]
-        inside &= centre < (here.max(axis=(1, 2))[:, None] + reach)[..., None]
-    scene, item = np.nonzero(inside.any(axis=-1) & (reach > 0))
-    gap = ego[scene, :, :, :2] - boxes[scene, item, None, :, :2]
-    near = gap[..., 0] ** 2 + gap[..., 1] ** 2 <= reach[scene, item, None, None] ** 2
-    pair, p, t = np.nonzero(near)
-    b, m = scene[pair], item[pair]
+        inside &= centre > here.min(axis=1)[:, None] - reach[..., None]
+        inside &= centre < here.max(axis=1)[:, None] + reach[..., None]
+    # First the objects and times that are near any proposal at all.
+    scene, item, when = np.nonzero(inside & (reach > 0)[..., None])
+    ways = np.ascontiguousarray(ego[..., :2].transpose(0, 2, 1, 3))
+    gap = ways[scene, when] - boxes[scene, item, when, None, :2]
+    row, p = np.nonzero(gap[..., 0] ** 2 + gap[..., 1] ** 2 <= reach[scene, item, None] ** 2)
+    b, m, t = scene[row], item[row], when[row]
     hit = overlap(ego[b, p, t], boxes[b, m, t])
     return b[hit], p[hit], m[hit], t[hit]
 
