@@ -49,7 +49,7 @@ CLAIM = Claim(
     ),
     scales={
         "smoke": Scale((500,), 300, {"prompts": 1, "candidates": 1, "budget": 24, "draws": 8}),
-        "quick": Scale((500,), 120, {"prompts": 1, "candidates": 3, "budget": 48, "draws": 16}),
+        "quick": Scale((500,), 120, {"prompts": 1, "candidates": 3, "budget": 24, "draws": 16}),
         "laptop": Scale(
             (1000, 1001, 1002), 1200, {"prompts": 2, "candidates": 8, "budget": 480, "draws": 64}
         ),
