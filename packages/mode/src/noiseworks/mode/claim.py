@@ -118,7 +118,7 @@ def _sizes(episodes: int, replans: int, max_steps: int = 100) -> dict[str, int]:
 
 CLAIM = Claim(
     method="mode",
-    version=2,
+    version=3,
     paper="Efficient Diffusion Transformer Policies with Mixture of Expert Denoisers for Multitask Learning, "
     "ICLR 2025, arXiv 2412.12953",
     statement=(
@@ -147,8 +147,10 @@ CLAIM = Claim(
     scales={
         "smoke": Scale((500,), 120, _sizes(1, 3, max_steps=8)),
         "quick": Scale((500,), 180, _sizes(4, 20)),
-        "laptop": Scale((1000, 1001, 1002), 1200, _sizes(17, 60)),
-        "full": Scale((1000, 1001, 1002), 7200, _sizes(100, 200)),
+        # Version 2 was judged on 1000 to 1002 with models of 3,000 steps; now they have 6,000, and episodes are thrice as
+        # many, so that the interval of a difference is narrower than what it may be.
+        "laptop": Scale((1100, 1101, 1102), 1200, _sizes(51, 60)),
+        "full": Scale((1100, 1101, 1102), 7200, _sizes(100, 200)),
     },
     prepare=prepare,
     run=run,
