@@ -147,8 +147,8 @@ CLAIM = Claim(
     scales={
         "smoke": Scale((500,), 120, _sizes(1, 3, max_steps=8)),
         "quick": Scale((500,), 180, _sizes(4, 20)),
-        # Version 2 was judged on 1000 to 1002 with models of 3,000 steps; now they have 6,000, and episodes are thrice as
-        # many, so that the interval of a difference is narrower than what it may be.
+        # Version 2 was judged on 1000 to 1002 with models of 3,000 steps; now they have 6,000, and episodes are thrice
+        # as many, so that the interval of a difference is narrower than what it may be.
         "laptop": Scale((1100, 1101, 1102), 1200, _sizes(51, 60)),
         "full": Scale((1100, 1101, 1102), 7200, _sizes(100, 200)),
     },
