@@ -108,7 +108,6 @@ def run(arm: str, shared: Shared, context: Context) -> Measurement:
     imitated = evaluate_returns(env, of_base, env.num_envs, first)
     found = imitated if learner is None else evaluate_returns(env, learner.policy.act, env.num_envs, first)
     metrics = {"return": found.returns.tolist(), "base_return": imitated.returns.tolist()}
-    # The share of the gap from imitation to the expert is closed by a return of bc + 0.8 (expert - bc).
     return Measurement(metrics | {"steps": float(steps), "gap_closed": closed(found.returns).tolist()})
 
 
