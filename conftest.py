@@ -1,4 +1,4 @@
-"""Spreads a run of the suite over processes with one thread each, and sums up the CPU seconds of each package."""
+"""Spreads a run of the suite over processes, begins each test alike, and sums up the CPU seconds of each package."""
 
 import os
 import re

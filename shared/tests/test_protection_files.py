@@ -153,7 +153,7 @@ def test_purifiers_have_their_identities_and_clean():
 
 def test_adverse_cleaner_is_opencvs():
     y, x = np.indices((12, 12))
-    plain = np.stack([8 * x + 8 * y, 90 + 40 * (x > 5) + 0 * y, 200 - 5 * x * (y % 3)], -1)
+    plain = np.stack([8 * x + 8 * y, 90 + 40 * (x > 5), 200 - 5 * x * (y % 3)], -1)
     grain = (7 * x * x + 13 * y + 5 * x * y) % 33 - 16
     picture = np.clip(plain + grain[..., None] * [1, -1, 1], 0, 255).astype(np.uint8)
     # A row of what OpenCV 5's bilateralFilter, 64 times, and ximgproc.guidedFilter, 4 times, leave of it.

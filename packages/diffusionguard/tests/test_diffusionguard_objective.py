@@ -202,7 +202,9 @@ def test_half_precision_takes_nearly_the_same_signs(case):
         with host_of(pipe) as host:
             found = DiffusionGuard(host, Budget(16, 1, 10), Guard(contours="single")).protect(images, masks)
         changes.append((found.images.float() - images)[(masks == 0).expand_as(images)])
-    assert (changes[0].sign() == changes[1].sign()).float().mean() >= 0.95
+    moved = changes[0] != 0
+    assert moved.float().mean() > 0.5
+    assert (changes[0].sign() == changes[1].sign())[moved].float().mean() >= 0.95
 
 
 @pytest.mark.parametrize("name", ["random", "no-augmentation", *METHODS])
