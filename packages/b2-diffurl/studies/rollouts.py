@@ -1,6 +1,6 @@
-"""What drawing all branches of all groups in one batch saves over a loop over branches, and over one image at a time.
+"""What drawing all branches of all groups in one batch saves over a loop over branches, and over one group at a time.
 
-    python packages/b2-diffurl/studies/rollouts.py --model testbed:shapes-pixel
+    python packages/b2-diffurl/studies/rollouts.py --model testbed:shapes
 
 Everything runs in one process, turn by turn, on the same start and step seeds; what is printed are the greatest
 difference of the finished latents and the ratios of medians of seconds.

@@ -50,18 +50,15 @@ def check(slug: str) -> Checked:
     if not (package / "pyproject.toml").is_file():
         raise InputError(f"no package {slug} below {root / 'packages'}; lay one with noiseworks-dev new")
     python = (sys.executable, "-m")
+    tests = (*python, "pytest", "-q", "-n", "0")
     own = sorted(str(path) for path in (package / "tests").glob("test_*.py"))
     steps = {
         "style": (*python, "ruff", "check", str(package)),
         "format": (*python, "ruff", "format", "--check", str(package)),
-        **(
-            {"own tests": (*python, "pytest", "-q", "-n", "0", *own)} if own else {}
-        ),  # no file means all of them
-        "tests of the workspace": (
-            *(*python, "pytest", "-q", "-n", "0", "-k", slug),
-            *(str(root / "tests" / name) for name in TESTS),
-        ),
     }
+    if own:  # without a file pytest would run all that there are
+        steps["own tests"] = (*tests, *own)
+    steps["tests of the workspace"] = (*tests, "-k", slug, *(str(root / "tests" / name) for name in TESTS))
     environment = {**os.environ, "NOISEWORKS_METHODS": slug}
     ended = {
         name: subprocess.run(step, cwd=root, env=environment, check=False).returncode
