@@ -118,7 +118,7 @@ CLAIM = Claim(
     scales={
         "smoke": Scale((500,), 120, sizes(12, 4, 1, 8, 4)),
         "quick": Scale((500,), 180, sizes(60, 20, 1, 32, 16)),
-        "laptop": Scale((1000, 1001, 1002), 900, sizes(1400, 400, 5, 64, 100)),
+        "laptop": Scale((1000, 1001, 1002, 1003, 1004), 1500, sizes(1400, 400, 5, 64, 100)),
     },
     prepare=prepare,
     run=run,
