@@ -31,6 +31,18 @@ def test_bad_options_are_refused_before_any_work(tmp_path, options, words):
     assert not (tmp_path / "run").exists()
 
 
+def test_the_classes_of_the_transformer_are_learned_by_adamw():
+    module = recipes()["shapes-dit"].build({})
+    muon, adamw = (
+        {id(p) for g in o.param_groups for p in g["params"]} for o in module.configure_optimizers()
+    )
+    assert muon | adamw == {id(p) for p in module.unet.parameters() if p.requires_grad}
+    assert not muon & adamw
+    block = module.unet.transformer_blocks[0]
+    assert id(block.attn1.to_q.weight) in muon
+    assert id(block.norm1.emb.class_embedder.embedding_table.weight) in adamw
+
+
 def test_a_used_folder_is_refused_without_resume(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()

@@ -82,8 +82,9 @@ class TransformerTrainer(LatentDiffusionTrainer):
         return loss.detach()
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Return Muon for the matrices of the transformer's blocks, and AdamW for the rest."""
-        blocks = {id(p) for p in self.unet.transformer_blocks.parameters() if p.ndim == 2}
+        """Return Muon for the matrices of the transformer's blocks, and AdamW for the rest, tables of classes too."""
+        tables = {id(one.weight) for one in self.unet.modules() if isinstance(one, nn.Embedding)}
+        blocks = {id(p) for p in self.unet.transformer_blocks.parameters() if p.ndim == 2} - tables
         trained = [p for one in self.trained_modules().values() for p in one.parameters() if p.requires_grad]
         inner = [p for p in trained if id(p) in blocks]
         outer = [p for p in trained if id(p) not in blocks]
