@@ -19,7 +19,7 @@ from noiseworks.kits.driving import (
 )
 from noiseworks.kits.driving.proposals import propose
 from noiseworks.kits.driving.scenes import NO_LANE, PADDING, PEDESTRIAN, STATIC, VEHICLE, on_strips, project
-from noiseworks.kits.driving.scoring import _smooth, find_areas, is_comfortable
+from noiseworks.kits.driving.scoring import _smooth, find_areas, is_comfortable, is_off_road
 from noiseworks.kits.driving.tracking import (
     STATES,
     STEP,
@@ -401,16 +401,19 @@ def test_areas_agree_with_each_strip_alone():
     one = scene(strips=strips, junction=[False, False, False, True, False])
     rng = np.random.default_rng(0)
     poses = rng.uniform((-20, -4, -1), (60, 8, 1), (1, 7, STATES, 3))
-    areas = find_areas(poses, one)
-    for where in np.ndindex(1, 7, STATES):
-        here = np.concatenate((corners(ego_boxes(poses[where])), poses[where][None, :2]))
+    off_road = is_off_road(poses, one)
+    flat = poses.reshape(-1, 3)
+    areas = find_areas(flat, np.zeros(len(flat), int), one)
+    assert np.array_equal(areas.off_road, off_road.ravel())
+    for at, pose in enumerate(flat):
+        here = np.concatenate((corners(ego_boxes(pose)), pose[None, :2]))
         on = on_strips(one.strips, here[None])[0, :4]  # without the padding
         lanes = [on[0, :4], on[1, :4] | on[2, :4]]
-        assert areas.off_road[where] == (not on[:, :4].any(axis=0).all())
-        assert areas.multiple_lanes[where] == (
+        assert areas.off_road[at] == (not on[:, :4].any(axis=0).all())
+        assert areas.multiple_lanes[at] == (
             sum(lane.any() for lane in lanes) > 1 and not any(lane.all() for lane in lanes)
         )
-        assert areas.in_junction[where] == on[3, 4]
+        assert areas.in_junction[at] == on[3, 4]
     assert 0 < areas.off_road.mean() < 1
     assert 0 < areas.multiple_lanes.mean() < 1
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
-from noiseworks.kits.driving.scenes import NOTHING, PEDESTRIAN, Scenes, arc_lengths, project
+from noiseworks.kits.driving.scenes import NOTHING, PEDESTRIAN, Scenes, arc_lengths, project, project_each
 from noiseworks.kits.driving.tracking import STATES, STEP
 from noiseworks.kits.driving.vehicle import FRONT, WIDTH
 
@@ -41,11 +41,14 @@ def propose(scenes: Scenes, routes: np.ndarray, limit: np.ndarray | None = None)
     """
     limit = scenes.limit if limit is None else limit
     batch, proposals = len(scenes), len(OFFSETS) * len(SPEEDS)
-    scenes = _real_first(scenes)
     offset = np.repeat(OFFSETS, len(SPEEDS))
     wanted = limit[:, None] * np.tile(SPEEDS, len(OFFSETS))
+    scenes, near = _near_first(scenes, routes)
     reach = (scenes.sizes[..., 1] + WIDTH) / 2
-    along, aside = _places(scenes, routes, reach)
+    # What is not near cannot block: it counts as infinitely far beside.
+    along, aside = np.zeros(near.shape), np.full(near.shape, np.inf)
+    scene, item, when = np.nonzero(near)
+    along[near], aside[near] = project_each(routes, scenes.tracks[scene, item, when, :2], scene)
     half = np.where(scenes.kinds == PEDESTRIAN, scenes.sizes.max(axis=-1), scenes.sizes[..., 0]) / 2
     start, _ = project(routes, np.zeros((batch, 1, 2)))
     place = np.broadcast_to(start, (batch, proposals)).copy()
@@ -54,7 +57,7 @@ def propose(scenes: Scenes, routes: np.ndarray, limit: np.ndarray | None = None)
     for step in range(STATES - 1):
         ahead = along[:, None, :, step] - half[:, None] - (place[..., None] + FRONT)
         blocks = np.abs(aside[:, None, :, step] - offset[:, None]) <= reach[:, None]
-        blocks &= (ahead > -FRONT) & (scenes.kinds != NOTHING)[:, None]
+        blocks &= ahead > -FRONT
         distance = np.where(blocks, ahead, FAR)
         nearest = distance.argmin(axis=-1)
         gap = np.take_along_axis(distance, nearest[..., None], -1)[..., 0]
@@ -66,21 +69,6 @@ def propose(scenes: Scenes, routes: np.ndarray, limit: np.ndarray | None = None)
         speed = faster
         travelled.append(place.copy())
     return drive_along(routes, np.stack(travelled, axis=-1), offset, start)
-
-
-def _places(scenes: Scenes, routes: np.ndarray, reach: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return how far along and beside the route objects are at each step, [B, M, 40] each.
-
-    Those that never come near the box around the route cannot block it, and count as infinitely far beside.
-    """
-    centres = scenes.tracks[:, :, : STATES - 1, :2]
-    room = (reach + max(OFFSETS))[..., None, None]
-    low, high = (find(axis=1)[:, None, None] for find in (routes.min, routes.max))
-    near = ((centres >= low - room) & (centres <= high + room)).all(axis=-1).any(axis=-1)
-    scene, item = np.nonzero(near & (scenes.kinds != NOTHING))
-    along, aside = np.zeros(centres.shape[:3]), np.full(centres.shape[:3], np.inf)
-    along[scene, item], aside[scene, item] = project(routes[scene], centres[scene, item])
-    return along, aside
 
 
 def drive_along(
@@ -100,32 +88,43 @@ def drive_along(
     steps = np.diff(routes, axis=1)
     tangent = np.arctan2(steps[..., 1], steps[..., 0])
     tangent = np.where((steps**2).sum(axis=-1) > 0, tangent, np.nan)
-    tangent = np.stack([np.unwrap(_filled(row)) for row in tangent])
+    tangent = np.unwrap(_filled(tangent), axis=-1)
     middle = (lengths[:, 1:] + lengths[:, :-1]) / 2
-    found = np.empty((*travelled.shape, 3))
-    for index, (line, length, place) in enumerate(zip(routes, lengths, travelled, strict=True)):
-        heading = np.interp(place, middle[index], tangent[index])
-        gone = np.clip((place - start[index]) / 15.0, 0, 1)
-        shift = offset[:, None] * (3 * gone**2 - 2 * gone**3)
-        slope = offset[:, None] * (6 * gone - 6 * gone**2) / 15.0
-        x = np.interp(place, length, line[:, 0]) - shift * np.sin(heading)
-        y = np.interp(place, length, line[:, 1]) + shift * np.cos(heading)
-        found[index] = np.stack((x, y, heading + np.arctan(slope)), axis=-1)
-    return found
+    x, y, heading = (np.empty(travelled.shape) for _ in range(3))
+    for index, place in enumerate(travelled):
+        heading[index] = np.interp(place, middle[index], tangent[index])
+        x[index] = np.interp(place, lengths[index], routes[index, :, 0])
+        y[index] = np.interp(place, lengths[index], routes[index, :, 1])
+    gone = np.clip((travelled - start[..., None]) / 15.0, 0, 1)
+    shift = offset[:, None] * (3 * gone**2 - 2 * gone**3)
+    slope = offset[:, None] * (6 * gone - 6 * gone**2) / 15.0
+    x -= shift * np.sin(heading)
+    y += shift * np.cos(heading)
+    return np.stack((x, y, heading + np.arctan(slope)), axis=-1)
 
 
-def _filled(row: np.ndarray) -> np.ndarray:
-    """Return directions whose missing ones, where a line repeats its last point, are the last known."""
-    known = np.flatnonzero(np.isfinite(row))
-    if not len(known):
-        return np.zeros_like(row)
-    return row[np.minimum(np.arange(len(row)), known[-1])]
+def _filled(rows: np.ndarray) -> np.ndarray:
+    """Return directions whose missing ones, where a line repeats its last point, are the last known; 0 without any."""
+    known, place = np.isfinite(rows), np.arange(rows.shape[1])
+    last = np.where(known, place, 0).max(axis=1)
+    filled = np.take_along_axis(rows, np.minimum(place, last[:, None]), axis=1)
+    return np.where(known.any(axis=1)[:, None], filled, 0.0)
 
 
-def _real_first(scenes: Scenes) -> Scenes:
-    """Return scenes whose padded objects are last, cut to the largest number of real ones."""
-    count = max(1, int((scenes.kinds != NOTHING).sum(axis=1).max()))
-    order = np.argsort(scenes.kinds == NOTHING, axis=1, kind="stable")[:, :count]
+def _near_first(scenes: Scenes, routes: np.ndarray) -> tuple[Scenes, np.ndarray]:
+    """Return scenes cut to the objects that come near the box around the route, and when they are, bool [B, M, 40].
+
+    Where fewer do than elsewhere, others that do not are left behind them.
+    """
+    centres = scenes.tracks[:, :, : STATES - 1, :2]
+    room = ((scenes.sizes[..., 1] + WIDTH) / 2 + max(OFFSETS))[..., None]
+    near = np.broadcast_to(scenes.kinds[..., None] != NOTHING, centres.shape[:3]).copy()
+    for axis in (0, 1):
+        line, there = routes[:, None, :, axis], centres[..., axis]
+        near &= there >= line.min(axis=-1, keepdims=True) - room
+        near &= there <= line.max(axis=-1, keepdims=True) + room
+    ever = near.any(axis=-1)
+    order = np.argsort(~ever, axis=1, kind="stable")[:, : max(1, int(ever.sum(axis=1).max()))]
     rows = np.arange(len(scenes))[:, None]
     names = ("tracks", "sizes", "kinds", "track_speeds")
-    return replace(scenes, **{name: getattr(scenes, name)[rows, order] for name in names})
+    return replace(scenes, **{name: getattr(scenes, name)[rows, order] for name in names}), near[rows, order]

@@ -75,6 +75,10 @@ class Scenes:
         half = np.broadcast_to(self.sizes[:, :, None] / 2, (*self.tracks.shape[:3], 2))
         return np.concatenate((self.tracks, half), axis=-1)
 
+    def boxes_at(self, scene: np.ndarray, item: np.ndarray, when: np.ndarray) -> np.ndarray:
+        """Return some of the boxes, [K, 5], by their indices in `boxes`, int [K] each."""
+        return np.concatenate((self.tracks[scene, item, when], self.sizes[scene, item] / 2), axis=-1)
+
     def check(self) -> None:
         """Refuse scenes in which nothing can be scored.
 
@@ -129,6 +133,25 @@ def on_strips(strips: np.ndarray, points: np.ndarray) -> np.ndarray:
     return found
 
 
+def may_hold(strips: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Return which strips a point of a box may lie on, bool [B, S]: those whose own bounding box meets it.
+
+    A straight strip lies about the line between its ends; of a bent one it is enough that no point of it is farther
+    from its start than its length and its half width together.
+
+    Args:
+        strips: [B, S, 6].
+        low: The box's smallest coordinates, [B, 2].
+        high: Its largest, [B, 2].
+    """
+    start, (heading, length, curvature, width) = strips[..., :2], np.moveaxis(strips[..., 2:], -1, 0)
+    end = start + length[..., None] * np.stack((np.cos(heading), np.sin(heading)), axis=-1)
+    bent = (curvature != 0)[..., None]
+    room = 1e-6 + np.where(bent, (length + width)[..., None], width[..., None])
+    first, last = (np.where(bent, start, find(start, end)) for find in (np.minimum, np.maximum))
+    return ((first - room <= high[:, None]) & (last + room >= low[:, None])).all(axis=-1)
+
+
 def arc_lengths(lines: np.ndarray) -> np.ndarray:
     """Return the length of each line [..., P, 2] up to each of its points, [..., P]."""
     steps = np.linalg.norm(np.diff(lines, axis=-2), axis=-1)
@@ -138,22 +161,36 @@ def arc_lengths(lines: np.ndarray) -> np.ndarray:
 def project(lines: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return how far along its line each point's nearest place is, and how far to its left the point, [B, Q] each.
 
-    The nearest point of the line is found by one matrix product, then the nearest place on the two pieces beside it:
-    the nearest place of all where a line's points are close together compared with its bends.
-
     Args:
         lines: [B, P, 2]; a line may repeat its last point.
         points: [B, Q, 2].
     """
-    squared = -2 * points @ lines.swapaxes(1, 2)
-    squared += (lines**2).sum(axis=-1)[:, None]
-    nearest = squared.argmin(axis=-1)
-    scene, last = np.arange(len(lines))[:, None], lines.shape[1] - 2
-    lengths = arc_lengths(lines)
+    shape = points.shape[:2]
+    which = np.repeat(np.arange(shape[0]), shape[1])
+    along, aside = project_each(lines, points.reshape(-1, 2), which)
+    return along.reshape(shape), aside.reshape(shape)
+
+
+def project_each(lines: np.ndarray, points: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `project` does of points that are not equally many to a line, [N] each.
+
+    The nearest point of the line is found by a matrix product a line, then the nearest place on the two pieces beside
+    it: the nearest place of all where a line's points are close together compared with its bends.
+
+    Args:
+        lines: [B, P, 2]; a line may repeat its last point.
+        points: [N, 2].
+        which: The line of each point, ascending, int [N].
+    """
+    nearest, bounds = np.empty(len(points), np.int64), which.searchsorted(np.arange(len(lines) + 1))
+    for line, first, last in zip(lines, bounds[:-1], bounds[1:], strict=True):
+        squared = -2 * points[first:last] @ line.T + (line**2).sum(axis=-1)
+        nearest[first:last] = squared.argmin(axis=-1)
+    final, lengths = lines.shape[1] - 2, arc_lengths(lines)
     along, aside, best = np.zeros(nearest.shape), np.zeros(nearest.shape), np.full(nearest.shape, np.inf)
-    for low in (np.clip(nearest - 1, 0, last), np.clip(nearest, 0, last)):
-        start = lines[scene, low]
-        step = lines[scene, low + 1] - start
+    for low in (np.clip(nearest - 1, 0, final), np.clip(nearest, 0, final)):
+        start = lines[which, low]
+        step = lines[which, low + 1] - start
         size = np.sqrt((step**2).sum(axis=-1))
         direction = step / np.maximum(size, 1e-9)[..., None]
         offset = points - start
@@ -162,7 +199,7 @@ def project(lines: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarr
         distance = np.sqrt((gap**2).sum(axis=-1))
         side = direction[..., 0] * offset[..., 1] - direction[..., 1] * offset[..., 0]
         closer = (distance < best) & (size > 0)
-        along = np.where(closer, lengths[scene, low] + place, along)
+        along = np.where(closer, lengths[which, low] + place, along)
         aside = np.where(closer, np.where(side < 0, -distance, distance), aside)
         best = np.where(closer, distance, best)
     return along, aside

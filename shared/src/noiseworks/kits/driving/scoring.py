@@ -11,9 +11,19 @@ from functools import cache
 
 import numpy as np
 from noiseworks.core.errors import InputError
-from noiseworks.kits.driving.scenes import NOTHING, PADDING, STATIC, Scenes, on_strips, project
+from noiseworks.kits.driving.scenes import NOTHING, PADDING, STATIC, Scenes, may_hold, on_strips, project
 from noiseworks.kits.driving.tracking import POSES, STATES, STEP, States, rollout
-from noiseworks.kits.driving.vehicle import CENTRE, bumpers, corners, ego_boxes, overlap, wrap
+from noiseworks.kits.driving.vehicle import (
+    LENGTH,
+    WIDTH,
+    bodies,
+    bumpers,
+    centres,
+    corners,
+    ego_boxes,
+    overlap,
+    wrap,
+)
 from scipy.signal import savgol_filter
 
 TERMS = ("no_collision", "drivable_area", "progress", "time_to_collision", "comfort")
@@ -98,11 +108,10 @@ def score(states: States, scenes: Scenes, reference: np.ndarray | None = None) -
         raise InputError(
             f"the score judges {STATES} states at {STEP} s (4 seconds), got {states.poses.shape}"
         )
-    areas = find_areas(states.poses, scenes)
-    met = _contacts(ego_boxes(states.poses), scenes.boxes()[:, :, :STATES], scenes.kinds)
-    no_collision = collisions(states, scenes, areas, met)
-    drivable = 1.0 - areas.off_road.any(axis=-1)
-    ttc, comfort = time_to_collision(states, scenes, areas, met), is_comfortable(states).astype(np.float64)
+    met = _contacts(centres(states.poses), states.poses[..., 2], scenes)
+    no_collision = collisions(states, scenes, met)
+    drivable = 1.0 - is_off_road(states.poses, scenes).any(axis=-1)
+    ttc, comfort = time_to_collision(states, scenes, met), is_comfortable(states).astype(np.float64)
     raw = progress_along(states.poses, scenes.route) * no_collision * drivable
     best = raw.max(axis=1) if reference is None else np.asarray(reference, np.float64)
     best = np.maximum(raw, best[:, None])
@@ -112,32 +121,43 @@ def score(states: States, scenes: Scenes, reference: np.ndarray | None = None) -
     return Scores(no_collision, drivable, progress, ttc, comfort, raw, total)
 
 
-def find_areas(poses: np.ndarray, scenes: Scenes) -> _Areas:
-    """Return where the ego is at each time, bool [B, P, 41] each.
+def is_off_road(poses: np.ndarray, scenes: Scenes) -> np.ndarray:
+    """Return when a corner of the ego lies on no strip, bool [B, P, T] of poses [B, P, T, 3]."""
+    shape = poses.shape[:3]
+    # A row is a proposal's corners at all times; it is done once all lie on strips.
+    scene = np.repeat(np.arange(shape[0]), shape[1])
+    corner = corners(ego_boxes(poses)).reshape(len(scene), shape[2], 4, 2)
+    points = np.ascontiguousarray(np.moveaxis(corner, (3, 2), (0, 2))).reshape(2, len(scene), -1)
+    low, high = points.min(axis=-1).T, points.max(axis=-1).T
+    near = may_hold(scenes.strips[scene], low, high) & (scenes.lanes[scene] != PADDING)
+    held, done = np.zeros(points.shape[1:], bool), np.zeros(len(scene), bool)
+    for strip in range(scenes.lanes.shape[1]):
+        rows = np.flatnonzero(near[:, strip] & ~done)
+        strips = scenes.strips[scene[rows], strip, None]
+        found = held[rows] | on_strips(strips, np.moveaxis(points[:, rows], 0, -1))[:, 0]
+        held[rows], done[rows] = found, found.all(axis=-1)
+    return ~held.reshape(len(scene), 4, -1).all(axis=1).reshape(shape)
+
+
+def find_areas(poses: np.ndarray, scene: np.ndarray, scenes: Scenes) -> _Areas:
+    """Return where the ego is at poses [K, 3] in scenes `scene`, int [K]; bool [K] each.
 
     Off the road: a corner on no strip. In multiple lanes: more than one lane holds a corner, and none holds all four.
     """
-    batch, shape = len(poses), poses.shape[:3]
-    # Corners come first, so that what is asked of all four is asked of whole rows.
-    corner = np.moveaxis(corners(ego_boxes(poses)).reshape(batch, -1, 4, 2), 2, 1)
-    count = corner.shape[2]
-    points = np.concatenate((corner.reshape(batch, -1, 2), poses[..., :2].reshape(batch, -1, 2)), axis=1)
-    # Of each lane, and behind the lanes of what belongs to none: which corners lie on it.
-    lanes = int(scenes.lanes.max()) + 1
-    held, junction = np.zeros((batch, lanes + 1, 4, count), bool), np.zeros((batch, count), bool)
-    for strip, lane in enumerate(scenes.lanes.T):
-        rows = np.flatnonzero(lane != PADDING)
-        on = on_strips(scenes.strips[rows, strip, None], points[rows])[:, 0]
-        held[rows, np.where(lane < 0, lanes, lane)[rows]] |= on[:, : 4 * count].reshape(-1, 4, count)
-        junction[rows] |= on[:, 4 * count :] & scenes.junction[rows, strip, None]
-    off = ~held.any(axis=1).all(axis=1)
-    touched = held[:, :lanes].any(axis=2).sum(axis=1)
-    whole = held[:, :lanes].all(axis=2).any(axis=1)
-    off, touched, whole, junction = (part.reshape(shape) for part in (off, touched, whole, junction))
-    return _Areas(off, (touched > 1) & ~whole, junction)
+    points = np.concatenate((corners(ego_boxes(poses)), poses[:, None, :2]), axis=1)
+    lanes = scenes.lanes[scene]
+    on = on_strips(scenes.strips[scene], points) & (lanes != PADDING)[..., None]
+    # Which corners each lane holds; a lane may be of several strips.
+    held = np.zeros((len(poses), int(scenes.lanes.max()) + 1, 4), bool)
+    for strip, lane in enumerate(lanes.T):
+        rows = np.flatnonzero(lane >= 0)
+        held[rows, lane[rows]] |= on[rows, strip, :4]
+    off = ~on[..., :4].any(axis=1).all(axis=-1)
+    multiple = (held.any(axis=-1).sum(axis=1) > 1) & ~held.all(axis=-1).any(axis=1)
+    return _Areas(off, multiple, (on[..., 4] & scenes.junction[scene]).any(axis=1))
 
 
-def collisions(states: States, scenes: Scenes, areas: _Areas, met: tuple[np.ndarray, ...]) -> np.ndarray:
+def collisions(states: States, scenes: Scenes, met: tuple[np.ndarray, ...]) -> np.ndarray:
     """Return NC, [B, P].
 
     An object that was hit without fault is ignored from then on, so its first contact decides: the ego's fault is
@@ -147,28 +167,26 @@ def collisions(states: States, scenes: Scenes, areas: _Areas, met: tuple[np.ndar
     Args:
         states: Driven proposals.
         scenes: Their scenes.
-        areas: Where the ego is.
         met: Contacts, from `_contacts`.
     """
-    boxes, (b, p, m, t) = scenes.boxes()[:, :, :STATES], met
+    b, p, m, t = met
     found = np.ones(states.poses.shape[:2])
     if not len(b):
         return found
-    b, p, m, t = _first(b, p, m, t, boxes.shape[1], found.shape[1])
+    b, p, m, t = _first(b, p, m, t, scenes.kinds.shape[1], found.shape[1])
+    boxes = scenes.boxes_at(b, m, t)
     pose, speed = states.poses[b, p, t], states.speed[b, p, t]
     stands = (scenes.track_speeds[b, m, 0] <= STOPPED) | (scenes.kinds[b, m] == STATIC)
-    behind = _angle(pose, boxes[b, m, t, :2]) > BEHIND
-    front = overlap(bumpers(pose), boxes[b, m, t])
-    fault = stands | (~behind & (front | areas.astray[b, p, t]))
+    behind = _angle(pose, boxes[:, :2]) > BEHIND
+    front = overlap(bumpers(pose), boxes)
+    fault = stands | (~behind & (front | find_areas(pose, b, scenes).astray))
     fault &= speed > STOPPED
     worth = np.where(scenes.kinds[b, m] == STATIC, 0.5, 0.0)
     np.minimum.at(found, (b[fault], p[fault]), worth[fault])
     return found
 
 
-def time_to_collision(
-    states: States, scenes: Scenes, areas: _Areas, met: tuple[np.ndarray, ...]
-) -> np.ndarray:
+def time_to_collision(states: States, scenes: Scenes, met: tuple[np.ndarray, ...]) -> np.ndarray:
     """Return TTC, [B, P].
 
     At each time the ego is moved straight on for 0, 0.3, 0.6 and 0.9 s and compared with where the objects are
@@ -178,17 +196,14 @@ def time_to_collision(
     Args:
         states: Driven proposals.
         scenes: Their scenes.
-        areas: Where the ego is.
         met: Contacts at 0 s, from `_contacts`.
     """
-    boxes, ego = scenes.boxes(), ego_boxes(states.poses)
-    heading = states.poses[..., 2]
+    centre, heading = centres(states.poses), states.poses[..., 2]
     ahead = np.stack((np.cos(heading), np.sin(heading)), axis=-1) * states.speed[..., None]
     parts = []
     for order, later in enumerate(LOOKED_AHEAD):
-        moved = np.concatenate((ego[..., :2] + ahead * (later * STEP), ego[..., 2:]), axis=-1)
-        then = boxes[:, :, later : later + STATES]
-        b, p, m, t = _contacts(moved, then, scenes.kinds) if later else met
+        moved = centre + ahead * (later * STEP)
+        b, p, m, t = _contacts(moved, heading, scenes, later) if later else met
         parts.append((b, p, m, t * len(LOOKED_AHEAD) + order))
     b, p, m, when = (np.concatenate(part) for part in zip(*parts, strict=True))
     found = np.ones(states.poses.shape[:2])
@@ -196,10 +211,11 @@ def time_to_collision(
     b, p, m, when = b[moving], p[moving], m[moving], when[moving]
     if not len(b):
         return found
-    b, p, m, when = _first(b, p, m, when, boxes.shape[1], found.shape[1])
+    b, p, m, when = _first(b, p, m, when, scenes.kinds.shape[1], found.shape[1])
     t, later = when // len(LOOKED_AHEAD), np.array(LOOKED_AHEAD)[when % len(LOOKED_AHEAD)]
-    angle = _angle(states.poses[b, p, t], boxes[b, m, t + later, :2])
-    risky = areas.astray[b, p, t] | areas.in_junction[b, p, t]
+    pose = states.poses[b, p, t]
+    angle, areas = _angle(pose, scenes.tracks[b, m, t + later, :2]), find_areas(pose, b, scenes)
+    risky = areas.astray | areas.in_junction
     counts = (angle < AHEAD) | (risky & (angle <= BEHIND))
     found[b[counts], p[counts]] = 0.0
     return found
@@ -212,9 +228,8 @@ def progress_along(poses: np.ndarray, routes: np.ndarray) -> np.ndarray:
         poses: [B, P, 41, 3].
         routes: [B, K, 2].
     """
-    ends = poses[:, :, [0, -1]]
-    centre = ends[..., :2] + CENTRE * np.stack((np.cos(ends[..., 2]), np.sin(ends[..., 2])), axis=-1)
-    along = project(routes, centre.reshape(len(poses), -1, 2))[0].reshape(*poses.shape[:2], 2)
+    ends = centres(poses[:, :, [0, -1]])
+    along = project(routes, ends.reshape(len(poses), -1, 2))[0].reshape(*poses.shape[:2], 2)
     return np.maximum(along[..., 1] - along[..., 0], 0)
 
 
@@ -256,22 +271,29 @@ def _angle(pose: np.ndarray, points: np.ndarray) -> np.ndarray:
     return np.abs(wrap(direction - pose[:, 2]))
 
 
-def _contacts(ego: np.ndarray, boxes: np.ndarray, kinds: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Return indices (scene, proposal, object, time) of ego boxes [B, P, T, 5] that meet objects' [B, M, T, 5]."""
-    reach = np.hypot(ego[0, 0, 0, 3], ego[0, 0, 0, 4]) + np.hypot(boxes[:, :, 0, 3], boxes[:, :, 0, 4])
-    reach = np.where(kinds == NOTHING, -1.0, reach)
-    inside = np.ones(boxes.shape[:3], bool)
-    for axis in (0, 1):
-        here, centre = ego[..., axis], boxes[..., axis]
-        inside &= centre > here.min(axis=1)[:, None] - reach[..., None]
-        inside &= centre < here.max(axis=1)[:, None] + reach[..., None]
+def _contacts(ego: np.ndarray, heading: np.ndarray, scenes: Scenes, later: int = 0) -> tuple[np.ndarray, ...]:
+    """Return indices (scene, proposal, object, time) of where the ego's body meets objects.
+
+    Args:
+        ego: The body's centres, [B, P, 41, 2].
+        heading: Its headings, [B, P, 41].
+        scenes: The scenes.
+        later: Steps by which the objects are ahead of the ego.
+    """
+    tracks = scenes.tracks[:, :, later : later + STATES, :2]
+    reach = np.hypot(LENGTH, WIDTH) / 2 + np.hypot(scenes.sizes[..., 0], scenes.sizes[..., 1]) / 2
     # First the objects and times that are near any proposal at all.
-    scene, item, when = np.nonzero(inside & (reach > 0)[..., None])
-    ways = np.ascontiguousarray(ego[..., :2].transpose(0, 2, 1, 3))
-    gap = ways[scene, when] - boxes[scene, item, when, None, :2]
+    near = np.broadcast_to(scenes.kinds[..., None] != NOTHING, tracks.shape[:3]).copy()
+    for axis in (0, 1):
+        here, there, room = ego[..., axis], tracks[..., axis], reach[..., None]
+        near &= there >= here.min(axis=1)[:, None] - room
+        near &= there <= here.max(axis=1)[:, None] + room
+    scene, item, when = np.nonzero(near)
+    ways = np.ascontiguousarray(ego.transpose(0, 2, 1, 3))
+    gap = ways[scene, when] - tracks[scene, item, when, None]
     row, p = np.nonzero(gap[..., 0] ** 2 + gap[..., 1] ** 2 <= reach[scene, item, None] ** 2)
     b, m, t = scene[row], item[row], when[row]
-    hit = overlap(ego[b, p, t], boxes[b, m, t])
+    hit = overlap(bodies(ego[b, p, t], heading[b, p, t]), scenes.boxes_at(b, m, t + later))
     return b[hit], p[hit], m[hit], t[hit]
 
 

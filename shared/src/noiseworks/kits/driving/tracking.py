@@ -125,30 +125,29 @@ def track(poses: np.ndarray, speed: np.ndarray, acceleration: np.ndarray) -> Sta
     # In the loop a row of all plans is read at a time.
     speeds, curvatures = np.ascontiguousarray(speeds.T), np.ascontiguousarray(curvatures.T)
     places = np.ascontiguousarray(np.moveaxis(reference, 0, -1))
-    pose = places[0]
+    x, y, heading = places[0]
     v = np.broadcast_to(speed, shape).reshape(-1).astype(np.float64)
     a = np.broadcast_to(acceleration, shape).reshape(-1).astype(np.float64)
     steering = np.zeros_like(v)
-    kept = [(pose, v, a)]
+    kept = [(x, y, heading, v, a)]
     for k in range(count):
-        command, rate = _commands(k, pose, v, steering, places[k], speeds, curvatures)
+        command, rate = _commands(k, (x, y, heading), v, steering, places[k], speeds, curvatures)
         a = a + STEP / (STEP + ACCELERATION_LAG) * (command - a)
         wanted = steering + STEP * rate
         turned = steering + STEP / (STEP + STEERING_LAG) * (wanted - steering)
         turned = np.clip(turned, -LARGEST_STEERING, LARGEST_STEERING)
-        heading, forward = pose[2], STEP * v
-        turn = np.tan(steering) / WHEELBASE
-        pose = pose + forward * np.stack((np.cos(heading), np.sin(heading), turn))
+        forward = STEP * v
+        x, y = x + forward * np.cos(heading), y + forward * np.sin(heading)
+        heading = heading + forward * (np.tan(steering) / WHEELBASE)
         v, steering = v + STEP * a, turned
-        kept.append((pose, v, a))
-    found = [np.ascontiguousarray(np.moveaxis(np.stack(part), -1, 0)) for part in zip(*kept, strict=True)]
-    found[0][..., 2] = wrap(found[0][..., 2])
-    return States(*(part.reshape(*shape, *part.shape[1:]) for part in found))
+        kept.append((x, y, heading, v, a))
+    x, y, heading, v, a = (np.stack(part, axis=-1).reshape(*shape, -1) for part in zip(*kept, strict=True))
+    return States(np.stack((x, y, wrap(heading)), axis=-1), v, a)
 
 
 def _commands(
     k: int,
-    pose: np.ndarray,
+    pose: tuple[np.ndarray, np.ndarray, np.ndarray],
     v: np.ndarray,
     steering: np.ndarray,
     place: np.ndarray,
@@ -159,7 +158,7 @@ def _commands(
 
     Args:
         k: Step.
-        pose: Where the vehicles are, [3, N].
+        pose: Where the vehicles are, x, y and heading, [N] each.
         v: Their speeds, [N].
         steering: Their steering angles, [N].
         place: Where they should be, [3, N].
@@ -172,7 +171,7 @@ def _commands(
     command = SPEED_WEIGHT * horizon * (goal - v) / (SPEED_WEIGHT * horizon**2 + ACCELERATION_WEIGHT)
     stopping = (v <= STOPPING_SPEED) & (goal <= STOPPING_SPEED)
     command = np.where(stopping, -STOPPING_GAIN * (v - goal), command)
-    (dx, dy, turned), heading = pose - place, place[2]
+    (dx, dy, turned), heading = (one - other for one, other in zip(pose, place, strict=True)), place[2]
     lateral = dy * np.cos(heading) - dx * np.sin(heading)
     turned = wrap(turned)
     # State (lateral error, heading error, steering) after ten steps: free + gain u, for one steering rate u. Each step

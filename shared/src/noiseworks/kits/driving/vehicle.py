@@ -13,11 +13,21 @@ def wrap(angle: np.ndarray) -> np.ndarray:
     return (angle + np.pi) % (2 * np.pi) - np.pi
 
 
+def centres(poses: np.ndarray) -> np.ndarray:
+    """Return the body's centres [..., 2] of rear-axle poses [..., 3]."""
+    heading = poses[..., 2]
+    return poses[..., :2] + CENTRE * np.stack((np.cos(heading), np.sin(heading)), axis=-1)
+
+
+def bodies(centre: np.ndarray, heading: np.ndarray) -> np.ndarray:
+    """Return the body's boxes [..., 5] (centre x, y, heading, half length, half width) about centres [..., 2]."""
+    half = np.broadcast_to((LENGTH / 2, WIDTH / 2), centre.shape)
+    return np.concatenate((centre, heading[..., None], half), axis=-1)
+
+
 def ego_boxes(poses: np.ndarray) -> np.ndarray:
     """Return the body's boxes [..., 5] (centre x, y, heading, half length, half width) of rear-axle poses [..., 3]."""
-    x, y, heading = np.moveaxis(poses, -1, 0)
-    parts = (x + CENTRE * np.cos(heading), y + CENTRE * np.sin(heading), heading)
-    return np.stack((*parts, np.full_like(x, LENGTH / 2), np.full_like(x, WIDTH / 2)), axis=-1)
+    return bodies(centres(poses), poses[..., 2])
 
 
 def bumpers(poses: np.ndarray) -> np.ndarray:
@@ -29,11 +39,14 @@ def bumpers(poses: np.ndarray) -> np.ndarray:
 
 def corners(boxes: np.ndarray) -> np.ndarray:
     """Return the corners [..., 4, 2] of boxes [..., 5]: front left, rear left, rear right, front right."""
-    x, y, heading, length, width = (part[..., None] for part in np.moveaxis(boxes, -1, 0))
-    ahead = np.array((1.0, -1.0, -1.0, 1.0)) * length
-    left = np.array((1.0, 1.0, -1.0, -1.0)) * width
+    x, y, heading, length, width = np.moveaxis(boxes, -1, 0)
     cos, sin = np.cos(heading), np.sin(heading)
-    return np.stack((x + ahead * cos - left * sin, y + ahead * sin + left * cos), axis=-1)
+    ahead, left = np.stack((length * cos, length * sin)), np.stack((-width * sin, width * cos))
+    centre = np.stack((x, y))
+    front, rear = centre + ahead, centre - ahead
+    # A coordinate and a corner at a time lie together, which is how they are read.
+    found = np.stack((front + left, rear + left, rear - left, front - left))
+    return np.moveaxis(found, (0, 1), (-2, -1))
 
 
 def overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -87,21 +87,18 @@ def label(seed: int, count: int, *, start: int = 0, progress: object = None) -> 
     Raises:
         InputError: When a scene cannot be made drivable.
     """
-    parts = []
-    for first in range(start, start + count, BATCH):
-        indices = np.arange(first, min(first + BATCH, start + count))
-        parts.append(_label_batch(seed, indices))
-        if callable(progress):
-            progress(int(indices[-1]) + 1 - start, count)
-    return joined(parts)
-
-
-def _label_batch(seed: int, indices: np.ndarray) -> Labelled:
-    parts, left = [], indices
+    left, parts, done = np.arange(start, start + count), [], 0
     for attempt in range(ATTEMPTS):
-        found, good = drive(draw(seed, left, attempt))
-        parts.append((left[good], found[good]))
-        left = left[~good]
+        undrivable = []
+        for first in range(0, len(left), BATCH):
+            indices = left[first : first + BATCH]
+            found, good = drive(draw(seed, indices, attempt))
+            parts.append((indices[good], found[good]))
+            undrivable.append(indices[~good])
+            done += int(good.sum())
+            if callable(progress):
+                progress(done, count)
+        left = np.concatenate(undrivable)
         if not len(left):
             break
     else:

@@ -68,13 +68,13 @@ def trace(
     total = sum(length for length, _ in pieces)
     place = np.arange(0.0, total, SPACING)
     found, passed = np.empty((len(place), 2)), 0.0
-    for length, curvature in pieces:
-        inside = (place >= passed - 1e-9) & (place <= passed + length)
-        s = place[inside] - passed
-        found[inside] = _arc(x, y, heading, s, curvature)
-        x, y = _arc(x, y, heading, np.array([length]), curvature)[0]
-        heading += curvature * length
-        passed += length
+    for index, (length, curvature) in enumerate(pieces):
+        inside = slice(place.searchsorted(passed - 1e-9), place.searchsorted(passed + length, "right"))
+        found[inside] = _arc(x, y, heading, place[inside] - passed, curvature)
+        if index + 1 < len(pieces):
+            x, y = _arc(x, y, heading, np.array([length]), curvature)[0]
+            heading += curvature * length
+            passed += length
     return found
 
 
@@ -221,13 +221,11 @@ def _parallel(road: Road, offsets: list[float], own: int) -> None:
 
 
 def _arc(x: float, y: float, heading: float, s: np.ndarray, curvature: float) -> np.ndarray:
+    found = np.empty((len(s), 2))
     if curvature == 0.0:
-        return np.stack((x + s * np.cos(heading), y + s * np.sin(heading)), axis=-1)
+        found[:, 0], found[:, 1] = x + s * np.cos(heading), y + s * np.sin(heading)
+        return found
     turned = heading + curvature * s
-    return np.stack(
-        (
-            x + (np.sin(turned) - np.sin(heading)) / curvature,
-            y - (np.cos(turned) - np.cos(heading)) / curvature,
-        ),
-        axis=-1,
-    )
+    found[:, 0] = x + (np.sin(turned) - np.sin(heading)) / curvature
+    found[:, 1] = y - (np.cos(turned) - np.cos(heading)) / curvature
+    return found
