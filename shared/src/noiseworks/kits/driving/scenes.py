@@ -187,19 +187,19 @@ def project_each(lines: np.ndarray, points: np.ndarray, which: np.ndarray) -> tu
         squared = -2 * points[first:last] @ line.T + (line**2).sum(axis=-1)
         nearest[first:last] = squared.argmin(axis=-1)
     final, lengths = lines.shape[1] - 2, arc_lengths(lines)
+    # A coordinate at a time, and each piece's direction once a line instead of once a point.
+    (line_x, line_y), (x, y) = np.moveaxis(lines, -1, 0), points.T
+    step_x, step_y = np.diff(line_x), np.diff(line_y)
+    sizes = np.sqrt(step_x**2 + step_y**2)
+    unit_x, unit_y = step_x / np.maximum(sizes, 1e-9), step_y / np.maximum(sizes, 1e-9)
     along, aside, best = np.zeros(nearest.shape), np.zeros(nearest.shape), np.full(nearest.shape, np.inf)
     for low in (np.clip(nearest - 1, 0, final), np.clip(nearest, 0, final)):
-        start = lines[which, low]
-        step = lines[which, low + 1] - start
-        size = np.sqrt((step**2).sum(axis=-1))
-        direction = step / np.maximum(size, 1e-9)[..., None]
-        offset = points - start
-        place = np.clip((offset * direction).sum(axis=-1), 0, size)
-        gap = offset - place[..., None] * direction
-        distance = np.sqrt((gap**2).sum(axis=-1))
-        side = direction[..., 0] * offset[..., 1] - direction[..., 1] * offset[..., 0]
+        size, u, v = sizes[which, low], unit_x[which, low], unit_y[which, low]
+        dx, dy = x - line_x[which, low], y - line_y[which, low]
+        place = np.clip(dx * u + dy * v, 0, size)
+        distance = np.sqrt((dx - place * u) ** 2 + (dy - place * v) ** 2)
         closer = (distance < best) & (size > 0)
         along = np.where(closer, lengths[which, low] + place, along)
-        aside = np.where(closer, np.where(side < 0, -distance, distance), aside)
+        aside = np.where(closer, np.where(u * dy - v * dx < 0, -distance, distance), aside)
         best = np.where(closer, distance, best)
     return along, aside

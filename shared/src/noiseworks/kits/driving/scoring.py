@@ -289,9 +289,10 @@ def _contacts(ego: np.ndarray, heading: np.ndarray, scenes: Scenes, later: int =
         near &= there >= here.min(axis=1)[:, None] - room
         near &= there <= here.max(axis=1)[:, None] + room
     scene, item, when = np.nonzero(near)
-    ways = np.ascontiguousarray(ego.transpose(0, 2, 1, 3))
-    gap = ways[scene, when] - tracks[scene, item, when, None]
-    row, p = np.nonzero(gap[..., 0] ** 2 + gap[..., 1] ** 2 <= reach[scene, item, None] ** 2)
+    ways = np.ascontiguousarray(ego.transpose(3, 0, 2, 1))
+    x, y = tracks[scene, item, when].T[..., None]
+    apart = (ways[0, scene, when] - x) ** 2 + (ways[1, scene, when] - y) ** 2
+    row, p = np.nonzero(apart <= reach[scene, item, None] ** 2)
     b, m, t = scene[row], item[row], when[row]
     hit = overlap(bodies(ego[b, p, t], heading[b, p, t]), scenes.boxes_at(b, m, t + later))
     return b[hit], p[hit], m[hit], t[hit]

@@ -10,7 +10,7 @@ from noiseworks.bench.testbeds.drive.expert import Labelled, joined, label, of_s
 from noiseworks.core.errors import InputError
 from noiseworks.kits.driving import read_scenes, write_scenes
 
-SHARD = 256  # scenes of a file
+SHARD = 512  # scenes of a file
 OTHERS = ("plans", "ends", "references", "scores", "templates")
 
 

@@ -192,18 +192,18 @@ def _drive(
     last = PATH_POINTS - 2
     for step in range(TIMES):
         low = np.clip((along / SPACING).astype(np.int64), 0, last)
-        first, second = paths[scene, path, low], paths[scene, path, low + 1]
+        first = paths[scene, path, low]
         share = np.clip(along / SPACING - low, 0, 1)[..., None]
-        delta = second - first
+        delta = paths[scene, path, low + 1] - first
         tracks[:, :VEHICLES, step, :2] = first + share * delta
-        still = (delta == 0).all(axis=-1)  # past the end of a path
-        heading = np.arctan2(delta[..., 1], delta[..., 0])
+        dx, dy = delta[..., 0], delta[..., 1]
+        still = (dx == 0) & (dy == 0)  # past the end of a path
+        heading = np.arctan2(dy, dx)
         before = tracks[:, :VEHICLES, max(step - 1, 0), 2]
         tracks[:, :VEHICLES, step, 2] = np.where(still, before, heading)
         moves[:, :VEHICLES, step] = np.where((path >= 0) & ~still, pace, 0)
-        gaps = np.where(
-            same & (along[:, None] > along[:, :, None]), along[:, None] - along[:, :, None], 200.0
-        )
+        apart = along[:, None] - along[:, :, None]
+        gaps = np.where(same & (apart > 0), apart, 200.0)
         nearest = gaps.argmin(axis=-1)
         gap = np.take_along_axis(gaps, nearest[..., None], -1)[..., 0] - CAR[0]
         lead = np.where(gap < 190, np.take_along_axis(pace, nearest, 1), pace)
