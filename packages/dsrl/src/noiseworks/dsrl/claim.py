@@ -62,10 +62,11 @@ def policy_of(arm: str, shared: Shared, context: Context) -> "tuple[SteeredPolic
         decisions=sizes["decisions"],
         warmup=sizes["warmup"],
         utd=sizes["utd"],
-        noise_critic_steps=sizes["utd"],
-        batch_size=128,
+        noise_critic_steps=max(1, sizes["utd"] // 4),
+        batch_size=64,
         hidden=sizes["hidden"],
         layers=2,
+        learning_rate=1e-3,
         seed=seed,
     )
     if variant not in shared.learned:
@@ -118,7 +119,7 @@ CLAIM = Claim(
     scales={
         "smoke": Scale((500,), 120, sizes(12, 4, 1, 8, 4)),
         "quick": Scale((500,), 180, sizes(60, 20, 1, 32, 16)),
-        "laptop": Scale((1000, 1001, 1002, 1003, 1004), 1500, sizes(1400, 400, 5, 64, 100)),
+        "laptop": Scale((1100, 1101, 1102, 1103, 1104), 3000, sizes(1600, 400, 20, 64, 100)),
     },
     prepare=prepare,
     run=run,
@@ -130,5 +131,5 @@ CLAIM = Claim(
     ),
     units="episode",
     columns={"success": "success", "return": "return", "steps": "environment steps"},
-    version=2,
+    version=3,
 )
