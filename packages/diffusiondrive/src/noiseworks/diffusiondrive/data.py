@@ -11,14 +11,16 @@ from noiseworks.core.errors import InputError
 from noiseworks.diffusiondrive.options import ANCHORS, Denoising, SceneSet
 from noiseworks.diffusiondrive.planner import Planner
 from noiseworks.diffusiondrive.plans import Plans
-from noiseworks.diffusiondrive.training import agents_of
 from noiseworks.diffusiondrive.truncation import Normalizer, check_anchors
+from noiseworks.kits.driving import Scenes
+from noiseworks.kits.driving.scenes import NOTHING
 from torch import Tensor
 
 if TYPE_CHECKING:
     from noiseworks.bench.testbeds.drive import Labelled
 
 BATCH = 64
+AGENTS = 12
 NEEDS = "the scenes come from noiseworks-bench: pip install 'noiseworks-diffusiondrive[bench]'"
 
 
@@ -47,6 +49,17 @@ def scenes_of(
         "agents": agents_of(labelled.scenes),
     }
     return labelled, table
+
+
+def agents_of(scenes: Scenes) -> Tensor:
+    """Return the twelve nearest objects (x, y, heading, length, width, whether there is one), [B, 12, 6]."""
+    now = np.concatenate((scenes.tracks[:, :, 0], scenes.sizes), axis=-1)
+    real = scenes.kinds != NOTHING
+    distance = np.where(real, np.linalg.norm(now[..., :2], axis=-1), np.inf)
+    order = distance.argsort(axis=1)[:, :AGENTS]
+    rows = np.arange(len(scenes))[:, None]
+    near = np.where(np.isfinite(distance[rows, order]), real[rows, order], False)
+    return torch.as_tensor(np.concatenate((now[rows, order], near[..., None]), axis=-1), dtype=torch.float32)
 
 
 def read_anchors(path: str | Path, horizon: int = 8) -> Tensor:

@@ -9,13 +9,10 @@ import torch
 from noiseworks.diffusiondrive.options import Architecture, Fitting
 from noiseworks.diffusiondrive.planner import Planner, joint_loss
 from noiseworks.diffusiondrive.truncation import Normalizer, fit_anchors
-from noiseworks.kits.driving import Scenes
-from noiseworks.kits.driving.scenes import NOTHING
 from noiseworks.kits.training import Batches, Run, fit
 from torch import Tensor, nn
 
 WARM_UP, LAST_RATE, WEIGHT_DECAY = 0.03, 1e-6, 1e-4
-AGENTS = 12
 
 
 class PlannerModule(L.LightningModule):
@@ -59,17 +56,6 @@ def share_of_rate(step: int, total: int, rate: float) -> float:
     low = LAST_RATE / max(rate, LAST_RATE)
     done = (step - warm) / max(1, total - warm)
     return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def agents_of(scenes: Scenes) -> Tensor:
-    """Return the twelve nearest objects (x, y, heading, length, width, whether there is one), [B, 12, 6]."""
-    now = np.concatenate((scenes.tracks[:, :, 0], scenes.sizes), axis=-1)
-    real = scenes.kinds != NOTHING
-    distance = np.where(real, np.linalg.norm(now[..., :2], axis=-1), np.inf)
-    order = distance.argsort(axis=1)[:, :AGENTS]
-    rows = np.arange(len(scenes))[:, None]
-    near = np.where(np.isfinite(distance[rows, order]), real[rows, order], False)
-    return torch.as_tensor(np.concatenate((now[rows, order], near[..., None]), axis=-1), dtype=torch.float32)
 
 
 def fit_planner(
