@@ -62,7 +62,7 @@ def policy_of(arm: str, shared: Shared, context: Context) -> "tuple[SteeredPolic
         decisions=sizes["decisions"],
         warmup=sizes["warmup"],
         utd=sizes["utd"],
-        noise_critic_steps=max(1, sizes["utd"] // 4),
+        noise_critic_steps=max(1, sizes["utd"] // 4),  # half of the default ratio: decoding is what costs
         batch_size=64,
         hidden=sizes["hidden"],
         layers=2,
